@@ -1,0 +1,36 @@
+# All targets use .venv in this folder, and make it when it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := .demo
+
+.PHONY: demo quick test lint benchmark clean
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint]'
+	touch $@
+
+# A sample of tags -> shards -> an index, built under Ray -> three queries.
+demo: $(BIN)/.installed
+	@rm -rf $(DEMO)
+	$(BIN)/python tests/checkpoints.py $(DEMO)/model
+	$(BIN)/danbooru-index prepare danbooru_index/sample_tags.jsonl --shard-rows 128 --out $(DEMO)/shards
+	$(BIN)/danbooru-index build $(DEMO)/shards --index $(DEMO)/index --model $(DEMO)/model --device cpu
+	@echo; echo "untrained weights: plumbing, not meaning"; echo
+	@printf '%s\n' '穿水手服的女孩' 'hair over one eye' 'ツインテール' \
+		| $(BIN)/danbooru-index search $(DEMO)/index - --limit 5 --device cpu
+
+quick: $(BIN)/.installed
+	$(BIN)/python -m pytest -q -m 'not ray and not slow'
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest -q --durations=15
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,37 @@
+"""danbooru_index: a Danbooru tag dump -> a searchable BGE-M3 index, by a distributed Ray job.
+
+The flow, one module a step: `prepare` (dumps -> Parquet shards), `shards`, `workers` (tokenise; encode, write),
+`pipeline` (Ray Data, commit, checks, publishing), `generations` (what readers open), `search`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from danbooru_index.config import BuildConfig, PrepareConfig
+    from danbooru_index.errors import DanbooruIndexError
+    from danbooru_index.pipeline import build
+    from danbooru_index.preparation import prepare
+    from danbooru_index.search import Hit, TagIndex
+
+__version__ = "0.1.0"
+__all__ = ["BuildConfig", "DanbooruIndexError", "Hit", "PrepareConfig", "TagIndex", "build", "prepare"]
+
+_HOMES = {
+    "BuildConfig": "config",
+    "PrepareConfig": "config",
+    "DanbooruIndexError": "errors",
+    "Hit": "search",
+    "TagIndex": "search",
+    "build": "pipeline",
+    "prepare": "preparation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it is used, so that `import danbooru_index` is instant."""
+    if name in _HOMES:
+        return getattr(import_module(f"danbooru_index.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

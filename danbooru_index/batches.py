@@ -1,0 +1,103 @@
+"""What travels between the tokeniser, the encoder and the press: token batches and encodings, in flat buffers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """The tokens of N texts: `token_ids` int32 [T] flat, `lengths` int32 [N]; T is the sum of `lengths`."""
+
+    token_ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
+    truncated: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return int(self.token_ids.size)
+
+    def rows(self, start: int, stop: int) -> TokenBatch:
+        """The texts `start` to `stop`."""
+        offsets = np.concatenate(([0], np.cumsum(self.lengths)))
+        return TokenBatch(self.token_ids[offsets[start] : offsets[stop]], self.lengths[start:stop])
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """The three outputs for N texts, in their order.
+
+    `dense` [N, D], L2-normalised. `sparse_ids` int32 and `sparse_weights` float32, flat, `sparse_lengths` [N]: each
+    row's token ids ascending and unique, weights positive. `colbert` [sum(colbert_lengths), C], rows L2-normalised,
+    without the first token. `bad`: rows that stayed non-finite even in fp32.
+    """
+
+    dense: Array
+    sparse_ids: npt.NDArray[np.int32]
+    sparse_weights: npt.NDArray[np.float32]
+    sparse_lengths: npt.NDArray[np.int64]
+    colbert: Array
+    colbert_lengths: npt.NDArray[np.int64]
+    bad: npt.NDArray[np.int64]
+
+    def keep(self, mask: npt.NDArray[np.bool_]) -> Encoding:
+        """The rows where `mask` [N] is true."""
+        rows = np.flatnonzero(mask)
+        sparse = ragged_take(self.sparse_lengths, rows)
+        return Encoding(
+            dense=self.dense[rows],
+            sparse_ids=self.sparse_ids[sparse],
+            sparse_weights=self.sparse_weights[sparse],
+            sparse_lengths=self.sparse_lengths[rows],
+            colbert=self.colbert[ragged_take(self.colbert_lengths, rows)],
+            colbert_lengths=self.colbert_lengths[rows],
+            bad=np.empty(0, np.int64),
+        )
+
+    def colbert_row(self, row: int) -> Array:
+        """The matrix of one text, [tokens - 1, C]."""
+        stop = int(self.colbert_lengths[: row + 1].sum())
+        return self.colbert[stop - int(self.colbert_lengths[row]) : stop]
+
+    def sparse_row(self, row: int) -> dict[int, float]:
+        """The weights of one text by token id."""
+        stop = int(self.sparse_lengths[: row + 1].sum())
+        span = slice(stop - int(self.sparse_lengths[row]), stop)
+        return dict(zip(self.sparse_ids[span].tolist(), self.sparse_weights[span].tolist(), strict=True))
+
+
+def ragged_take(counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Flat positions of the chosen `rows` of a ragged array whose rows hold `counts` values each."""
+    starts = np.cumsum(counts) - counts
+    taken = counts[rows]
+    before = np.cumsum(taken) - taken
+    return np.repeat(starts[rows] - before, taken) + np.arange(int(taken.sum()))
+
+
+def replace_rows(encoding: Encoding, rows: npt.NDArray[np.int64], again: list[tuple[Encoding, bool]]) -> Encoding:
+    """`encoding` with some rows replaced by their recomputed ones; rows still not finite become zeros, listed as bad."""
+    replaced = {int(row): one for row, (one, finite) in zip(rows, again, strict=True) if finite}
+    bad = np.array([int(row) for row in rows if int(row) not in replaced], dtype=np.int64)
+    dense, colbert = encoding.dense.copy(), encoding.colbert.copy()
+    stops = np.cumsum(encoding.colbert_lengths)
+    sparse = [encoding.sparse_row(row) for row in range(len(dense))]
+    for row in map(int, rows):
+        span = slice(int(stops[row] - encoding.colbert_lengths[row]), int(stops[row]))
+        one = replaced.get(row)
+        dense[row], colbert[span] = (one.dense[0], one.colbert) if one else (0, 0)
+        sparse[row] = one.sparse_row(0) if one else {}
+    return Encoding(
+        dense=dense,
+        sparse_ids=np.array([i for row in sparse for i in row], dtype=np.int32),
+        sparse_weights=np.array([w for row in sparse for w in row.values()], dtype=np.float32),
+        sparse_lengths=np.array([len(row) for row in sparse], dtype=np.int64),
+        colbert=colbert,
+        colbert_lengths=encoding.colbert_lengths,
+        bad=bad,
+    )

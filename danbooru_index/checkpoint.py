@@ -1,0 +1,177 @@
+"""Which model: a hub name, a folder or the embedded one -> a local folder, checked, with its model id.
+
+The driver resolves the model once, before any actor starts, and passes the local path on; each actor checks the id.
+Only the files that are needed are fetched: no ONNX copies, one copy of the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from danbooru_index.config import PRODUCTION_MODEL
+from danbooru_index.errors import ModelError, UsageError
+
+EMBEDDED_MODEL = "m3-mini"
+EMBEDDED_FOLDER = Path(__file__).parent / "models" / EMBEDDED_MODEL
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+HEADS = ("sparse_linear.pt", "colbert_linear.pt")
+TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model")
+SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+HUB_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model at hand: the name it was asked for by, its local folder, its id (a hash of every file that counts)."""
+
+    name: str
+    path: str
+    model_id: str
+
+
+def resolve_model(name: str) -> Checkpoint:
+    """Find or fetch the model `name`. Raises `ModelError` saying what is missing and where it could come from."""
+    folder = Path(name).expanduser()
+    if name == EMBEDDED_MODEL and not folder.is_dir():
+        folder = EMBEDDED_FOLDER
+        if not folder.is_dir():
+            raise ModelError(
+                f"{EMBEDDED_MODEL} is not part of this version; pass --model {PRODUCTION_MODEL} or a folder"
+            )
+    elif not folder.is_dir():
+        if _looks_like_path(name):
+            raise ModelError(f"--model {name}: no such folder; a folder in BGE-M3's format or a hub name is needed")
+        folder = Path(fetch_model(name))
+    return Checkpoint(name, str(folder.resolve()), model_id(folder))
+
+
+def model_id(folder: Path) -> str:
+    """SHA-256 over the weights, heads, tokenizer and configuration of a checkpoint; checks that all are there."""
+    digest = hashlib.sha256()
+    for name in required_files(folder):
+        with (folder / name).open("rb") as file:
+            digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def required_files(folder: Path) -> list[str]:
+    """The files of a checkpoint that decide its numbers; raise `ModelError` for what is missing."""
+    present = {path.name for path in folder.iterdir() if path.is_file()}
+    chosen = _choose(present)
+    missing = [name for name in HEADS if name not in present]
+    if missing:
+        raise ModelError(
+            f"{folder}: {' and '.join(missing)} missing: without its heads a model has no sparse weights and no ColBERT "
+            f"vectors (FlagEmbedding would make them up at random); use a folder in the format of {PRODUCTION_MODEL}"
+        )
+    for kind, names in (("weights", WEIGHTS), ("tokenizer", TOKENIZERS), ("configuration", ("config.json",))):
+        if not any(name in present or _is_sharded(name, present) for name in names):
+            raise ModelError(f"{folder}: no {kind} ({' or '.join(names)}): not a checkpoint in BGE-M3's format")
+    _check_config(folder / "config.json")
+    return sorted(chosen)
+
+
+def _choose(names: set[str]) -> set[str]:
+    """Of all files of a repository those that are needed: one form of the weights, heads, tokenizer, settings."""
+    weights: set[str] = set()
+    for form in WEIGHTS:
+        stem, suffix = form.rsplit(".", 1)
+        weights = {n for n in names if n == form or (n.startswith(f"{stem}-") and n.endswith(suffix))}
+        weights |= {n for n in names if n == f"{form}.index.json"}
+        if weights:
+            break
+    return weights | (names & {*HEADS, *TOKENIZERS, *SETTINGS})
+
+
+def _is_sharded(name: str, present: set[str]) -> bool:
+    return f"{name}.index.json" in present
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({str(error)[:120]})") from None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "xlm-roberta":
+        raise ModelError(f"{path}: model_type is {kind!r}; BGE-M3's format is 'xlm-roberta'")
+    if "auto_map" in config:
+        raise ModelError(f"{path}: asks to run code of its own (auto_map), which is never done")
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") != 1 or os.sep + os.sep in name
+
+
+def fetch_model(name: str) -> str:
+    """Download (or find in the cache) the needed files of a hub model; return the local folder.
+
+    Honours `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`; says size and progress on stderr.
+    """
+    import httpx2
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        if offline:
+            return snapshot_download(
+                name, allow_patterns=[*WEIGHTS, *HEADS, *TOKENIZERS, *SETTINGS], local_files_only=True
+            )
+        return _download(name)
+    except HFValidationError:
+        raise UsageError(f"--model {name!r} is neither a folder nor a hub name such as {PRODUCTION_MODEL}") from None
+    except GatedRepoError:
+        problem = f"{name}: access must be granted on {endpoint} first; then set HF_TOKEN"
+    except RepositoryNotFoundError:
+        problem = f"{name}: no such model on {endpoint} (or it is private: set HF_TOKEN)"
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "an error"
+        problem = f"{name}: {endpoint} answered {status}"
+    except (OSError, httpx2.HTTPError) as error:
+        problem = f"{name}: " + (
+            "not in the local cache, and HF_HUB_OFFLINE is set"
+            if offline
+            else f"{endpoint} cannot be reached ({type(error).__name__})"
+        )
+    raise ModelError(
+        f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or pass --model a local folder"
+    )
+
+
+def _download(name: str) -> str:
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = HfApi().model_info(name, files_metadata=True, timeout=HUB_TIMEOUT_S)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    needed = sorted(_choose(set(sizes)))
+    missing = [head for head in HEADS if head not in needed]
+    if missing:
+        raise ModelError(f"{name}: {' and '.join(missing)} missing in this repository: not in BGE-M3's format")
+    total = sum(sizes[file] for file in needed)
+    print(f"model {name}: {len(needed)} files, {total / 1e9:.2f} GB", file=sys.stderr)
+    with _bars_on_stderr():
+        return snapshot_download(name, revision=info.sha, allow_patterns=needed)
+
+
+@contextlib.contextmanager
+def _bars_on_stderr() -> Iterator[None]:
+    """The hub's own progress bars go to stderr: shown where that is a terminal, left out elsewhere."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

@@ -1,0 +1,359 @@
+"""The command line: one command, one verb per capability. Parses, calls, prints, and ends with the exit code.
+
+Exit 0 done; 1 a problem the message explains; 2 wrong usage; 3 published, but some records or shards were left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TextIO
+
+from danbooru_index.config import (
+    DEFAULT_MAX_LENGTH,
+    DEFAULT_SHARD_ROWS,
+    BuildConfig,
+    Device,
+    Mode,
+    Precision,
+    PrepareConfig,
+    RejectLimit,
+    Weights,
+)
+from danbooru_index.errors import DanbooruIndexError, UsageError
+
+Command = Callable[[argparse.Namespace, TextIO], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and exits 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code. Only this project's errors are caught: one line on stderr."""
+    try:
+        with _stdout_for_results() as out:
+            parsed = _parser().parse_args(arguments)
+            command: Command = parsed.command
+            return command(parsed, out)
+    except DanbooruIndexError as error:
+        print(f"danbooru-index: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("danbooru-index: stopped", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+@contextlib.contextmanager
+def _stdout_for_results() -> Iterator[TextIO]:
+    """Results go to the real stdout; whatever a library prints there meanwhile goes to stderr."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    out = os.fdopen(saved, "w", encoding="utf-8", errors="replace", closefd=False)
+    os.dup2(2, 1)
+    try:
+        yield out
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            out.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="danbooru-index",
+        description="Turn a Danbooru tag dump into a searchable BGE-M3 index.",
+        epilog="danbooru-index VERB --help shows an example of each verb.",
+    )
+    from danbooru_index import __version__
+
+    parser.add_argument("--version", action="version", version=f"danbooru-index {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for add in (
+        _add_prepare,
+        _add_build,
+        _add_rebuild,
+        _add_search,
+        _add_status,
+        _add_verify,
+        _add_rollback,
+        _add_prune,
+    ):
+        add(verbs)
+    return parser
+
+
+def _verb(verbs: Any, name: str, command: Command, summary: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    return parser
+
+
+def _add_rejects(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--strict", action="store_true", help="stop with 1 at rejected records; nothing is left behind")
+    parser.add_argument(
+        "--max-rejects",
+        default="0",
+        metavar="N|P%",
+        help="up to this many rejected records (or this share) exit 0 instead of 3 (default 0)",
+    )
+
+
+def _add_prepare(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "prepare",
+        _prepare,
+        "Write tag dumps (.jsonl, .csv, .parquet, also .gz and .zst; files or folders) as Parquet shards.",
+        "danbooru-index prepare danbooru.csv --translations zh.csv --out shards/",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--shard-rows", type=int, default=DEFAULT_SHARD_ROWS, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--translations", metavar="FILE", help="CSV, tag,text: explanations for CSV records")
+    _add_rejects(parser)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="hub name or folder (default BAAI/bge-m3 on a GPU)")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="use at most N GPUs (default all)")
+    parser.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|fp16")
+    parser.add_argument(
+        "--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="N", help="tokens a text (default %(default)s)"
+    )
+    parser.add_argument("--tokens-per-batch", type=int, metavar="N", help="tokens a device call (default: from memory)")
+    parser.add_argument("--query-instruction", default="", metavar="TEXT", help="put before every query (default none)")
+    parser.add_argument("--address", metavar="RAY", help="a running Ray cluster, such as auto (default: start one)")
+    parser.add_argument("--allow-failed-shards", action="store_true", help="publish without failed shards, exit 3")
+    _add_rejects(parser)
+
+
+def _add_build(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "build",
+        _build,
+        "Embed Parquet shards under Ray and publish the index; goes on from completed shards.",
+        "danbooru-index build shards/ --index my-index --model BAAI/bge-m3",
+    )
+    parser.add_argument("shards", metavar="SHARDS", help="a folder, a glob or a Parquet file")
+    parser.add_argument("--index", required=True)
+    _add_model_options(parser)
+
+
+def _add_rebuild(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "rebuild",
+        _rebuild,
+        "Prepare, build, check and publish in one go, then prune; for a schedule.",
+        "danbooru-index rebuild /data/danbooru.csv --index my-index --keep 3",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT")
+    parser.add_argument("--index", required=True)
+    parser.add_argument("--keep", type=int, default=3, metavar="N", help="generations to keep (default %(default)s)")
+    parser.add_argument("--shard-rows", type=int, default=DEFAULT_SHARD_ROWS, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--translations", metavar="FILE", help="CSV, tag,text: explanations for CSV records")
+    _add_model_options(parser)
+
+
+def _add_search(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "search",
+        _search,
+        "Find tags by meaning, in Chinese, English or Japanese.",
+        "danbooru-index search my-index 穿水手服的女孩 --limit 5",
+    )
+    parser.add_argument("index", metavar="INDEX")
+    parser.add_argument("query", metavar="QUERY", help="`-` reads one query a line from stdin")
+    parser.add_argument("--mode", default="hybrid", metavar="dense|sparse|colbert|hybrid")
+    parser.add_argument(
+        "--weights", default="0.4,0.2,0.4", metavar="D,S,C", help="of a hybrid score (default %(default)s)"
+    )
+    parser.add_argument("--limit", type=int, default=10, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--nsfw", action="store_true", help="also answer with tags that are not safe for work")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="where the model that built the index is now")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+
+
+def _add_status(verbs: Any) -> None:
+    summary = "What is published, what is unfinished, by which model."
+    _verb(verbs, "status", _status, summary, "danbooru-index status my-index").add_argument("index", metavar="INDEX")
+
+
+def _add_verify(verbs: Any) -> None:
+    summary = "Reread every row of the published generation: counts, digests, non-finite values."
+    _verb(verbs, "verify", _verify, summary, "danbooru-index verify my-index").add_argument("index", metavar="INDEX")
+
+
+def _add_rollback(verbs: Any) -> None:
+    summary = "Publish the generation before the current one again."
+    _verb(verbs, "rollback", _rollback, summary, "danbooru-index rollback my-index").add_argument(
+        "index", metavar="INDEX"
+    )
+
+
+def _add_prune(verbs: Any) -> None:
+    summary = "Delete old generations; never the published one, nor one replaced less than 15 minutes ago."
+    parser = _verb(verbs, "prune", _prune, summary, "danbooru-index prune my-index --keep 3")
+    parser.add_argument("index", metavar="INDEX")
+    parser.add_argument("--keep", type=int, default=3, metavar="N", help="generations to keep (default %(default)s)")
+
+
+def _prepare(arguments: argparse.Namespace, out: TextIO) -> int:
+    from danbooru_index.preparation import prepare
+
+    limit = RejectLimit.parse(arguments.max_rejects)
+    report = prepare(
+        PrepareConfig(
+            tuple(arguments.inputs),
+            arguments.out,
+            shard_rows=arguments.shard_rows,
+            translations=arguments.translations,
+            strict=arguments.strict,
+            max_rejects=limit,
+        )
+    )
+    _print(report, arguments.json, out)
+    return 0 if limit.allows(sum(report.rejected.values()), report.read) else 3
+
+
+def _build_config(arguments: argparse.Namespace, shards: str) -> BuildConfig:
+    return BuildConfig(
+        shards=shards,
+        index=arguments.index,
+        model=arguments.model,
+        device=Device.parse(arguments.device),
+        num_gpus=arguments.num_gpus,
+        precision=Precision.parse(arguments.precision),
+        max_length=arguments.max_length,
+        tokens_per_batch=arguments.tokens_per_batch,
+        strict=arguments.strict,
+        max_rejects=RejectLimit.parse(arguments.max_rejects),
+        address=arguments.address,
+        allow_failed_shards=arguments.allow_failed_shards,
+        query_instruction=arguments.query_instruction,
+    )
+
+
+def _build(arguments: argparse.Namespace, out: TextIO) -> int:
+    config = _build_config(arguments, arguments.shards)
+    from danbooru_index.pipeline import build, exit_code
+
+    report = build(config)
+    _print(report, arguments.json, out)
+    return exit_code(report, config)
+
+
+def _rebuild(arguments: argparse.Namespace, out: TextIO) -> int:
+    from danbooru_index.rebuild import RebuildConfig, rebuild
+
+    report, code = rebuild(
+        RebuildConfig(
+            inputs=tuple(arguments.inputs),
+            build=_build_config(arguments, ""),
+            keep=arguments.keep,
+            shard_rows=arguments.shard_rows,
+            translations=arguments.translations,
+        )
+    )
+    _print(report, arguments.json, out)
+    return code
+
+
+def _search(arguments: argparse.Namespace, out: TextIO) -> int:
+    mode, weights = Mode.parse(arguments.mode), Weights.parse(arguments.weights)
+    from danbooru_index.search import TagIndex, format_hits
+
+    with TagIndex.open(arguments.index, model=arguments.model, device=Device.parse(arguments.device)) as index:
+        for query in _queries(arguments.query):
+            hits = index.search(query, mode=mode, limit=arguments.limit, weights=weights, nsfw=arguments.nsfw)
+            if arguments.json:
+                answer = {"query": query, "mode": mode.value, "hits": [hit.to_dict() for hit in hits]}
+                print(json.dumps(answer, ensure_ascii=False), file=out, flush=True)
+            else:
+                print(format_hits(query, hits), file=out, flush=True)
+    return 0
+
+
+def _queries(word: str) -> Iterator[str]:
+    if word != "-":
+        yield word
+        return
+    for raw in sys.stdin.buffer:
+        if line := raw.decode("utf-8", errors="replace").strip():
+            yield line
+
+
+def _status(arguments: argparse.Namespace, out: TextIO) -> int:
+    from danbooru_index.status import status
+
+    _print(status(arguments.index), arguments.json, out)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace, out: TextIO) -> int:
+    from danbooru_index.status import verify
+
+    report = verify(arguments.index)
+    _print(report, arguments.json, out)
+    return 1 if report.problems else 0
+
+
+def _rollback(arguments: argparse.Namespace, out: TextIO) -> int:
+    from danbooru_index.durable import owned
+    from danbooru_index.generations import IndexRoot
+
+    root = IndexRoot(arguments.index)
+    root.require()
+    with owned(root.path):
+        generation = root.rollback()
+    _print_dict(
+        {"generation": generation.id}, f"{root.path}: generation {generation.id} is published again", arguments, out
+    )
+    return 0
+
+
+def _prune(arguments: argparse.Namespace, out: TextIO) -> int:
+    from danbooru_index.durable import owned
+    from danbooru_index.generations import IndexRoot
+
+    root = IndexRoot(arguments.index)
+    root.require()
+    with owned(root.path):
+        deleted = root.prune(arguments.keep)
+    said = f"{root.path}: deleted {', '.join(deleted)}" if deleted else f"{root.path}: nothing to delete"
+    _print_dict({"deleted": deleted}, said, arguments, out)
+    return 0
+
+
+def _print(report: Any, as_json: bool, out: TextIO) -> None:
+    print(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else report.to_text(), file=out)
+
+
+def _print_dict(fields: dict[str, Any], text: str, arguments: argparse.Namespace, out: TextIO) -> None:
+    print(json.dumps(fields, ensure_ascii=False) if arguments.json else text, file=out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

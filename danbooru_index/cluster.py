@@ -1,0 +1,129 @@
+"""Ray: starting or joining a cluster, and what a build may take of it. Part of the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from danbooru_index.config import BuildConfig, Device
+from danbooru_index.encoder import cpu_count, nvidia_driver
+from danbooru_index.errors import ClusterError, DeviceError
+
+OBJECT_STORE_BYTES = 256 << 20
+CORES_PER_ENCODER = 8
+TOKENIZER_CPUS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    """How many encoders run, on what; `max_encoders` None: as many as GPUs join."""
+
+    device: Device
+    encoders: int
+    max_encoders: int | None
+    num_cpus: float
+    num_gpus: int
+    threads: int | None
+    tokenizers: int
+    local: bool
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Join the cluster at `address` (or `RAY_ADDRESS`), else start a private Ray on this machine; end it afterwards.
+
+    A Ray that this process has already started is used and left running. SIGTERM becomes KeyboardInterrupt inside.
+    Raises `ClusterError` when the cluster cannot be reached.
+    """
+    os.environ.setdefault("RAY_TQDM", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private Ray on loopback; a cluster sets its own
+    import ray
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": cpu_count()}
+        options |= {"object_store_memory": OBJECT_STORE_BYTES, "_node_ip_address": "127.0.0.1"}
+    elif address is not None:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except Exception as error:
+        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ClusterError(
+            f"Ray at {where}: {type(error).__name__}: {reason}; check --address, and RAY_AUTH_MODE"
+        ) from None
+    try:
+        with _terminable():
+            yield
+    finally:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does. Installed after `ray.init`, which installs its own handler."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def plan_cluster(config: BuildConfig, pending: int) -> ClusterPlan:
+    """What a build of `pending` shards takes of the connected cluster. Raises `DeviceError` without the GPU asked for."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if config.device is not Device.CPU and gpus:
+        wanted = min(config.num_gpus or gpus, gpus)
+        if config.num_gpus and config.num_gpus > gpus:
+            raise DeviceError(f"--num-gpus {config.num_gpus}, but this cluster has {gpus}; ask for fewer, or add nodes")
+        encoders = max(1, min(wanted, pending))
+        return ClusterPlan(Device.CUDA, encoders, config.num_gpus, 1, 1, None, 2 * encoders, len(nodes) == 1)
+    if config.device is Device.CUDA or config.num_gpus:
+        raise DeviceError(_no_gpu())
+    return _plan_cpus([float(node.get("CPU", 0)) for node in nodes], pending, len(nodes) == 1)
+
+
+def _no_gpu() -> str:
+    card = nvidia_driver()
+    if card is None:
+        return "this cluster has no GPU; pass --device cpu"
+    return (
+        f"this cluster has no GPU, though this machine has a {card[0]} (driver {card[1]}): Ray does not see it; "
+        "check CUDA_VISIBLE_DEVICES and the driver, or pass --device cpu"
+    )
+
+
+def _plan_cpus(cores: list[float], pending: int, local: bool) -> ClusterPlan:
+    """Encoders of up to `CORES_PER_ENCODER` cores; a little is left on every node for the tokenisers."""
+    smallest = min((c for c in cores if c >= 1), default=1.0)
+    per_node = max(1, int(smallest // CORES_PER_ENCODER))
+    total = sum(max(1, int(c // CORES_PER_ENCODER)) for c in cores if c >= 1) or 1
+    encoders = max(1, min(total, pending))
+    num_cpus = max(0.5, round((smallest - 2 * TOKENIZER_CPUS) / per_node, 2))
+    threads = max(1, int(smallest // per_node))
+    return ClusterPlan(Device.CPU, encoders, encoders, num_cpus, 0, threads, min(encoders, 4), local)

@@ -1,0 +1,171 @@
+"""Settings, read and checked once at the edge: frozen dataclasses, enums for every choice."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+from typing import Self
+
+from danbooru_index.errors import UsageError
+
+BASELINE_TAGS_PER_SECOND = 96.3
+BASELINE_RECORDS = 1_386_373
+BASELINE_VRAM_GB = 4.2
+
+PRODUCTION_MODEL = "BAAI/bge-m3"
+DEFAULT_SHARD_ROWS = 4096
+DEFAULT_MAX_LENGTH = 512
+LONGEST_MAX_LENGTH = 8192
+MAX_TEXT_BYTES = 1 << 20
+HISTOGRAM_EDGES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8193)
+
+
+class Choice(str, Enum):
+    """An enum that is parsed from the word a user typed."""
+
+    @classmethod
+    def parse(cls, word: str) -> Self:
+        """Return the member spelled `word`; raise `UsageError` that lists the known ones."""
+        try:
+            return cls(word.strip().lower())
+        except ValueError:
+            known = ", ".join(member.value for member in cls)
+            raise UsageError(f"unknown {cls.__name__.lower()} {word!r}: choose one of {known}") from None
+
+
+class Device(Choice):
+    """Where the model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Precision(Choice):
+    """What the model computes in. AUTO: fp16 on a GPU, bf16 on a CPU that has it, else fp32."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class Mode(Choice):
+    """How a query is answered."""
+
+    DENSE = "dense"
+    SPARSE = "sparse"
+    COLBERT = "colbert"
+    HYBRID = "hybrid"
+
+
+@dataclass(frozen=True, slots=True)
+class RejectLimit:
+    """How many rejected records count as a clean run: a number, or a percentage of the records read."""
+
+    count: int | None = None
+    percent: float | None = None
+
+    @classmethod
+    def parse(cls, word: str) -> RejectLimit:
+        """Read `20` or `0.5%`; raise `UsageError` otherwise."""
+        text = word.strip()
+        try:
+            limit = cls(percent=float(text[:-1])) if text.endswith("%") else cls(count=int(text))
+        except ValueError:
+            raise UsageError(f"--max-rejects takes a number or a percentage (20 or 0.5%), not {word!r}") from None
+        if (limit.count or 0) < 0 or not 0 <= (limit.percent or 0) <= 100:
+            raise UsageError(f"--max-rejects {word!r} is out of range")
+        return limit
+
+    def allows(self, rejected: int, read: int) -> bool:
+        """Whether `rejected` of `read` records is within the limit."""
+        if self.percent is not None:
+            return rejected <= read * self.percent / 100
+        return rejected <= (self.count or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareConfig:
+    """What `prepare` is asked to do."""
+
+    inputs: tuple[str, ...]
+    out: str
+    shard_rows: int = DEFAULT_SHARD_ROWS
+    translations: str | None = None
+    strict: bool = False
+    max_rejects: RejectLimit = RejectLimit(count=0)
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise UsageError("prepare needs at least one INPUT: a .jsonl, .csv or .parquet file, or a folder of them")
+        if not 1 <= self.shard_rows <= 1 << 20:
+            raise UsageError(f"--shard-rows must be between 1 and 1048576, not {self.shard_rows}")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildConfig:
+    """What `build` is asked to do. `model` None: BAAI/bge-m3 on a usable GPU, an error elsewhere."""
+
+    shards: str
+    index: str
+    model: str | None = None
+    device: Device = Device.AUTO
+    num_gpus: int | None = None
+    precision: Precision = Precision.AUTO
+    max_length: int = DEFAULT_MAX_LENGTH
+    tokens_per_batch: int | None = None
+    strict: bool = False
+    max_rejects: RejectLimit = RejectLimit(count=0)
+    address: str | None = None
+    allow_failed_shards: bool = False
+    query_instruction: str = ""
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.max_length <= LONGEST_MAX_LENGTH:
+            raise UsageError(f"--max-length must be between 8 and {LONGEST_MAX_LENGTH}, not {self.max_length}")
+        if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
+            raise UsageError(f"--tokens-per-batch must be positive, not {self.tokens_per_batch}")
+        if self.num_gpus is not None and self.num_gpus < 1:
+            raise UsageError(f"--num-gpus must be at least 1, not {self.num_gpus}; without GPUs use --device cpu")
+        if self.device is Device.CPU and self.num_gpus is not None:
+            raise UsageError("--num-gpus and --device cpu contradict each other: leave one out")
+        if self.device is Device.CPU and self.precision is Precision.FP16:
+            raise UsageError("--precision fp16 on a CPU is 8 times slower than fp32 there: use bf16 or fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weight of each mode in a hybrid score, in FlagEmbedding's order: dense, sparse, ColBERT."""
+
+    dense: float = 0.4
+    sparse: float = 0.2
+    colbert: float = 0.4
+
+    @classmethod
+    def parse(cls, word: str) -> Weights:
+        """Read `0.4,0.2,0.4`; raise `UsageError` unless three finite numbers, none negative, not all zero."""
+        try:
+            values = [float(part) for part in word.split(",")]
+        except ValueError:
+            values = []
+        if len(values) != 3 or not all(0 <= v < float("inf") for v in values) or sum(values) == 0:
+            raise UsageError(f"--weights takes three numbers, dense,sparse,colbert, such as 0.4,0.2,0.4; not {word!r}")
+        return cls(*values)
+
+    @property
+    def total(self) -> float:
+        return self.dense + self.sparse + self.colbert
+
+
+HF_VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH")
+
+
+def worker_environment() -> dict[str, str]:
+    """The variables that must reach the workers of a cluster: the hub's, and quiet Lance logs.
+
+    `HF_TOKEN` is left out: Ray shows a job's `runtime_env` in its dashboard and logs. The driver fetches the model.
+    """
+    passed = {name: os.environ[name] for name in HF_VARIABLES if name in os.environ and name != "HF_TOKEN"}
+    return passed | {"LANCE_LOG": "error", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

@@ -1,0 +1,431 @@
+"""The encoder: texts -> token batches -> dense vectors, sparse weights and ColBERT matrices (BGE-M3).
+
+Weights, tokenizer and heads are loaded by FlagEmbedding; the numbers are those of `BGEM3FlagModel.encode`. What differs
+is the work around them: rows are grouped by exact token count, so that nothing is padded and attention needs no mask;
+equal rows are encoded once; the heads' results stay on the device, in flat buffers, until a whole batch is done.
+The only module, with the fine-tuning one, that imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from danbooru_index.batches import Array, Encoding, TokenBatch, ragged_take, replace_rows
+from danbooru_index.config import Device, Precision
+from danbooru_index.errors import DeviceError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+CPU_TOKENS_PER_BATCH = 2048
+LARGEST_GPU_TOKENS_PER_BATCH = 32_768
+SMALLEST_TOKENS_PER_BATCH = 512
+HALVINGS = 8
+SPECIAL_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")
+
+
+@dataclass(slots=True)
+class EncoderStats:
+    """What an encoder has done: `tokens` of the texts, `computed` of them (equal rows once), `processed` on the device
+    (with padding: none, so the same), seconds in the forward pass, floating-point operations."""
+
+    tokens: int = 0
+    computed: int = 0
+    processed: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+    recomputed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device as a worker sees it; memory in bytes (0 on a CPU)."""
+
+    kind: str
+    name: str
+    precision: str
+    memory: int = 0
+    free_memory: int = 0
+
+
+class TextEncoder(Protocol):
+    """What the search and the pipeline need of a model: tokens in, three outputs out."""
+
+    def encode(self, batch: TokenBatch) -> Encoding: ...
+
+
+class Tokenizer:
+    """The checkpoint's tokenizer, loaded as FlagEmbedding loads it."""
+
+    def __init__(self, path: str, max_length: int) -> None:
+        from transformers import AutoTokenizer
+
+        with quiet_loading():
+            self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        self._max_length = max_length
+
+    def __call__(self, texts: Sequence[str]) -> TokenBatch:
+        """Tokenise, truncating at `max_length` tokens (special tokens included) as FlagEmbedding does."""
+        if not texts:
+            return TokenBatch(np.empty(0, np.int32), np.empty(0, np.int32))
+        batch = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self._max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        rows = batch["input_ids"]
+        lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
+        token_ids = np.fromiter((t for row in rows for t in row), dtype=np.int32, count=int(lengths.sum()))
+        full = np.flatnonzero(lengths >= self._max_length)
+        truncated = sum(1 for row in full if batch.encodings[int(row)].overflowing)
+        return TokenBatch(token_ids, lengths, truncated)
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars and no advice from transformers while a model loads."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class Encoder:
+    """BGE-M3 on one device. `encode` may be called from several threads: one forward pass runs at a time.
+
+    `half_output`: dense and ColBERT come as float16, cast on the device, else as float32.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        device: Device = Device.CPU,
+        precision: Precision = Precision.FP32,
+        *,
+        tokens_per_batch: int | None = None,
+        threads: int | None = None,
+        half_output: bool = False,
+    ) -> None:
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        self._path = path
+        self._device = "cuda" if device is Device.CUDA else "cpu"
+        self._embedder = _load(path, self._device, precision)
+        self._model = self._embedder.model
+        self._output_dtype = torch.float16 if half_output else torch.float32
+        config = self._model.model.config
+        self.dim: int = config.hidden_size
+        self._layers, self._intermediate = config.num_hidden_layers, config.intermediate_size
+        special = [getattr(self._embedder.tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
+        self._special = torch.tensor([s for s in special if s is not None], device=self._device)
+        self.tokens_per_batch = tokens_per_batch or self._default_tokens_per_batch()
+        self.stats = EncoderStats()
+        self._lock = threading.Lock()
+        self._reference: Encoder | None = None
+
+    def encode(
+        self,
+        batch: TokenBatch,
+        on_rows: Callable[[int], None] | None = None,
+        stats: EncoderStats | None = None,
+    ) -> Encoding:
+        """The three outputs of every text, in order; `on_rows` is told the rows of each device call as it ends, and
+        `stats` gets what this call did, beside the encoder's own.
+
+        Raises `ModelError` when memory runs out at any batch size.
+        """
+        plan = _Plan(batch)
+        with self._lock:
+            started = time.perf_counter()
+            for attempt in range(HALVINGS + 1):
+                try:
+                    outputs = self._run(plan, on_rows)
+                    break
+                except Exception as error:
+                    if not _is_out_of_memory(error) or attempt == HALVINGS or self.tokens_per_batch <= 1:
+                        raise self._failure(error) from None
+                self._halve()
+            for counted in (self.stats, stats or EncoderStats()):
+                self._count(counted, plan, time.perf_counter() - started)
+        encoding, suspects = plan.assemble(outputs)
+        return self._recompute(batch, encoding, suspects) if len(suspects) else encoding
+
+    @property
+    def peak_memory(self) -> int:
+        """The most device memory held by tensors so far, in bytes (0 on a CPU)."""
+        import torch
+
+        return torch.cuda.max_memory_allocated() if self._device == "cuda" else 0
+
+    def _run(self, plan: _Plan, on_rows: Callable[[int], None] | None = None) -> dict[str, Array]:
+        import torch
+
+        out = {
+            "dense": torch.empty(plan.unique_rows, self.dim, dtype=self._output_dtype, device=self._device),
+            "colbert": torch.empty(plan.vectors, self.dim, dtype=self._output_dtype, device=self._device),
+            "sparse_ids": torch.empty(plan.unique_tokens, dtype=torch.int32, device=self._device),
+            "sparse_weights": torch.empty(plan.unique_tokens, dtype=torch.float32, device=self._device),
+            "finite": torch.empty(plan.unique_rows, dtype=torch.bool, device=self._device),
+        }
+        row = token = vector = 0
+        with torch.inference_mode():
+            for group in plan.groups:
+                count, length = group.shape
+                step = max(1, self.tokens_per_batch // length)
+                for start in range(0, count, step):
+                    ids = torch.from_numpy(group[start : start + step].astype(np.int64)).to(self._device)
+                    dense, ids_sorted, weights, colbert, finite = self._forward(ids)
+                    n = ids.shape[0]
+                    out["dense"][row : row + n] = dense
+                    out["finite"][row : row + n] = finite
+                    out["sparse_ids"][token : token + n * length] = ids_sorted.flatten()
+                    out["sparse_weights"][token : token + n * length] = weights.flatten()
+                    out["colbert"][vector : vector + n * (length - 1)] = colbert.flatten(0, 1)
+                    if on_rows:
+                        on_rows(n)
+                    row, token, vector = row + n, token + n * length, vector + n * (length - 1)
+            return {name: value.cpu().numpy() for name, value in out.items()}
+
+    def _forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One call of the model on rows of one length, ids [n, L]: no padding, hence no attention mask."""
+        import torch
+        from torch.nn.functional import normalize
+
+        hidden = self._model.model(input_ids=ids, return_dict=True).last_hidden_state
+        # Normalised in fp32: a bf16 norm is off by up to 0.4%, and every score with it.
+        dense = normalize(hidden[:, 0].float(), dim=-1)
+        colbert = normalize(self._model.colbert_linear(hidden[:, 1:]).float(), dim=-1)
+        weights = torch.relu(self._model.sparse_linear(hidden)).squeeze(-1).float()
+        finite = torch.isfinite(dense.sum(1) + weights.sum(1) + colbert.sum((1, 2)))
+        weights = weights.masked_fill(torch.isin(ids, self._special), 0.0)
+        return dense, *_segment_max(ids, weights), colbert, finite
+
+    def _recompute(self, batch: TokenBatch, encoding: Encoding, suspects: npt.NDArray[np.int64]) -> Encoding:
+        """Encode the rows that came out non-finite again, in fp32 on the CPU; those that still are, are `bad`."""
+        if self._reference is None:
+            self._reference = Encoder(self._path, half_output=self._output_dtype.itemsize == 2)
+        self.stats.recomputed += len(suspects)
+        again = [self._reference._encode_once(batch.rows(int(row), int(row) + 1)) for row in suspects]
+        return replace_rows(encoding, suspects, again)
+
+    def _encode_once(self, batch: TokenBatch) -> tuple[Encoding, bool]:
+        """One text, and whether its output is finite; never recomputed."""
+        plan = _Plan(batch)
+        encoding, suspects = plan.assemble(self._run(plan))
+        return encoding, not len(suspects)
+
+    def _default_tokens_per_batch(self) -> int:
+        """On a GPU what fits in half of its free memory, so that a 6 GB card works; on a CPU what its caches like."""
+        import torch
+
+        if self._device == "cpu":
+            return CPU_TOKENS_PER_BATCH
+        free, _ = torch.cuda.mem_get_info()
+        per_token = (2 * self._intermediate + 12 * self.dim) * 4
+        return int(min(LARGEST_GPU_TOKENS_PER_BATCH, max(SMALLEST_TOKENS_PER_BATCH, free // 2 // per_token)))
+
+    def _halve(self) -> None:
+        """After running out of memory: a smaller budget from now on."""
+        self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
+        if self._device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def _failure(self, error: Exception) -> ModelError:
+        if _is_out_of_memory(error):
+            return ModelError(
+                f"out of memory on {self._device} even at {self.tokens_per_batch} tokens a batch: free some memory, "
+                "or lower --max-length"
+            )
+        return ModelError(f"the model failed on {self._device}: {type(error).__name__}: {str(error)[:300]}")
+
+    def _count(self, stats: EncoderStats, plan: _Plan, seconds: float) -> None:
+        hidden = self.dim
+        per_token = self._layers * 2 * (4 * hidden**2 + 2 * hidden * self._intermediate) + 2 * hidden**2 + 2 * hidden
+        attention = sum(g.shape[0] * g.shape[1] ** 2 for g in plan.groups) * self._layers * 4 * hidden
+        stats.tokens += plan.tokens
+        stats.computed += plan.unique_tokens
+        stats.processed += sum(g.size for g in plan.groups)
+        stats.seconds += seconds
+        stats.flops += plan.unique_tokens * per_token + attention
+
+
+class _Plan:
+    """How a batch is encoded: rows grouped by length, equal rows once, and the way back to the input's order."""
+
+    def __init__(self, batch: TokenBatch) -> None:
+        self.lengths = batch.lengths.astype(np.int64)
+        self.tokens = batch.tokens
+        offsets = np.concatenate(([0], np.cumsum(self.lengths)))[:-1]
+        self.groups: list[npt.NDArray[np.int32]] = []
+        self.unique_of = np.zeros(len(self.lengths), dtype=np.int64)
+        unique_lengths: list[npt.NDArray[np.int64]] = []
+        done = 0
+        order = np.argsort(self.lengths, kind="stable")
+        present, counts = np.unique(self.lengths, return_counts=True)
+        for length, rows in zip(present.tolist(), np.split(order, np.cumsum(counts)[:-1]), strict=True):
+            matrix = batch.token_ids[offsets[rows][:, None] + np.arange(length)]
+            keys = np.ascontiguousarray(matrix).view(np.dtype((np.void, 4 * length))).ravel()
+            _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+            self.groups.append(matrix[first])
+            self.unique_of[rows] = done + inverse
+            unique_lengths.append(np.full(len(first), length, dtype=np.int64))
+            done += len(first)
+        self.unique_rows = done
+        self.unique_lengths = np.concatenate(unique_lengths) if unique_lengths else np.empty(0, np.int64)
+        self.unique_tokens = int(self.unique_lengths.sum())
+        self.vectors = self.unique_tokens - self.unique_rows
+
+    def assemble(self, out: dict[str, Array]) -> tuple[Encoding, npt.NDArray[np.int64]]:
+        """Device results of the unique rows -> an `Encoding` in input order, and the rows that are not finite."""
+        kept = out["sparse_weights"] > 0
+        rows = np.repeat(np.arange(self.unique_rows), self.unique_lengths)
+        counts = np.bincount(rows[kept], minlength=self.unique_rows)
+        chosen = ragged_take(counts, self.unique_of)
+        vectors = ragged_take(self.unique_lengths - 1, self.unique_of)
+        encoding = Encoding(
+            dense=out["dense"][self.unique_of],
+            sparse_ids=out["sparse_ids"][kept][chosen],
+            sparse_weights=out["sparse_weights"][kept][chosen],
+            sparse_lengths=counts[self.unique_of],
+            colbert=out["colbert"][vectors],
+            colbert_lengths=self.lengths - 1,
+            bad=np.empty(0, np.int64),
+        )
+        return encoding, np.flatnonzero(~out["finite"][self.unique_of])
+
+
+def _segment_max(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per row: ids ascending, and at each first occurrence the maximum weight of that id, 0 at the others; [n, L]."""
+    import torch
+
+    ordered, places = torch.sort(ids, dim=1, stable=True)
+    weights = weights.gather(1, places)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    segment = first.long().cumsum(1) - 1
+    highest = torch.zeros_like(weights).scatter_reduce_(1, segment, weights, reduce="amax")
+    return ordered, highest.gather(1, segment).masked_fill(~first, 0.0)
+
+
+def _load(path: str, device: str, precision: Precision) -> Any:
+    """FlagEmbedding's own loader: model, both heads (`weights_only`), tokenizer; in the precision asked for."""
+    import torch
+    from FlagEmbedding import BGEM3FlagModel
+
+    try:
+        with quiet_loading():
+            embedder = BGEM3FlagModel(
+                path,
+                use_fp16=precision is Precision.FP16,
+                use_bf16=precision is Precision.BF16,
+                devices=device,
+                trust_remote_code=False,
+            )
+        embedder.model.to(device).eval()
+    except torch.OutOfMemoryError:
+        raise ModelError(f"{path}: the model does not fit the memory of this {device} device") from None
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise ModelError(f"{path}: FlagEmbedding cannot load this model ({type(error).__name__}: {reason})") from None
+    embedder.model.model.pooler = None
+    return embedder
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def probe_device(device: Device, precision: Precision) -> DeviceInfo:
+    """What this process can run on, with AUTO resolved. Raises `DeviceError` where an NVIDIA card is there, or was
+    asked for, and torch cannot use it: never a silent run on the CPU."""
+    if device is not Device.CPU and (device is Device.CUDA or nvidia_driver() is not None):
+        import torch
+
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()
+            chosen = Precision.FP16 if precision is Precision.AUTO else precision
+            return DeviceInfo("cuda", torch.cuda.get_device_name(), chosen.value, total, free)
+        _refuse_unusable_card(device, torch.__version__, torch.version.cuda)
+    if precision is Precision.FP16:
+        raise DeviceError("--precision fp16 on a CPU is 8 times slower than fp32 there: use bf16 or fp32")
+    if precision is Precision.AUTO:
+        precision = Precision.BF16 if cpu_has_bf16() else Precision.FP32
+    return DeviceInfo("cpu", cpu_name(), precision.value)
+
+
+def _refuse_unusable_card(device: Device, torch_version: str, cuda: str | None) -> None:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1")
+    card = nvidia_driver()
+    if device is Device.CUDA and (card is None or hidden):
+        why = "CUDA_VISIBLE_DEVICES hides them all" if hidden else "nvidia-smi finds none"
+        raise DeviceError(f"--device cuda, but there is no NVIDIA GPU here ({why}); pass --device cpu")
+    if card is None or hidden:
+        return
+    name, driver = card
+    if cuda is None:
+        remedy = f"install a CUDA build: pip install --force-reinstall torch=={torch_version.split('+')[0]}"
+        wheel = f"torch {torch_version} is a CPU build"
+    else:
+        remedy = f"update the driver to one for CUDA {cuda} or later, or install torch for the CUDA of this driver"
+        wheel = f"torch {torch_version} is built for CUDA {cuda}"
+    raise DeviceError(f"{name} (driver {driver}) cannot be used: {wheel}; {remedy}; or pass --device cpu")
+
+
+def nvidia_driver() -> tuple[str, str] | None:
+    """(name, driver version) of the first NVIDIA card, as `nvidia-smi` says; None where there is none."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    first = answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""
+    name, _, driver = first.partition(",")
+    return (name.strip(), driver.strip()) if driver else None
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX; Arm bf16)."""
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text()
+        return any(word in flags for word in ("avx512_bf16", "amx_bf16", " bf16"))
+    return False
+
+
+def cpu_name() -> str:
+    """The processor's name and its cores, such as `AMD EPYC (2 cores)`."""
+    name = "CPU"
+    with contextlib.suppress(OSError, IndexError):
+        name = Path("/proc/cpuinfo").read_text().split("model name")[1].split(":")[1].split("\n")[0].strip()
+    return f"{name} ({cpu_count()} cores)"
+
+
+def cpu_count() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

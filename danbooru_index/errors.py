@@ -1,0 +1,48 @@
+"""The one error family that users see: each carries the exit code its command ends with.
+
+A message says what happened, where, and what to do. The command line catches `DanbooruIndexError` and nothing else.
+"""
+
+
+class DanbooruIndexError(Exception):
+    """A problem that the message explains (exit code 1)."""
+
+    exit_code = 1
+
+
+class UsageError(DanbooruIndexError):
+    """Wrong usage: an option, a path or a value that cannot be meant (exit code 2)."""
+
+    exit_code = 2
+
+
+class InputError(DanbooruIndexError):
+    """An input that cannot be read as tag records."""
+
+
+class RejectedRecordsError(InputError):
+    """Records were rejected and `--strict` was asked for."""
+
+
+class ModelError(DanbooruIndexError):
+    """A model that cannot be found, loaded or used."""
+
+
+class DeviceError(DanbooruIndexError):
+    """A device that was asked for, or is there, and cannot be used."""
+
+
+class ClusterError(DanbooruIndexError):
+    """A Ray cluster that cannot be reached, or lacks what the job needs."""
+
+
+class StorageError(DanbooruIndexError):
+    """An index that cannot be written, read or trusted."""
+
+
+class IndexBusyError(StorageError):
+    """Another process owns this index."""
+
+
+class BuildFailedError(DanbooruIndexError):
+    """Some shards failed for good, or a check did: nothing was published, the build can be resumed."""

@@ -1,0 +1,566 @@
+"""The build: list shards, subtract the completed, tokenise, encode and write under Ray Data, commit, check, publish.
+
+One shard travels as one row. The completion records, not Ray, decide what is done; see `tables` and `generations`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from danbooru_index.batches import Encoding
+from danbooru_index.checkpoint import EMBEDDED_MODEL, Checkpoint, resolve_model
+from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, plan_cluster, ray_session
+from danbooru_index.config import PRODUCTION_MODEL, BuildConfig, Device, Precision, worker_environment
+from danbooru_index.durable import owned
+from danbooru_index.encoder import DeviceInfo, nvidia_driver, probe_device
+from danbooru_index.errors import (
+    BuildFailedError,
+    ClusterError,
+    DeviceError,
+    ModelError,
+    RejectedRecordsError,
+    StorageError,
+    UsageError,
+)
+from danbooru_index.generations import Fingerprint, Generation, IndexRoot, Manifest, describe_difference
+from danbooru_index.packing import TABLES
+from danbooru_index.preparation import describe_rejects
+from danbooru_index.progress import Progress
+from danbooru_index.reader import GenerationReader
+from danbooru_index.selfcheck import Sample, self_queries
+from danbooru_index.shards import Shard, list_shards, mark_duplicates, read_shard
+from danbooru_index.tables import CompletionRecord, commit, free_bytes, read_records, sweep_orphans
+from danbooru_index.throughput import BuildReport, ShardCounts, save_report
+from danbooru_index.workers import (
+    EncodeShard,
+    Receipt,
+    TokenizeShard,
+    WorkerSettings,
+    check_row,
+    summarize,
+    task_row,
+)
+
+SAMPLES = 16
+ESTIMATE_TEXTS = 2000
+ATTEMPTS = 3
+SOLO_ATTEMPTS = 2
+TASKS_IN_FLIGHT = 16
+DISK_SLACK = 1.1
+
+
+@dataclass(slots=True)
+class Run:
+    """What one call of `build` knows and has measured so far."""
+
+    config: BuildConfig
+    started: float
+    shards: list[Shard]
+    checkpoint: Checkpoint
+    plan: ClusterPlan
+    device: DeviceInfo
+    generation: Generation
+    notes: list[str]
+    skipped: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    encoding: Encoding | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+    fresh: list[dict[str, Any]] = field(default_factory=list)
+    progress: Progress | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.generation.manifest.fingerprint_digest
+
+
+def build(config: BuildConfig) -> BuildReport:
+    """Build (or go on building) an index of the shards and publish it; return the report.
+
+    Raises `UsageError`, `InputError`, `ModelError`, `DeviceError`, `ClusterError` or `StorageError` before any work,
+    `BuildFailedError` when shards failed or a check did. Whatever ends it, the same call goes on from the completed
+    shards.
+    """
+    started = time.monotonic()
+    shards = mark_duplicates(list_shards(config.shards))
+    root = IndexRoot(config.index)
+    name = config.model or _default_model(config)
+    root.create()
+    checkpoint = resolve_model(name) if name else None
+    try:
+        with owned(root.path), ray_session(config.address):
+            plan = plan_cluster(config, len(shards))
+            if checkpoint is None:
+                if plan.device is not Device.CUDA:
+                    raise _no_model()
+                checkpoint = resolve_model(PRODUCTION_MODEL)
+            return _build(config, started, shards, root, checkpoint, plan)
+    except KeyboardInterrupt:
+        raise BuildFailedError("stopped; completed shards are kept: run the same command to go on") from None
+    except OSError as error:
+        raise StorageError(f"{error.filename or config.index}: {error.strerror or error}") from None
+
+
+def _default_model(config: BuildConfig) -> str | None:
+    """The model when none is named: BGE-M3 where there is a GPU; None where only the cluster knows."""
+    if config.device is Device.CPU:
+        raise _no_model()
+    if nvidia_driver() is not None:
+        return PRODUCTION_MODEL
+    if config.address is None and "RAY_ADDRESS" not in os.environ:
+        raise _no_model()
+    return None
+
+
+def _no_model() -> UsageError:
+    return UsageError(
+        f"no --model, and no usable GPU for the default, {PRODUCTION_MODEL}: pass --model {PRODUCTION_MODEL} (slow on a "
+        f"CPU), --model FOLDER with a checkpoint in BGE-M3's format, or --model {EMBEDDED_MODEL} where it is included"
+    )
+
+
+def _build(
+    config: BuildConfig, started: float, shards: list[Shard], root: IndexRoot, checkpoint: Checkpoint, plan: ClusterPlan
+) -> BuildReport:
+    device = _on_worker(plan, config)
+    hidden = _hidden_size(checkpoint)
+    fingerprint = Fingerprint(checkpoint.model_id, device.precision, config.max_length)
+    generation, notes, finished = _generation(config, root, shards, checkpoint, fingerprint, hidden)
+    run = Run(config, started, shards, checkpoint, plan, device, generation, notes)
+    if finished:
+        return _report(run, _records(run), "already published: nothing to do")
+    done = _records(run)
+    run.skipped = len(done)
+    pending = [shard for shard in shards if shard.id not in done]
+    _check_space(run, pending)
+    run.samples = _choose_samples(shards)
+    _encode(run, pending)
+    return _finish(run, root)
+
+
+def _hidden_size(checkpoint: Checkpoint) -> int:
+    return int(json.loads((Path(checkpoint.path) / "config.json").read_text(encoding="utf-8"))["hidden_size"])
+
+
+def _on_worker(plan: ClusterPlan, config: BuildConfig) -> DeviceInfo:
+    """The device and precision as a worker with the encoder's resources sees them."""
+    import ray
+
+    def probe(device: Device, precision: Precision) -> DeviceInfo | str:
+        try:
+            return probe_device(device, precision)
+        except DeviceError as error:
+            return str(error)
+
+    wanted = Device.CUDA if plan.device is Device.CUDA else config.device
+    if plan.device is Device.CPU and plan.local:
+        return probe_device(wanted, config.precision)
+    remote = ray.remote(probe).options(num_cpus=TOKENIZER_CPUS, num_gpus=plan.num_gpus)
+    answer: DeviceInfo | str = ray.get(remote.remote(wanted, config.precision))
+    if isinstance(answer, str):
+        raise DeviceError(answer)
+    return answer
+
+
+def _generation(
+    config: BuildConfig,
+    root: IndexRoot,
+    shards: list[Shard],
+    checkpoint: Checkpoint,
+    fingerprint: Fingerprint,
+    hidden: int,
+) -> tuple[Generation, list[str], bool]:
+    """The generation to work on, why it is that one, and whether it is finished already."""
+    ids = [shard.id for shard in shards]
+    input_digest = hashlib.sha256(json.dumps([(s.id, s.drop) for s in shards]).encode()).hexdigest()
+    known = root.generations()
+    for generation in reversed(known):
+        manifest = generation.manifest
+        same = manifest.fingerprint_digest == fingerprint.digest and manifest.input_digest == input_digest
+        if not same or manifest.query_instruction != config.query_instruction:
+            continue
+        if not manifest.sealed:
+            return generation, [f"going on with unfinished generation {generation.id}"], False
+        if not manifest.failed_shards:
+            if root.current_id() != generation.id:
+                root.publish(generation)
+                return generation, [f"generation {generation.id} was complete: published again"], True
+            return generation, [], True
+    manifest = Manifest(
+        id="",
+        fingerprint={name: getattr(fingerprint, name) for name in fingerprint.__slots__},
+        fingerprint_digest=fingerprint.digest,
+        model={"name": checkpoint.name, "path": checkpoint.path, "id": checkpoint.model_id},
+        dim=hidden,
+        colbert_dim=hidden,
+        input_digest=input_digest,
+        shards=ids,
+        input=config.shards,
+        query_instruction=config.query_instruction,
+    )
+    notes = []
+    if known:
+        last = known[-1]
+        why = describe_difference(last.manifest, fingerprint, input_digest, ids)
+        why = why or ("the query instruction" if last.manifest.query_instruction != config.query_instruction else "")
+        notes.append(f"new generation, since these differ from {last.id}: {why or 'its failed shards are tried again'}")
+    return root.start(manifest), notes, False
+
+
+def _records(run: Run) -> dict[str, CompletionRecord]:
+    return read_records(run.generation.path, [shard.id for shard in run.shards], run.fingerprint)
+
+
+def _check_space(run: Run, pending: list[Shard]) -> None:
+    """Refuse a build whose tables would not fit the disk, before it begins."""
+    records = sum(shard.rows for shard in pending)
+    dim = run.generation.manifest.dim
+    tokens = _tokens_per_text(run.checkpoint, pending, run.config.max_length)
+    needed = int(records * (2 * dim + 2 * dim * tokens + 8 * tokens + 200) * DISK_SLACK)
+    free = free_bytes(run.generation.path)
+    if needed > free:
+        raise StorageError(
+            f"{run.config.index}: the tables of {records:,} records need about {needed / 1e9:.1f} GB and "
+            f"{free / 1e9:.1f} GB are free; free some space, or put --index on a larger disk"
+        )
+    if records:
+        run.notes.append(f"tables of about {needed / 1e9:.2f} GB to come; {free / 1e9:.0f} GB free")
+
+
+def _tokens_per_text(checkpoint: Checkpoint, shards: list[Shard], max_length: int) -> float:
+    """The mean number of tokens of a text, from a sample of the shards."""
+    tokenizer = Path(checkpoint.path) / "tokenizer.json"
+    texts = [sample.text for sample in _choose_samples(shards, ESTIMATE_TEXTS)]
+    if not texts or not tokenizer.is_file():
+        return 40.0
+    from tokenizers import Tokenizer
+
+    encodings = Tokenizer.from_file(str(tokenizer)).encode_batch(texts)
+    return float(np.mean([min(len(encoding.ids), max_length) for encoding in encodings]))
+
+
+def _choose_samples(shards: list[Shard], count: int = SAMPLES) -> list[Sample]:
+    """Some records of the input, from shards all over it; the same ones every time."""
+    chooser = random.Random(0)
+    samples: list[Sample] = []
+    chosen = shards[:: max(1, len(shards) // 8)][:8]
+    for shard in chosen:
+        records, _ = read_shard(shard)
+        rows = sorted(chooser.sample(range(records.num_rows), min(records.num_rows, -(-count // len(chosen)))))
+        for record in records.select(["id", "text"]).take(rows).to_pylist():
+            samples.append(Sample(record["id"], record["text"]))
+    return samples[:count]
+
+
+def _encode(run: Run, pending: list[Shard]) -> None:
+    """All pending shards; then those that may have killed their actor, each alone, so that it takes no other along."""
+    with contextlib.ExitStack() as stack:
+        attempts = Path(tempfile.mkdtemp(prefix="attempts-", dir=run.generation.path))
+        stack.callback(shutil.rmtree, attempts, ignore_errors=True)
+        run.progress = Progress(sum(shard.rows for shard in pending), run.started)
+        stack.callback(run.progress.close)
+        suspects = _run_pipeline(run, pending, attempts / "all", ATTEMPTS, alone=False)
+        if suspects:
+            alone = [shard for shard in pending if shard.id in suspects]
+            for shard, message in _run_pipeline(run, alone, attempts / "alone", SOLO_ATTEMPTS, alone=True).items():
+                run.failed[shard] = f"given up: {message}, alone"
+
+
+def _run_pipeline(run: Run, shards: list[Shard], attempts: Path, limit: int, *, alone: bool) -> dict[str, str]:
+    """Run shards through the two stages; return the suspects, by id, with why."""
+    import ray
+    from ray.exceptions import RayError
+
+    suspects: dict[str, str] = {}
+    samples = [] if run.encoding is not None else run.samples
+    items = [task_row(shard) for shard in shards] + ([check_row([s.text for s in samples])] if samples else [])
+    if not items:
+        return suspects
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    try:
+        with _watching(run, board):
+            dataset = _dataset(run, items, _settings(run, attempts, limit, board), alone=alone)
+            for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
+                receipt = Receipt(**json.loads(batch["receipt"][0].as_py()))
+                board.report.remote(receipt.shard, receipt.record.get("read", 0))
+                _take(run, receipt, batch["payload"][0].as_py(), suspects)
+    except RayError as error:
+        raise ClusterError(
+            f"Ray went away ({_first_line(error)}); completed shards are kept: run the same command to go on"
+        ) from None
+    finally:
+        with contextlib.suppress(Exception):
+            ray.kill(board)
+    return suspects
+
+
+def _take(run: Run, receipt: Receipt, payload: bytes, suspects: dict[str, str]) -> None:
+    """Note what became of one shard."""
+    if receipt.fatal:
+        raise ModelError(receipt.message)
+    if receipt.shard == "check":
+        if receipt.state == "done":
+            run.encoding = _unpack(payload)
+    elif receipt.state == "done":
+        run.fresh.append(receipt.record)
+    elif receipt.state == "suspect":
+        suspects[receipt.shard] = receipt.message
+    else:
+        run.failed[receipt.shard] = receipt.message
+
+
+def _unpack(payload: bytes) -> Encoding:
+    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+        return Encoding(**{name: arrays[name] for name in arrays.files})
+
+
+def _settings(run: Run, attempts: Path, limit: int, board: Any) -> WorkerSettings:
+    manifest = run.generation.manifest
+    return WorkerSettings(
+        generation=str(run.generation.path.resolve()),
+        model=run.checkpoint.name,
+        model_path=run.checkpoint.path,
+        model_id=run.checkpoint.model_id,
+        fingerprint=run.fingerprint,
+        device=run.plan.device.value,
+        precision=run.device.precision,
+        max_length=run.config.max_length,
+        dim=manifest.dim,
+        tokens_per_batch=run.config.tokens_per_batch,
+        threads=run.plan.threads,
+        attempts=str(attempts.resolve()),
+        attempt_limit=limit,
+        board=board,
+    )
+
+
+def _dataset(run: Run, items: list[dict[str, str]], settings: WorkerSettings, *, alone: bool) -> Any:
+    """The Ray Data pipeline: tasks -> token ids -> receipts."""
+    import ray
+
+    _configure_ray_data()
+    plan = run.plan
+    environment = {"env_vars": worker_environment()}
+    flight = 1 if alone else TASKS_IN_FLIGHT
+    tokenizers = ray.data.ActorPoolStrategy(
+        size=1 if alone else max(1, min(plan.tokenizers, len(items))), max_tasks_in_flight_per_actor=flight
+    )
+    encoders = ray.data.ActorPoolStrategy(
+        min_size=1,
+        max_size=1 if alone else max(plan.encoders, plan.max_encoders or len(items)),
+        initial_size=1 if alone else plan.encoders,
+        max_tasks_in_flight_per_actor=1 if alone else 4,
+        max_concurrent_calls_per_actor=1 if alone else 3,
+        enable_true_multi_threading=True,
+    )
+    common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "fn_constructor_args": (settings,)}
+    return (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(TokenizeShard, compute=tokenizers, num_cpus=TOKENIZER_CPUS, runtime_env=environment, **common)
+        .map_batches(
+            EncodeShard,
+            compute=encoders,
+            num_cpus=plan.num_cpus,
+            num_gpus=plan.num_gpus or None,
+            runtime_env=environment,
+            **common,
+        )
+    )
+
+
+def _configure_ray_data() -> None:
+    """Ray Data's settings, on purpose: bounded retries, no time limit between receipts, nothing printed."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1
+    context.actor_init_retry_on_errors = False
+    context.max_consecutive_actor_init_deaths = 3
+    context.retried_map_errors = False
+    context.max_map_retries = 0
+    context.max_errored_blocks = -1
+
+
+class _Board:
+    """A small actor that knows how far each shard is, so that the bar moves within a shard."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+
+    def report(self, shard: str, rows: int) -> None:
+        """`rows` of a shard are encoded; a retried shard counts once."""
+        self._rows[shard] = max(rows, self._rows.get(shard, 0))
+
+    def total(self) -> int:
+        return sum(self._rows.values())
+
+
+@contextlib.contextmanager
+def _watching(run: Run, board: Any) -> Iterator[None]:
+    """Feed the progress bar from the board, once a second, in a thread."""
+    import ray
+
+    ended = threading.Event()
+    before = sum(record["read"] for record in run.fresh)
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            with contextlib.suppress(Exception):
+                rows = ray.get(board.total.remote(), timeout=5)
+                if run.progress is not None:
+                    run.progress.show(before + rows)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=6)
+        if run.progress is not None:
+            run.progress.show(sum(record["read"] for record in run.fresh))
+
+
+def _finish(run: Run, root: IndexRoot) -> BuildReport:
+    """Every shard has its record: commit, check, seal, publish. Else say which have not, and publish nothing."""
+    manifest = run.generation.manifest
+    records = _records(run)
+    missing = [shard for shard in run.shards if shard.id not in records]
+    for shard in missing:
+        run.failed.setdefault(shard.id, "no completion record: its worker went away; run the same command to go on")
+    if missing and not (run.config.allow_failed_shards and records):
+        named = "; ".join(f"{shard.id} ({shard.path}): {run.failed[shard.id]}" for shard in missing[:5])
+        more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise BuildFailedError(
+            f"{len(missing)} of {len(run.shards)} shards failed, nothing was published: {named}{more}; run the same "
+            "command to try them again, or add --allow-failed-shards to publish without them"
+        )
+    ordered = [records[shard.id] for shard in run.shards if shard.id in records]
+    if not sum(record.rows for record in ordered):
+        raise BuildFailedError("every record was rejected: nothing to publish; see the reasons with prepare")
+    if run.config.strict and any(record.rejects for record in ordered):
+        counts = _rejected(ordered)
+        raise RejectedRecordsError(f"{describe_rejects(counts)}: nothing was published because of --strict")
+    at = time.monotonic()
+    manifest.versions = commit(run.generation.path, manifest.specs, ordered)
+    committed = time.monotonic()
+    manifest.checks = _check(run, ordered)
+    sweep_orphans(run.generation.path, manifest.specs, ordered)
+    manifest.records = sum(record.rows for record in ordered)
+    manifest.rejected = dict(_rejected(ordered))
+    manifest.failed_shards = [shard.id for shard in missing]
+    checked = time.monotonic()
+    manifest.sealed_at = time.time()
+    run.generation.save()
+    root.publish(run.generation)
+    report = _report(run, records, "published")
+    report.seconds.commit, report.seconds.verify = committed - at, checked - committed
+    report.seconds.total = time.monotonic() - run.started
+    save_report(report, run.generation.path)
+    return report
+
+
+def _rejected(records: list[CompletionRecord]) -> Counter[str]:
+    return Counter(reject["reason"] for record in records for reject in record.rejects)
+
+
+def _check(run: Run, records: list[CompletionRecord]) -> dict[str, Any]:
+    """The checks that a generation must pass to be published; raise `BuildFailedError` with what did not."""
+    problems = []
+    expected = sum(record.rows for record in records)
+    for record in records:
+        if record.rows + len(record.rejects) != record.read:
+            problems.append(
+                f"shard {record.shard}: {record.read} read, {record.rows} kept, {len(record.rejects)} left out"
+            )
+    reader = GenerationReader(run.generation)
+    counts = reader.counts()
+    problems += [f"{name}: {counts[name]} rows instead of {expected}" for name in TABLES if counts[name] != expected]
+    if not problems:
+        problems += reader.id_problems()
+    gone = {reject["detail"].removeprefix("id ") for record in records for reject in record.rejects}
+    encoding, samples = run.encoding, run.samples
+    if encoding is None:
+        problems.append("the sampled records could not be encoded again")
+    elif not problems:
+        kept = [place for place, sample in enumerate(samples) if sample.id not in gone and place not in encoding.bad]
+        mask = np.zeros(len(samples), dtype=bool)
+        mask[kept] = True
+        samples = [samples[place] for place in kept]
+        if run.failed:
+            mask[:] = False
+            samples = []
+        problems += self_queries(reader, samples, encoding.keep(mask))
+    if problems:
+        raise BuildFailedError(f"checks failed, nothing was published: {'; '.join(problems[:5])}")
+    return {"counts": counts, "ids_unique": True, "non_finite": 0, "self_queries": len(samples)}
+
+
+def _report(run: Run, records: dict[str, CompletionRecord], state: str) -> BuildReport:
+    manifest = run.generation.manifest
+    report = BuildReport(
+        index=run.config.index,
+        generation=run.generation.id,
+        state=state,
+        model=run.checkpoint.name,
+        model_id=run.checkpoint.model_id,
+        device=run.device.name,
+        precision=run.device.precision,
+        fingerprint=run.fingerprint,
+        notes=run.notes,
+    )
+    for record in records.values():
+        report.add_shard(summarize(record))
+    report.add_work(run.fresh, run.device.name)
+    total = len(run.shards)
+    report.shards = ShardCounts(
+        total, run.skipped or total - len(run.fresh) - len(run.failed), len(run.fresh), len(run.failed)
+    )
+    report.failed_shards = [{"shard": shard, "message": message} for shard, message in run.failed.items()]
+    if report.rejected:
+        path = run.generation.path / "rejects.jsonl"
+        lines = [
+            json.dumps(reject, ensure_ascii=False)
+            for shard in manifest.shards
+            if shard in records
+            for reject in records[shard].rejects
+        ]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        report.rejects_file = str(path)
+    report.seconds.total = time.monotonic() - run.started
+    if run.fresh and run.progress is not None:
+        measured = [record["measured"] for record in run.fresh]
+        offset = time.time() - time.monotonic()
+        first = min(m["started"] for m in measured) - offset
+        report.seconds.startup = max(0.0, first - run.started)
+        report.seconds.encode = max(m["ended"] for m in measured) - min(m["started"] for m in measured)
+        report.timeline = run.progress.timeline
+    return report
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def exit_code(report: BuildReport, config: BuildConfig) -> int:
+    """0, or 3 where records or shards were left out beyond `--max-rejects`."""
+    rejected = sum(report.rejected.values())
+    return 3 if report.shards.failed or not config.max_rejects.allows(rejected, report.read) else 0

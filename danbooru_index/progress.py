@@ -1,0 +1,74 @@
+"""What a person sees while a build runs: one tqdm bar on a terminal, a plain line every 10 s elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from danbooru_index.config import BASELINE_TAGS_PER_SECOND
+
+LINE_EVERY_S = 10.0
+POINTS = 400
+
+
+class Progress:
+    """Counts records of this run; also keeps the timeline for the report's picture."""
+
+    def __init__(self, total: int, started: float, stream: TextIO | None = None) -> None:
+        from tqdm import tqdm
+
+        self._stream = stream or sys.stderr
+        self._total = total
+        self._started = started
+        self._begun: float | None = None
+        self._told = time.monotonic()
+        self._last = 0
+        self.timeline: list[tuple[float, int]] = []
+        self._bar = tqdm(
+            total=total,
+            unit="tag",
+            desc="encoding",
+            file=self._stream,
+            disable=not self._stream.isatty(),
+            dynamic_ncols=True,
+            smoothing=0.1,
+        )
+
+    def show(self, records: int) -> None:
+        """`records` of this run are encoded by now (never fewer than said before)."""
+        now = time.monotonic()
+        records = max(self._last, min(records, self._total))
+        if records and self._begun is None:
+            self._begun = now
+        self._remember(now - self._started, records)
+        rate = records / (now - self._begun) if self._begun and now > self._begun else 0.0
+        if rate:
+            self._bar.set_postfix_str(f"{rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline", refresh=False)
+        self._bar.update(records - self._last)
+        self._last = records
+        if self._bar.disable and now - self._told >= LINE_EVERY_S:
+            self._told = now
+            self._line(records, rate)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _line(self, records: int, rate: float) -> None:
+        eta = f"{(self._total - records) / rate:,.0f} s left" if rate else "starting"
+        share = records / self._total if self._total else 1.0
+        print(
+            f"{records:,} of {self._total:,} records ({share:.0%}), {rate:,.1f} tags/s, {eta}, "
+            f"{rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline",
+            file=self._stream,
+            flush=True,
+        )
+
+    def _remember(self, at: float, records: int) -> None:
+        """Keep at most `POINTS` points, ever further apart."""
+        if not self.timeline and records:
+            self.timeline.append((max(0.0, at - 1.0), 0))
+        if records != self._last or not self.timeline:
+            self.timeline.append((round(at, 3), records))
+        if len(self.timeline) > POINTS:
+            self.timeline = [self.timeline[0], *self.timeline[2:-1:2], self.timeline[-1]]

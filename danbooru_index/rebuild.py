@@ -1,0 +1,56 @@
+"""A full rebuild for a schedule: prepare -> build -> check -> publish -> prune. Readers notice nothing until the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from danbooru_index.config import BuildConfig, PrepareConfig
+from danbooru_index.durable import owned
+from danbooru_index.generations import IndexRoot
+from danbooru_index.pipeline import build, exit_code
+from danbooru_index.preparation import prepare
+from danbooru_index.throughput import BuildReport
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildConfig:
+    """What `rebuild` is asked to do; `build.shards` is filled in."""
+
+    inputs: tuple[str, ...]
+    build: BuildConfig
+    keep: int = 3
+    shard_rows: int = 4096
+    translations: str | None = None
+
+
+def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
+    """Prepare the inputs into `INDEX/input`, build, publish, prune; return the report and the exit code.
+
+    The published generation stays as it is unless every check of the new one passes.
+    """
+    index = Path(config.build.index)
+    root = IndexRoot(index)
+    root.create()
+    shards = str(index / "input")
+    prepared = prepare(
+        PrepareConfig(
+            config.inputs,
+            shards,
+            shard_rows=config.shard_rows,
+            translations=config.translations,
+            strict=config.build.strict,
+            max_rejects=config.build.max_rejects,
+        )
+    )
+    settings = replace(config.build, shards=shards)
+    report = build(settings)
+    report.notes.insert(0, f"prepared {prepared.records:,} of {prepared.read:,} records")
+    report.rejected.update(prepared.rejected)
+    report.read += sum(prepared.rejected.values())
+    report.rejects_file = prepared.rejects_file or report.rejects_file
+    with owned(root.path):
+        deleted = root.prune(config.keep)
+    if deleted:
+        report.notes.append(f"pruned {', '.join(deleted)}")
+    return report, exit_code(report, settings)

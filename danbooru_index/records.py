@@ -1,0 +1,248 @@
+"""A tag record: its fields, how it is parsed and checked, and the reasons for which one is rejected.
+
+Used by `shards` (which reads and writes records) and by everything after it, which may trust that a `Record` is valid.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from danbooru_index.config import MAX_TEXT_BYTES
+
+CSV_CATEGORIES = {"0": "general", "1": "artist", "3": "copyright", "4": "character", "5": "meta"}
+NSFW_RATINGS = {"q", "e", "questionable", "explicit"}
+INT64_MAX = 2**63 - 1
+
+_TEXT_FORM = re.compile(r"【(?P<category>[^】]*)】(?P<rest>.*)", re.DOTALL)
+
+
+class Reason(str, Enum):
+    """Why a record was left out. The values are the keys of `rejected` in every report."""
+
+    UNPARSABLE_LINE = "unparsable_line"
+    MISSING_ID = "missing_id"
+    EMPTY_ID = "empty_id"
+    MISSING_TEXT = "missing_text"
+    EMPTY_TEXT = "empty_text"
+    DUPLICATE_ID = "duplicate_id"
+    TEXT_TOO_LONG = "text_too_long"
+    INVALID_UNICODE = "invalid_unicode"
+    WRONG_TYPE = "wrong_type"
+    NON_FINITE_OUTPUT = "non_finite_output"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One tag: `text` is what is embedded, never altered; the rest is what is known of it."""
+
+    id: str
+    text: str
+    tag: str = ""
+    category: str = ""
+    explanation: str = ""
+    source: str = ""
+    post_count: int | None = None
+    aliases: tuple[str, ...] = ()
+    nsfw: bool = False
+    deprecated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A record that was left out: why, where it stood (`line` counts from 1), and what it looked like."""
+
+    reason: Reason
+    source: str
+    line: int
+    detail: str = ""
+    content: str = ""
+
+    def to_json(self) -> str:
+        """One line for the rejects file."""
+        fields = {
+            "reason": self.reason.value,
+            "source": self.source,
+            "line": self.line,
+            "detail": self.detail,
+            "content": self.content,
+        }
+        return json.dumps(fields, ensure_ascii=False)
+
+
+class RejectedError(Exception):
+    """Raised by the parsers below for a record that must be left out; callers turn it into a `Reject`."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class TextParts:
+    """What a text of the form `【category】tag - explanation` says."""
+
+    category: str = ""
+    tag: str = ""
+    explanation: str = ""
+
+
+def parse_text(text: str) -> TextParts:
+    """Split `【category】tag - explanation` at its first ` - `; parts that are not there are empty."""
+    match = _TEXT_FORM.fullmatch(text)
+    category, rest = (match["category"], match["rest"]) if match else ("", text)
+    tag, _, explanation = rest.partition(" - ")
+    return TextParts(category.strip(), tag.strip(), explanation.strip())
+
+
+def parse_line(line: str) -> Record:
+    """One JSON line -> a record; raise `RejectedError`."""
+    try:
+        fields = json.loads(line, parse_constant=lambda constant: None)  # NaN, as pandas writes a missing value
+    except (ValueError, RecursionError) as error:
+        raise RejectedError(Reason.UNPARSABLE_LINE, str(error)) from None
+    if not isinstance(fields, dict):
+        raise RejectedError(Reason.UNPARSABLE_LINE, f"a JSON object is needed, not {type(fields).__name__}")
+    return parse_fields(fields)
+
+
+def parse_csv_row(row: list[str], explanation: str | None = None) -> Record:
+    """One row of the autocomplete CSV (`name,category,post_count,"alias,alias"`) -> a record.
+
+    The id is the tag name, the text `【category】name`, with ` - explanation` where one is given.
+    """
+    name, number, count, aliases = [*row, "", "", "", ""][:4]
+    category = CSV_CATEGORIES.get(number.strip(), number.strip())
+    text = f"【{category}】{name}" if name.strip() else ""
+    fields = {
+        "id": name,
+        "text": f"{text} - {explanation}" if explanation else text,
+        "tag": name,
+        "category": category,
+        "explanation": explanation or "",
+        "source": "danbooru",
+        "post_count": count.strip() or None,
+        "aliases": aliases,
+    }
+    return parse_fields(fields)
+
+
+def parse_fields(fields: Mapping[str, Any]) -> Record:
+    """Fields as a user has them -> a record; raise `RejectedError`.
+
+    Optional fields are also looked for in `metadata`. Tag, category and explanation come from the fields where they
+    are, else from the text.
+    """
+    record_id = _identifier(fields)
+    text = _text(fields)
+    extra = fields.get("metadata")
+    known = {**extra, **{k: v for k, v in fields.items() if v is not None}} if isinstance(extra, Mapping) else fields
+    parts = parse_text(text)
+    category = _string(known, "category") or parts.category
+    return Record(
+        id=record_id,
+        text=text,
+        tag=_string(known, "tag") or parts.tag,
+        category=category,
+        explanation=_string(known, "explanation") or parts.explanation,
+        source=_string(known, "source"),
+        post_count=_count(known),
+        aliases=_aliases(known),
+        nsfw=_nsfw(known, category),
+        deprecated=_flag(known, "deprecated") or _flag(known, "is_deprecated") or False,
+    )
+
+
+def _identifier(fields: Mapping[str, Any]) -> str:
+    value = fields.get("id")
+    if value is None:
+        raise RejectedError(Reason.MISSING_ID)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise RejectedError(Reason.WRONG_TYPE, f"id is a {type(value).__name__}, not a string or an integer")
+    if not value.strip():
+        raise RejectedError(Reason.EMPTY_ID)
+    return _unicode(value, "id")
+
+
+def _text(fields: Mapping[str, Any]) -> str:
+    value = fields.get("text")
+    if value is None:
+        raise RejectedError(Reason.MISSING_TEXT)
+    if not isinstance(value, str):
+        raise RejectedError(Reason.WRONG_TYPE, f"text is a {type(value).__name__}, not a string")
+    if not value.strip():
+        raise RejectedError(Reason.EMPTY_TEXT)
+    _unicode(value, "text")
+    if len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES:
+        raise RejectedError(Reason.TEXT_TOO_LONG, f"{len(value.encode())} bytes; at most {MAX_TEXT_BYTES}")
+    return value
+
+
+def _unicode(value: str, name: str) -> str:
+    """`value`, if it can be written as UTF-8: JSON admits lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RejectedError(Reason.INVALID_UNICODE, f"{name}: {error.reason} at character {error.start}") from None
+    return value
+
+
+def _string(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise RejectedError(Reason.WRONG_TYPE, f"{name} is a {type(value).__name__}, not a string")
+    return _unicode(str(value), name)
+
+
+def _count(fields: Mapping[str, Any]) -> int | None:
+    value = fields.get("post_count")
+    if value is None or value == "":
+        return None
+    try:
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            raise ValueError
+        count = int(value)
+    except (ValueError, TypeError, OverflowError):
+        raise RejectedError(Reason.WRONG_TYPE, f"post_count is {str(value)[:40]!r}, not an integer") from None
+    if abs(count) > INT64_MAX:
+        raise RejectedError(Reason.WRONG_TYPE, f"post_count {str(count)[:40]} does not fit 64 bits")
+    return count
+
+
+def _aliases(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    value = fields.get("aliases")
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, (list, tuple)) or not all(isinstance(alias, str) for alias in value):
+        raise RejectedError(Reason.WRONG_TYPE, "aliases is not a list of strings")
+    return tuple(_unicode(alias.strip(), "aliases") for alias in value if alias.strip())
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool | None:
+    value = fields.get(name)
+    if value is None or isinstance(value, bool):
+        return value
+    if value in (0, 1):
+        return bool(value)
+    raise RejectedError(Reason.WRONG_TYPE, f"{name} is {str(value)[:40]!r}, not true or false")
+
+
+def _nsfw(fields: Mapping[str, Any], category: str) -> bool:
+    """The input's `nsfw`; else true for rating q or e; else true for the category NSFW."""
+    flag = _flag(fields, "nsfw")
+    if flag is not None:
+        return flag
+    if _string(fields, "rating").strip().lower() in NSFW_RATINGS:
+        return True
+    return category.strip().lower() == "nsfw"

@@ -1,0 +1,226 @@
+"""Search: dense, sparse, ColBERT and hybrid over the published generation, exact, each score apart.
+
+with TagIndex.open("my-index") as index:
+    for hit in index.search("穿水手服的女孩", limit=5):
+        print(hit.tag, hit.score)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from danbooru_index.batches import Encoding
+from danbooru_index.checkpoint import resolve_model
+from danbooru_index.config import Device, Mode, Precision, Weights
+from danbooru_index.encoder import Encoder, Tokenizer, probe_device
+from danbooru_index.errors import ModelError, UsageError
+from danbooru_index.generations import Generation, IndexRoot
+from danbooru_index.reader import GenerationReader, Rows, Scores
+
+CANDIDATES = 200
+LARGEST_LIMIT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One answer: the record, its score in the mode asked for, and the score of each mode."""
+
+    rank: int
+    score: float
+    dense: float
+    sparse: float
+    colbert: float
+    id: str
+    tag: str
+    category: str
+    text: str
+    source: str
+    post_count: int | None
+    aliases: list[str]
+    nsfw: bool
+    deprecated: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuery:
+    """A query's three outputs: `dense` [D], `sparse` by token id, `colbert` [tokens - 1, C]."""
+
+    dense: np.ndarray[Any, Any]
+    sparse: dict[int, float]
+    colbert: np.ndarray[Any, Any]
+
+
+class QueryEncoder:
+    """The model that built an index, for queries: loaded once, on this machine's GPU or CPU."""
+
+    def __init__(self, generation: Generation, model: str | None = None, device: Device = Device.AUTO) -> None:
+        built = generation.manifest.model
+        name = model or _model_of(built)
+        checkpoint = resolve_model(name)
+        if checkpoint.model_id != built["id"]:
+            raise ModelError(
+                f"this index was built by {built['name']} (id {built['id'][:12]}), but {name} is another model "
+                f"(id {checkpoint.model_id[:12]}): pass --model with the one that built it"
+            )
+        info = probe_device(device, Precision.AUTO)
+        precision = Precision.FP16 if info.kind == "cuda" else Precision.FP32
+        self._tokenizer = Tokenizer(checkpoint.path, generation.manifest.fingerprint["max_length"])
+        self._encoder = Encoder(checkpoint.path, Device(info.kind), precision)
+        self._instruction = generation.manifest.query_instruction
+
+    def __call__(self, queries: list[str]) -> list[EncodedQuery]:
+        """Encode queries, the index's query instruction before each."""
+        encoding = self._encoder.encode(self._tokenizer([self._instruction + query for query in queries]))
+        return [query_of(encoding, row) for row in range(len(queries))]
+
+
+def _model_of(built: dict[str, Any]) -> str:
+    """The model an index names: where it was on the machine that built it, else its name."""
+    return built["path"] if Path(built["path"]).is_dir() else str(built["name"])
+
+
+def query_of(encoding: Encoding, row: int) -> EncodedQuery:
+    """One text of an encoding, as a query."""
+    return EncodedQuery(encoding.dense[row], encoding.sparse_row(row), encoding.colbert_row(row))
+
+
+class TagIndex:
+    """The published generation of an index, and the model that built it (loaded at the first query)."""
+
+    def __init__(self, generation: Generation, model: str | None = None, device: Device = Device.AUTO) -> None:
+        self.generation = generation
+        self._reader = GenerationReader(generation)
+        self._model, self._device = model, device
+        self._encode: QueryEncoder | None = None
+
+    @classmethod
+    def open(cls, root: str | Path, *, model: str | None = None, device: Device = Device.AUTO) -> Self:
+        """Open the generation that is published now. Raises `StorageError` where there is none."""
+        return cls(IndexRoot(root).current(), model, device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._encode = None
+
+    def search(
+        self,
+        query: str,
+        *,
+        mode: Mode | str = Mode.HYBRID,
+        limit: int = 10,
+        weights: Weights = Weights(),
+        nsfw: bool = False,
+    ) -> list[Hit]:
+        """The `limit` best tags for a query in any language, best first. NSFW tags only where `nsfw`.
+
+        Raises `UsageError` for an empty query or a limit out of range, `ModelError` when the model is another.
+        """
+        if not query.strip():
+            raise UsageError("the query is empty")
+        if not 1 <= limit <= LARGEST_LIMIT:
+            raise UsageError(f"--limit must be between 1 and {LARGEST_LIMIT}, not {limit}")
+        if self._encode is None:
+            self._encode = QueryEncoder(self.generation, self._model, self._device)
+        ranked = rank(self._reader, self._encode([query])[0], Mode(mode), limit, weights, nsfw=nsfw)
+        return _hits(self._reader, ranked)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Rows, best first, with the score that ordered them and the score of each mode."""
+
+    rows: Rows
+    score: Scores
+    dense: Scores
+    sparse: Scores
+    colbert: Scores
+
+
+def rank(
+    reader: GenerationReader, query: EncodedQuery, mode: Mode, limit: int, weights: Weights = Weights(), *, nsfw: bool
+) -> Ranking:
+    """Order rows by a mode; hybrid scores the union of the dense and the sparse candidates exactly in all three."""
+    sparse = reader.sparse_scores(query.sparse)
+    if not nsfw:
+        sparse = np.where(reader.nsfw, -1, sparse).astype(np.float32)
+    colbert_all = None
+    if mode is Mode.COLBERT:
+        colbert_all = reader.colbert_all(query.colbert)
+        if not nsfw:
+            colbert_all = np.where(reader.nsfw, -np.inf, colbert_all).astype(np.float32)
+        rows = top(colbert_all, limit)
+        rows = rows[np.isfinite(colbert_all[rows])]
+    elif mode is Mode.DENSE:
+        rows = reader.dense_top(query.dense, limit, nsfw=nsfw)[0]
+    elif mode is Mode.SPARSE:
+        rows = _positive(sparse, limit)
+    else:
+        count = max(CANDIDATES, 4 * limit)
+        rows = np.union1d(reader.dense_top(query.dense, count, nsfw=nsfw)[0], _positive(sparse, count))
+    scores = {
+        Mode.DENSE: reader.dense_scores(query.dense, rows),
+        Mode.SPARSE: np.maximum(sparse[rows], 0),
+        Mode.COLBERT: reader.colbert_scores(query.colbert, rows) if colbert_all is None else colbert_all[rows],
+    }
+    combined = _combine(scores, weights) if mode is Mode.HYBRID else scores[mode]
+    order = np.lexsort((rows, -combined))[:limit]
+    parts = [scores[part][order] for part in (Mode.DENSE, Mode.SPARSE, Mode.COLBERT)]
+    return Ranking(rows[order], combined[order], *parts)
+
+
+def _combine(scores: dict[Mode, Scores], weights: Weights) -> Scores:
+    """FlagEmbedding's `colbert+sparse+dense`: the weighted mean of the three."""
+    total = (
+        weights.dense * scores[Mode.DENSE]
+        + weights.sparse * scores[Mode.SPARSE]
+        + weights.colbert * scores[Mode.COLBERT]
+    )
+    return np.asarray(total / weights.total, dtype=np.float32)
+
+
+def top(scores: Scores, count: int) -> Rows:
+    """The rows of the `count` highest scores, best first, ties in row order."""
+    count = min(count, len(scores))
+    if not count:
+        return np.empty(0, np.int64)
+    threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
+    rows = np.flatnonzero(scores >= threshold)
+    return rows[np.lexsort((rows, -scores[rows]))][:count]
+
+
+def _positive(scores: Scores, count: int) -> Rows:
+    rows = top(scores, count)
+    return rows[scores[rows] > 0]
+
+
+def _hits(reader: GenerationReader, ranking: Ranking) -> list[Hit]:
+    hits = []
+    for place, record in enumerate(reader.records(ranking.rows)):
+        scores: dict[str, Any] = {
+            name: float(getattr(ranking, name)[place]) for name in ("score", "dense", "sparse", "colbert")
+        }
+        hits.append(Hit(rank=place + 1, **scores, **record))
+    return hits
+
+
+def format_hits(query: str, hits: Iterable[Hit]) -> str:
+    """A small table for a terminal; CJK characters count as two columns."""
+    lines = [f"{query}", f"  {'':>2}  {'score':>6} {'dense':>6} {'sparse':>6} {'colbert':>7}  text"]
+    for hit in hits:
+        text = hit.text if len(hit.text) <= 70 else hit.text[:69] + "…"
+        lines.append(
+            f"  {hit.rank:>2}  {hit.score:>6.3f} {hit.dense:>6.3f} {hit.sparse:>6.3f} {hit.colbert:>7.3f}  {text}"
+        )
+    if len(lines) == 2:
+        lines.append("  nothing found")
+    return "\n".join(lines)

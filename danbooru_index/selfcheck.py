@@ -1,0 +1,71 @@
+"""The last check before publishing: sampled records, encoded anew by themselves, must find themselves in every mode.
+
+Called by `pipeline` on the committed tables, before they are sealed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from danbooru_index.batches import Encoding
+from danbooru_index.config import Mode
+from danbooru_index.reader import GenerationReader
+from danbooru_index.search import EncodedQuery, query_of
+
+TIE = 2e-3
+COLBERT_CANDIDATES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A record of the input that must be in the tables."""
+
+    id: str
+    text: str
+
+
+def self_queries(reader: GenerationReader, samples: list[Sample], encoding: Encoding) -> list[str]:
+    """Query with each sample's own text; return what did not find itself, in words.
+
+    An identical text or a tied score passes; a record without sparse weights is exempt in that mode, where the stored
+    weights must give the score that the text has with itself (another text may hold the same tokens with larger
+    weights). ColBERT is scored exactly over the dense candidates and the record itself.
+    """
+    problems = []
+    for place, sample in enumerate(samples):
+        row = reader.row_of(sample.id)
+        if row is None:
+            problems.append(f"record {sample.id} is in no table")
+            continue
+        query = query_of(encoding, place)
+        for mode in (Mode.DENSE, Mode.SPARSE, Mode.COLBERT):
+            if not _finds_itself(reader, query, row, mode):
+                problems.append(f"record {sample.id} does not find itself by {mode.value}")
+    return problems
+
+
+def _finds_itself(reader: GenerationReader, query: EncodedQuery, row: int, mode: Mode) -> bool:
+    if mode is Mode.SPARSE:
+        if not query.sparse:
+            return True
+        return _reaches(reader.sparse_scores(query.sparse)[row], _own_sparse(query))
+    rows, scores = reader.dense_top(query.dense, COLBERT_CANDIDATES, nsfw=True)
+    if mode is Mode.DENSE:
+        return bool(row in rows.tolist() and scores[rows == row][0] >= scores[0] - TIE) or reader.tied_text(
+            row, int(rows[0])
+        )
+    rows = np.unique(np.append(rows, row))
+    found = reader.colbert_scores(query.colbert, rows)
+    own = found[rows == row][0]
+    return bool(own >= found.max() - TIE) or reader.tied_text(row, int(rows[int(found.argmax())]))
+
+
+def _own_sparse(query: EncodedQuery) -> float:
+    return float(sum(weight**2 for weight in query.sparse.values()))
+
+
+def _reaches(score: float, own: float) -> bool:
+    """Whether a stored row's score is what the text scores against itself, within the precision of the build."""
+    return bool(abs(float(score) - own) <= 0.02 * max(1.0, own))

@@ -1,0 +1,234 @@
+"""Shards: slices of the input that are done or not done as a whole, identified by their content.
+
+`list_shards` lists the shards of a folder, a glob or a Parquet file (cutting files that are too large by rows);
+`mark_duplicates` finds ids that occur twice; `read_shard` reads one shard. Rows keep the input's order all the way.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from danbooru_index.config import MAX_TEXT_BYTES
+from danbooru_index.errors import InputError
+from danbooru_index.records import Reason, Record, Reject
+from danbooru_index.sources import parse_rows
+from danbooru_index.uniqueness import DuplicateFilter, IdHashes
+
+RECORD_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("tag", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("explanation", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("post_count", pa.int64()),
+        pa.field("aliases", pa.list_(pa.string()), nullable=False),
+        pa.field("nsfw", pa.bool_(), nullable=False),
+        pa.field("deprecated", pa.bool_(), nullable=False),
+    ]
+)
+LARGEST_SHARD_ROWS = 16_384
+LARGEST_SHARD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows `start` to `start + rows` of one Parquet file; `id` comes from the file's content and the range.
+
+    `drop` holds the rows (counted from the shard's first) whose id occurred earlier in the input.
+    """
+
+    id: str
+    path: str
+    start: int
+    rows: int
+    digest: str
+    drop: tuple[int, ...] = ()
+
+
+def to_table(records: list[Record]) -> pa.Table:
+    """Records -> an Arrow table of `RECORD_SCHEMA`."""
+    columns = {name: [getattr(record, name) for record in records] for name in RECORD_SCHEMA.names}
+    return pa.table(columns, schema=RECORD_SCHEMA)
+
+
+def list_shards(spec: str) -> list[Shard]:
+    """The shards of a folder, a glob or one Parquet file, in name order.
+
+    Raises `InputError` for a path that is not there, a folder without Parquet, a file that is not whole or has no
+    `id` and `text`. Every file is hashed, so that a changed file is another shard.
+    """
+    shards: list[Shard] = []
+    seen: Counter[str] = Counter()
+    for path in _parquet_files(spec):
+        file = _open_parquet(path)
+        digest = file_digest(path)
+        seen[digest] += 1
+        copy = f"-copy{seen[digest]}" if seen[digest] > 1 else ""
+        ranges = list(_ranges(file))
+        for start, rows in ranges:
+            part = f"-r{start}-{rows}" if len(ranges) > 1 else ""
+            shards.append(Shard(f"{digest[:32]}{part}{copy}", str(path), start, rows, digest))
+    if not shards:
+        raise InputError(f"{spec}: the Parquet files hold no row")
+    return shards
+
+
+def _parquet_files(spec: str) -> list[Path]:
+    path = Path(spec)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith((".", "_")))
+        if not files:
+            raise InputError(f"{spec}: no .parquet file in this folder; make them with danbooru-index prepare")
+        return files
+    files = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(spec, recursive=True))
+    if not files:
+        raise InputError(f"{spec}: no such file or folder")
+    return files
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise InputError(f"{path}: not a whole Parquet file ({reason}); write or fetch it again") from None
+    missing = {"id", "text"} - set(file.schema_arrow.names)
+    if missing:
+        raise InputError(
+            f"{path}: no column {' and '.join(sorted(missing))}; it has {', '.join(file.schema_arrow.names)}; "
+            "build needs id and text: make shards with danbooru-index prepare"
+        )
+    return file
+
+
+def _ranges(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of each shard of a file: the whole file, else runs of row groups, else rows of a large one."""
+    start = rows = size = 0
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        too_large = rows + group.num_rows > LARGEST_SHARD_ROWS or size + group.total_byte_size > LARGEST_SHARD_BYTES
+        if rows and too_large:
+            yield start, rows
+            start, rows, size = start + rows, 0, 0
+        rows, size = rows + group.num_rows, size + group.total_byte_size
+        while rows > LARGEST_SHARD_ROWS:
+            yield start, LARGEST_SHARD_ROWS
+            start, rows, size = start + LARGEST_SHARD_ROWS, rows - LARGEST_SHARD_ROWS, 0
+    if rows:
+        yield start, rows
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_rows(shard: Shard, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a shard, as they are in its file."""
+    try:
+        file = pq.ParquetFile(shard.path)
+        groups: list[int] = []
+        first = at = 0
+        for number in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(number).num_rows
+            if at < shard.start + shard.rows and at + rows > shard.start:
+                first = first if groups else at
+                groups.append(number)
+            at += rows
+        return file.read_row_groups(groups, columns=columns).slice(shard.start - first, shard.rows)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{shard.path}: cannot be read ({str(error).splitlines()[0][:160]})") from None
+
+
+def read_shard(shard: Shard) -> tuple[pa.Table, list[Reject]]:
+    """The records of a shard (`RECORD_SCHEMA`) and its rejects; raise `InputError` where the file has changed."""
+    if os.path.getsize(shard.path) < LARGEST_SHARD_BYTES and file_digest(shard.path) != shard.digest:
+        raise InputError(f"{shard.path}: changed since the build began; run the build again")
+    rows = read_rows(shard)
+    if not shard.drop and is_prepared(rows):
+        return rows.select(RECORD_SCHEMA.names).cast(RECORD_SCHEMA), []
+    records: list[Record] = []
+    rejects: list[Reject] = []
+    dropped = set(shard.drop)
+    for line, item in parse_rows(rows, shard.path, shard.start):
+        row = line - shard.start - 1
+        if isinstance(item, Record) and row in dropped:
+            item = Reject(Reason.DUPLICATE_ID, shard.path, line, item.id, item.text[:2000])
+        if isinstance(item, Reject):
+            rejects.append(item)
+        else:
+            records.append(item)
+    return to_table(records), rejects
+
+
+def is_prepared(rows: pa.Table) -> bool:
+    """Whether `prepare` could have written these rows: its columns and types, and every id and text usable."""
+    if not set(RECORD_SCHEMA.names) <= set(rows.column_names):
+        return False
+    chosen = rows.select(RECORD_SCHEMA.names)
+    if any(chosen.schema.field(f.name).type != f.type for f in RECORD_SCHEMA):
+        return False
+    if any(chosen[f.name].null_count for f in RECORD_SCHEMA if not f.nullable):
+        return False
+    try:
+        chosen.validate(full=True)
+    except pa.ArrowException:
+        return False
+    empty = any(pc.any(pc.equal(pc.utf8_trim_whitespace(rows[name]), "")).as_py() for name in ("id", "text"))
+    too_long = pc.max(pc.binary_length(rows["text"])).as_py() or 0
+    return not empty and too_long <= MAX_TEXT_BYTES
+
+
+def mark_duplicates(shards: list[Shard]) -> list[Shard]:
+    """The same shards, each knowing which of its rows repeat the id of an earlier record.
+
+    Reads the id column of everything once; only where two ids may be equal, the texts of those shards too, since a
+    record that is itself unusable does not make a later one a duplicate.
+    """
+    hashes = IdHashes()
+    for shard in shards:
+        for record_id in _ids(shard):
+            if record_id is not None:
+                hashes.add(record_id)
+    suspects = hashes.suspects()
+    if not len(suspects):
+        return shards
+    duplicates = DuplicateFilter(suspects)
+    return [_marked(shard, duplicates) for shard in shards]
+
+
+def _ids(shard: Shard) -> list[str | None]:
+    """The ids of a shard as strings; None for one that is null, of a wrong type or not UTF-8."""
+    column = read_rows(shard, ["id"])["id"]
+    if pa.types.is_integer(column.type):
+        return [None if value is None else str(value) for value in column.to_pylist()]
+    try:
+        values = column.cast(pa.string()).cast(pa.binary()).to_pylist()
+    except pa.ArrowException:
+        return [None] * len(column)
+    return [None if value is None else value.decode(errors="replace") for value in values]
+
+
+def _marked(shard: Shard, duplicates: DuplicateFilter) -> Shard:
+    ids = _ids(shard)
+    if not any(record_id is not None and duplicates.is_suspect(record_id) for record_id in ids):
+        return shard
+    drop = tuple(
+        line - shard.start - 1
+        for line, item in parse_rows(read_rows(shard), shard.path, shard.start)
+        if isinstance(item, Record) and duplicates.is_duplicate(item.id)
+    )
+    return replace(shard, drop=drop)

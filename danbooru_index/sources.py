@@ -1,0 +1,226 @@
+"""Tag dumps as users have them: JSON lines, the autocomplete CSV, Parquet, plain or compressed -> records and rejects.
+
+In: paths of files and folders. Out: a stream of `Record` and `Reject` in input order. Called by `shards.prepare`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from danbooru_index.errors import InputError, UsageError
+from danbooru_index.records import (
+    Reason,
+    Record,
+    Reject,
+    RejectedError,
+    parse_csv_row,
+    parse_fields,
+    parse_line,
+)
+
+LINE_SUFFIXES = (".jsonl", ".json", ".ndjson")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+LONGEST_LINE = 16 << 20
+OWN_FILES = ("rejects.jsonl", "prepare.json")
+UTF8_BOM = b"\xef\xbb\xbf"
+
+csv.field_size_limit(LONGEST_LINE)
+
+
+Located = tuple[int, Record | Reject]  # the line or row, from 1, and what stood there
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a text file, without its line end; None where it is longer than `LONGEST_LINE`."""
+
+    number: int
+    content: bytes | None
+
+
+def list_inputs(paths: tuple[str, ...]) -> list[Path]:
+    """The files behind the given paths, folders in name order; raise `InputError` for what is not there."""
+    found: list[Path] = []
+    for word in paths:
+        path = Path(word)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) and not _hidden(p, path))
+            if not inside:
+                raise InputError(f"{path}: no .jsonl, .csv or .parquet file in this folder")
+            found += inside
+        elif not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        elif not _kind(path):
+            raise UsageError(f"{path}: unknown kind of file; known are .jsonl, .csv (each also .gz, .zst) and .parquet")
+        else:
+            found.append(path)
+    return found
+
+
+def read_records(path: Path, translations: dict[str, str]) -> Iterator[Located]:
+    """Every record of one file, in order; a record that cannot be used comes as a `Reject`."""
+    kind = _kind(path)
+    try:
+        if kind == ".parquet":
+            yield from _read_parquet(path)
+        elif kind == ".csv":
+            yield from _read_csv(path, translations)
+        else:
+            yield from _read_jsonl(path)
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read to its end ({_first_line(error)}); fetch or write it again") from None
+
+
+def read_translations(path: str | None) -> dict[str, str]:
+    """The `--translations` file, `tag,text` a row -> {tag: text}; later rows win."""
+    if path is None:
+        return {}
+    table: dict[str, str] = {}
+    try:
+        for line in _lines(Path(path)):
+            row = _csv_row(line, path)
+            if len(row) < 2:
+                raise InputError(f"{path}:{line.number}: two columns are needed, tag,text")
+            table[row[0].strip()] = row[1].strip()
+    except RejectedError as error:
+        raise InputError(f"{path}: {error.detail or error.reason.value}: --translations takes CSV, tag,text") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from None
+    return {tag: text for tag, text in table.items() if text}
+
+
+def _read_jsonl(path: Path) -> Iterator[Located]:
+    for line in _lines(path):
+        try:
+            yield line.number, parse_line(_decode(line))
+        except RejectedError as error:
+            if line.number == 1 and line.content and line.content.lstrip()[:1] == b"[":
+                raise InputError(
+                    f"{path}: a JSON array; one record a line is needed: jq -c '.[]' {path.name} > {path.stem}.jsonl"
+                ) from None
+            yield line.number, _reject(error, path, line)
+
+
+def _read_csv(path: Path, translations: dict[str, str]) -> Iterator[Located]:
+    for line in _lines(path):
+        try:
+            row = _csv_row(line, str(path))
+            if line.number == 1 and _is_header(row):
+                continue
+            yield line.number, parse_csv_row(row, translations.get(row[0].strip()))
+        except RejectedError as error:
+            yield line.number, _reject(error, path, line)
+
+
+def _read_parquet(path: Path) -> Iterator[Located]:
+    file = pq.ParquetFile(path)
+    missing = {"id", "text"} - set(file.schema_arrow.names)
+    if missing:
+        raise InputError(
+            f"{path}: no column {' and '.join(sorted(missing))}; it has {', '.join(file.schema_arrow.names)}"
+        )
+    number = 0
+    for batch in file.iter_batches(batch_size=4096):
+        yield from parse_rows(batch, str(path), number)
+        number += batch.num_rows
+
+
+def parse_rows(rows: pa.RecordBatch | pa.Table, source: str, offset: int) -> Iterator[Located]:
+    """Arrow rows with `id` and `text` -> a record or a reject each; `offset` rows of `source` came before."""
+    for number, fields in enumerate(_pylist(rows), start=offset + 1):
+        try:
+            if fields is None:
+                raise RejectedError(Reason.INVALID_UNICODE, "the row holds bytes that are not UTF-8")
+            yield number, parse_fields(fields)
+        except RejectedError as error:
+            content = "" if fields is None else repr({k: fields.get(k) for k in ("id", "text")})[:2000]
+            content = content.encode(errors="replace").decode()
+            yield number, Reject(error.reason, source, number, error.detail, content)
+
+
+def _pylist(rows: pa.RecordBatch | pa.Table) -> list[dict[str, object] | None]:
+    """The rows as dicts; None for one that Arrow cannot turn into Python strings."""
+    try:
+        return list(rows.to_pylist())
+    except UnicodeDecodeError:
+        if rows.num_rows == 1:
+            return [None]
+        return [item for at in range(rows.num_rows) for item in _pylist(rows.slice(at, 1))]
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    """The lines of a text file, decompressed, without BOM and line ends; empty lines are passed over."""
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    raw = pa.input_stream(str(path), compression=compression)
+    with io.BufferedReader(raw, buffer_size=1 << 20) as stream:
+        start = stream.peek(4)[:4]
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise InputError(f"{path}: UTF-16 text; UTF-8 is needed: iconv -f UTF-16 -t UTF-8 {path.name}")
+        if start.startswith(UTF8_BOM):
+            stream.read(len(UTF8_BOM))
+        number = 0
+        while content := stream.readline(LONGEST_LINE):
+            number += 1
+            if len(content) == LONGEST_LINE and not content.endswith(b"\n"):
+                while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield Line(number, None)
+                continue
+            content = content.rstrip(b"\r\n")
+            if content.strip():
+                yield Line(number, content)
+
+
+def _decode(line: Line) -> str:
+    if line.content is None:
+        raise RejectedError(Reason.TEXT_TOO_LONG, f"a line of more than {LONGEST_LINE} bytes")
+    try:
+        return line.content.decode()
+    except UnicodeDecodeError as error:
+        raise RejectedError(Reason.INVALID_UNICODE, f"{error.reason} at byte {error.start}") from None
+
+
+def _csv_row(line: Line, source: str) -> list[str]:
+    """One line is one row: an unclosed quote spoils its own row, not the rest of the file."""
+    try:
+        rows = list(csv.reader([_decode(line)], strict=True))
+    except csv.Error as error:
+        raise RejectedError(Reason.UNPARSABLE_LINE, f"{source}:{line.number}: {error}") from None
+    return rows[0] if rows and rows[0] else [""]
+
+
+def _is_header(row: list[str]) -> bool:
+    """Whether a first row names columns: a tag called `name` has a number in its second column."""
+    return len(row) > 1 and row[0].strip().lower() in ("name", "tag") and not row[1].strip().isdigit()
+
+
+def _reject(error: RejectedError, path: Path, line: Line) -> Reject:
+    content = (line.content or b"")[:2000].decode(errors="replace")
+    return Reject(error.reason, str(path), line.number, error.detail, content)
+
+
+def _kind(path: Path) -> str:
+    """`.jsonl`, `.csv`, `.parquet`, or empty for a file of another kind."""
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+        last = suffixes[-1] if suffixes else ""
+        return ".jsonl" if last in LINE_SUFFIXES else last if last == ".csv" else ""
+    last = suffixes[-1] if suffixes else ""
+    return ".jsonl" if last in LINE_SUFFIXES else last if last in (".csv", ".parquet") else ""
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    """Whether a file in a folder is not an input: hidden, or written by `prepare` beside its shards."""
+    return path.name in OWN_FILES or any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

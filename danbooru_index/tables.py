@@ -1,0 +1,349 @@
+"""The three LanceDB tables: fragments of a shard, its completion record, the commit of all of them, verification.
+
+An actor writes the fragments of a shard and then creates one completion record, atomically and only if absent: that
+file makes the shard done, for the three tables at once. The tables are a function of these records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+os.environ.setdefault("LANCE_LOG", "error")  # Lance logs two warnings for every shard; read when it is imported
+warnings.filterwarnings("ignore", message="lance is not fork-safe")
+
+import lance
+import pyarrow as pa
+from lance.file import LanceFileReader
+from lance.fragment import FragmentMetadata, write_fragments
+
+from danbooru_index.batches import Encoding
+from danbooru_index.durable import create_exclusive, sync
+from danbooru_index.errors import StorageError
+from danbooru_index.packing import TableDigest, TableSpec, count_non_finite, pack
+
+LANCE_STORAGE_VERSION = "2.2"
+RECORD_VERSION = 1
+COMMIT_TRIES = 20
+
+
+@dataclass(slots=True)
+class TablePart:
+    """What a shard put into one table."""
+
+    fragments: list[dict[str, Any]] = field(default_factory=list)
+    rows: int = 0
+    bytes: int = 0
+    digest: str = ""
+
+
+@dataclass(slots=True)
+class CompletionRecord:
+    """The proof that a shard is done: its fragments in the three tables, counts, rejects, digests and timings."""
+
+    shard: str
+    fingerprint: str
+    attempt: str
+    rows: int
+    read: int
+    tables: dict[str, TablePart]
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """JSON with a checksum over its body."""
+        body = json.dumps({"version": RECORD_VERSION, **asdict(self)}, ensure_ascii=False, sort_keys=True)
+        checksum = hashlib.sha256(body.encode()).hexdigest()
+        return json.dumps({"checksum": checksum, "body": body}, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        """Parse and check; raise `ValueError` for a record that is not whole."""
+        envelope = json.loads(content)
+        if not isinstance(envelope, dict) or not isinstance(envelope.get("body"), str):
+            raise ValueError("not a completion record")
+        if hashlib.sha256(envelope["body"].encode()).hexdigest() != envelope.get("checksum"):
+            raise ValueError("checksum differs")
+        body = json.loads(envelope["body"])
+        if body.pop("version") != RECORD_VERSION:
+            raise ValueError("unknown version")
+        body["tables"] = {name: TablePart(**part) for name, part in body["tables"].items()}
+        return cls(**body)
+
+
+def record_path(generation: Path, shard: str) -> Path:
+    """Where the completion record of a shard is, or would be."""
+    return generation / "shards" / f"{shard}.json"
+
+
+class ShardWriter:
+    """Writes one shard's fragments: ColBERT slice by slice as it comes, the two small tables at the end."""
+
+    def __init__(self, generation: Path, shard: str, specs: tuple[TableSpec, ...]) -> None:
+        self._generation = generation
+        self._shard = shard
+        self._specs = specs
+        self._waiting: dict[str, list[pa.Table]] = {spec.name: [] for spec in specs}
+        self._digests = {spec.name: TableDigest() for spec in specs}
+        self._files: list[Path] = []
+        self.parts = {spec.name: TablePart() for spec in specs}
+        self.attempt = uuid.uuid4().hex
+
+    def write(self, records: pa.Table, encoding: Encoding) -> None:
+        """Add the next rows; raise `StorageError` when they cannot be written."""
+        for spec in self._specs:
+            table = pack(spec, records, self._shard, encoding)
+            if bad := count_non_finite(table, spec.column):
+                raise StorageError(f"shard {self._shard}: {bad} non-finite values for table {spec.name}")
+            self._digests[spec.name].update(table)
+            self._waiting[spec.name].append(table)
+            if spec.name == "colbert":
+                self._flush(spec)
+
+    def finish(self) -> dict[str, TablePart]:
+        """Write what waits, make all of it durable, read it back and compare; return the parts of the tables."""
+        for spec in self._specs:
+            self._flush(spec)
+            part, digest = self.parts[spec.name], self._digests[spec.name]
+            part.rows, part.digest = digest.rows, digest.hexdigest()
+            self._check(spec, part)
+        return self.parts
+
+    def discard(self) -> None:
+        """Delete this attempt's own files."""
+        for path in self._files:
+            path.unlink(missing_ok=True)
+
+    def _flush(self, spec: TableSpec) -> None:
+        tables, self._waiting[spec.name] = self._waiting[spec.name], []
+        if not sum(table.num_rows for table in tables):
+            return
+        folder = table_path(self._generation, spec.name)
+        try:
+            fragments = write_fragments(
+                pa.concat_tables(tables),
+                str(folder),
+                schema=spec.schema,
+                mode="overwrite",
+                data_storage_version=LANCE_STORAGE_VERSION,
+            )
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be written ({_reason(error)})") from None
+        assert isinstance(fragments, list)
+        for fragment in fragments:
+            self.parts[spec.name].fragments.append(fragment.to_json())
+            self._files += [folder / "data" / file.path for file in fragment.files]
+
+    def _check(self, spec: TableSpec, part: TablePart) -> None:
+        """Lance can swallow the error of a file's last write: fsync, read again, compare digests."""
+        digest = TableDigest()
+        folder = table_path(self._generation, spec.name)
+        for path in fragment_files(folder, part.fragments):
+            sync(path)
+            part.bytes += path.stat().st_size
+        for batch in read_fragments(folder, part.fragments):
+            digest.update(batch)
+        if part.fragments:
+            sync(folder / "data")
+            sync(folder)
+        if digest.rows != part.rows or (part.rows and digest.hexdigest() != part.digest):
+            raise StorageError(f"{folder}: what was written for shard {self._shard} cannot be read back")
+
+
+def table_path(generation: Path, name: str) -> Path:
+    """The folder of a table."""
+    return generation / f"{name}.lance"
+
+
+def fragment_files(folder: Path, fragments: list[dict[str, Any]]) -> list[Path]:
+    """The data files that fragments name, in order."""
+    return [folder / "data" / file["path"] for fragment in fragments for file in fragment["files"]]
+
+
+def read_fragments(folder: Path, fragments: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+    """The rows of uncommitted fragments, read from their files; raise `StorageError` for one that is not whole."""
+    for path in fragment_files(folder, fragments):
+        try:
+            yield from LanceFileReader(str(path)).read_all(batch_size=1024).to_batches()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise StorageError(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+def complete(generation: Path, record: CompletionRecord) -> bool:
+    """Create the completion record; return whether the shard is now done by this attempt. The first writer wins."""
+    path = record_path(generation, record.shard)
+    if create_exclusive(path, record.to_bytes()):
+        return True
+    with contextlib.suppress(ValueError, OSError):
+        return CompletionRecord.from_bytes(path.read_bytes()).attempt == record.attempt
+    return False
+
+
+def read_record(generation: Path, shard: str) -> tuple[CompletionRecord | None, str]:
+    """One completion record and no problem, or None and what is wrong with it."""
+    path = record_path(generation, shard)
+    try:
+        return CompletionRecord.from_bytes(path.read_bytes()), ""
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        return None, f"{path}: the completion record cannot be read ({type(error).__name__}: {str(error)[:80]})"
+
+
+def read_records(generation: Path, shards: list[str], fingerprint: str) -> dict[str, CompletionRecord]:
+    """The completion records that can be believed, by shard: whole, of this fingerprint, their files there in size.
+
+    A bad one is renamed to `<id>.json.bad-<n>`, so that the shard is done again. Only the owner may call this.
+    """
+    found: dict[str, CompletionRecord] = {}
+    for shard in shards:
+        path = record_path(generation, shard)
+        try:
+            record = CompletionRecord.from_bytes(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError, KeyError, OSError):
+            _set_aside(path)
+            continue
+        if record.fingerprint == fingerprint and record.shard == shard and _files_are_there(generation, record):
+            found[shard] = record
+        else:
+            _set_aside(path)
+    return found
+
+
+def _set_aside(path: Path) -> None:
+    number = 1
+    while (bad := path.with_name(f"{path.name}.bad-{number}")).exists():
+        number += 1
+    path.rename(bad)
+    sync(path.parent)
+
+
+def _files_are_there(generation: Path, record: CompletionRecord) -> bool:
+    for name, part in record.tables.items():
+        folder = table_path(generation, name)
+        for fragment in part.fragments:
+            for file in fragment["files"]:
+                try:
+                    if (folder / "data" / file["path"]).stat().st_size != file["file_size_bytes"]:
+                        return False
+                except OSError:
+                    return False
+    return True
+
+
+def commit(generation: Path, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> dict[str, int]:
+    """Make each table exactly the fragments of `records`, in their order; return the version of each.
+
+    An overwrite with a read version is a compare-and-swap, and repeating it changes nothing.
+    """
+    return {spec.name: _commit_table(generation, spec, records) for spec in specs}
+
+
+def _commit_table(generation: Path, spec: TableSpec, records: list[CompletionRecord]) -> int:
+    folder = table_path(generation, spec.name)
+    fragments = [
+        FragmentMetadata.from_json(json.dumps(fragment))
+        for record in records
+        for fragment in record.tables[spec.name].fragments
+    ]
+    problem: Exception | None = None
+    for _ in range(COMMIT_TRIES):
+        try:
+            dataset = lance.LanceDataset.commit(
+                str(folder),
+                lance.LanceOperation.Overwrite(spec.schema, fragments),
+                read_version=_latest_version(folder),
+                max_retries=0,
+            )
+        except OSError as error:
+            problem = error
+            continue
+        _sync_manifests(folder)
+        return int(dataset.version)
+    raise StorageError(f"{folder}: the commit did not go through ({_reason(problem)})")
+
+
+def _latest_version(folder: Path) -> int:
+    versions = folder / "_versions"
+    if not versions.is_dir() or not any(versions.glob("*.manifest")):
+        return 0
+    return int(lance.dataset(str(folder)).version)
+
+
+def _sync_manifests(folder: Path) -> None:
+    for name in ("_versions", "_transactions"):
+        inside = folder / name
+        if inside.is_dir():
+            for path in inside.iterdir():
+                sync(path)
+            sync(inside)
+    sync(folder)
+
+
+def sweep_orphans(generation: Path, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> int:
+    """Delete the data files of killed attempts: those that no record names, and only they; return how many."""
+    swept = 0
+    for spec in specs:
+        folder = table_path(generation, spec.name)
+        named = {path.name for record in records for path in fragment_files(folder, record.tables[spec.name].fragments)}
+        for path in (folder / "data").glob("*.lance") if folder.is_dir() else ():
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+                swept += 1
+    return swept
+
+
+def open_table(generation: Path, name: str, version: int) -> lance.LanceDataset:
+    """One table at one version; raise `StorageError` when it cannot be opened."""
+    try:
+        return lance.dataset(str(table_path(generation, name)), version=version)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{table_path(generation, name)}: cannot be opened ({_reason(error)})") from None
+
+
+def verify_table(generation: Path, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
+    """Reread one table and compare it with the completion records; return the problems found."""
+    problems: list[str] = []
+    folder = table_path(generation, spec.name)
+    expected = sum(record.rows for record in records)
+    rows = open_table(generation, spec.name, version).count_rows()
+    if rows != expected:
+        problems.append(f"{spec.name}: {rows} rows, the completion records say {expected}")
+    for record in records:
+        part = record.tables[spec.name]
+        digest = TableDigest()
+        try:
+            for batch in read_fragments(folder, part.fragments):
+                digest.update(batch)
+                if bad := count_non_finite(batch, spec.column):
+                    problems.append(f"{spec.name}: {bad} non-finite values in shard {record.shard}")
+        except StorageError as error:
+            problems.append(str(error))
+            continue
+        if part.rows and digest.hexdigest() != part.digest:
+            names = ", ".join(path.name for path in fragment_files(folder, part.fragments))
+            problems.append(f"{folder}/data/{names}: the content of shard {record.shard} differs from its digest")
+    return problems
+
+
+def _reason(error: BaseException | None) -> str:
+    """The first words of an error of Lance's, without its source location."""
+    text = str(error).splitlines()[0] if error and str(error) else type(error).__name__
+    for word in ("No space left on device", "Read-only file system", "Permission denied", "File too large"):
+        if word in str(error):
+            return word
+    return text.split(", /home/")[0][:300]
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the disk that holds `path`."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize

@@ -1,0 +1,62 @@
+"""Which ids occur twice in an input, in 8 bytes of memory an id.
+
+A first pass hands every id to `IdHashes`; only ids whose 64-bit hash occurs twice are looked at again, by a
+`DuplicateFilter` in a second pass, which compares them by a 128-bit cryptographic hash. Used by `shards`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+
+
+def hash64(text: str) -> int:
+    """A 64-bit hash of `text` that is the same in every process (blake2b)."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+class IdHashes:
+    """The hashes of every id seen."""
+
+    def __init__(self) -> None:
+        self._hashes = array("Q")
+
+    def add(self, record_id: str) -> None:
+        self._hashes.append(hash64(record_id))
+
+    def suspects(self) -> npt.NDArray[np.uint64]:
+        """The sorted hashes that occur more than once (sorts in place: no second copy of all hashes)."""
+        if not self._hashes:
+            return np.empty(0, dtype=np.uint64)
+        hashes = np.frombuffer(self._hashes, dtype=np.uint64)
+        hashes.sort()
+        return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+
+
+class DuplicateFilter:
+    """Decides, for ids in input order, which is a later duplicate; knows only the suspects."""
+
+    def __init__(self, suspects: npt.NDArray[np.uint64]) -> None:
+        self._suspects = suspects
+        self._seen: set[bytes] = set()
+
+    def is_suspect(self, record_id: str) -> bool:
+        """Whether the id's hash occurs more than once in the input."""
+        if not len(self._suspects):
+            return False
+        value = np.uint64(hash64(record_id))
+        place = int(np.searchsorted(self._suspects, value))
+        return place < len(self._suspects) and bool(self._suspects[place] == value)
+
+    def is_duplicate(self, record_id: str) -> bool:
+        """Whether this id was accepted before; if not, it is from now on."""
+        if not self.is_suspect(record_id):
+            return False
+        digest = blake2b(record_id.encode(), digest_size=16).digest()
+        if digest in self._seen:
+            return True
+        self._seen.add(digest)
+        return False

@@ -1,0 +1,372 @@
+"""The two stages that run in Ray actors: read and tokenise a shard; encode it, write it, mark it complete.
+
+One row = one shard travels: in as a task, between the stages as flat token ids, out as a small receipt. Vectors never
+travel: the encoding actor writes them itself. Nothing here raises into Ray: what went wrong is said in the receipt.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from danbooru_index.batches import TokenBatch
+from danbooru_index.checkpoint import model_id, resolve_model
+from danbooru_index.config import HISTOGRAM_EDGES, Device, Precision
+from danbooru_index.encoder import Encoder, EncoderStats, Tokenizer
+from danbooru_index.errors import DanbooruIndexError, ModelError
+from danbooru_index.packing import table_specs
+from danbooru_index.records import Reason, Reject
+from danbooru_index.shards import Shard, read_shard
+from danbooru_index.tables import CompletionRecord, ShardWriter, complete
+
+SLICE_BYTES = 128 << 20
+LARGEST_SLICE_ROWS = 16_384
+HANG_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """The recipe from which an actor builds its tokeniser or encoder."""
+
+    generation: str
+    model: str
+    model_path: str
+    model_id: str
+    fingerprint: str
+    device: str
+    precision: str
+    max_length: int
+    dim: int
+    tokens_per_batch: int | None
+    threads: int | None
+    attempts: str
+    attempt_limit: int
+    board: Any = None
+
+
+@dataclass(slots=True)
+class Receipt:
+    """What became of a shard: `done`, `suspect` (its actor died too often) or `failed`; `fatal` ends the whole run."""
+
+    shard: str
+    state: str
+    message: str = ""
+    fatal: bool = False
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def to_table(self, payload: bytes = b"") -> pa.Table:
+        """The row that travels back to the driver."""
+        return pa.table({"receipt": [json.dumps(asdict(self))], "payload": pa.array([payload], pa.large_binary())})
+
+
+def task_row(shard: Shard) -> dict[str, str]:
+    """A shard as the pipeline's input row."""
+    return {"task": json.dumps({"kind": "shard", **asdict(shard)})}
+
+
+def check_row(texts: list[str]) -> dict[str, str]:
+    """Texts to encode by themselves, for the self-check of the finished tables."""
+    return {"task": json.dumps({"kind": "check", "texts": texts, "id": "check"})}
+
+
+class TokenizeShard:
+    """Stage 1: a task -> its records, rejects and flat token ids."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._problem = ""
+        try:
+            self._tokenizer = Tokenizer(local_model(settings), settings.max_length)
+        except DanbooruIndexError as error:
+            self._problem = str(error)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        task = json.loads(rows["task"][0].as_py())
+        started = time.perf_counter()
+        records, tokens = pa.table({}), TokenBatch(np.empty(0, np.int32), np.empty(0, np.int32))
+        rejects: list[Reject] = []
+        problem = ""
+        try:
+            if self._problem:
+                problem = self._problem
+            elif task["kind"] == "check":
+                tokens = self._tokenizer(task["texts"])
+            else:
+                check_attempts(self._settings, task["id"], "read")
+                records, rejects = read_shard(_shard(task))
+                tokens = self._tokenizer(records["text"].to_pylist())
+        except (DanbooruIndexError, TooManyAttemptsError) as error:
+            problem = f"{'suspect: ' if isinstance(error, TooManyAttemptsError) else ''}{error}"
+        return pa.table(
+            {
+                "task": rows["task"],
+                "records": pa.array([_to_ipc(records)], pa.large_binary()),
+                "rejects": pa.array([json.dumps([json.loads(r.to_json()) for r in rejects])], pa.large_string()),
+                "token_ids": pa.array([tokens.token_ids], pa.large_list(pa.int32())),
+                "lengths": pa.array([tokens.lengths], pa.large_list(pa.int32())),
+                "truncated": [tokens.truncated],
+                "problem": [problem],
+                "fatal": [bool(self._problem)],
+                "seconds": [time.perf_counter() - started],
+            }
+        )
+
+
+class EncodeShard:
+    """Stage 2, stateful: one model a GPU. Encodes a shard, writes its fragments, creates its completion record."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._specs = table_specs(settings.dim, settings.dim)
+        self._problem = ""
+        self._beat = Heartbeat()
+        self._metrics = _Metrics()
+        try:
+            self._encoder = Encoder(
+                local_model(settings),
+                Device(settings.device),
+                Precision(settings.precision),
+                tokens_per_batch=settings.tokens_per_batch,
+                threads=settings.threads,
+                half_output=True,
+            )
+        except DanbooruIndexError as error:
+            self._problem = str(error)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        row = {name: rows[name][0] for name in rows.column_names}
+        task = json.loads(row["task"].as_py())
+        shard, problem = task["id"], self._problem or row["problem"].as_py()
+        if problem:
+            state = "suspect" if problem.startswith("suspect: ") else "failed"
+            fatal = bool(self._problem) or row["fatal"].as_py()
+            return Receipt(shard, state, problem.removeprefix("suspect: "), fatal).to_table()
+        tokens = TokenBatch(_flat(row["token_ids"]), _flat(row["lengths"]), row["truncated"].as_py())
+        try:
+            if task["kind"] == "check":
+                return Receipt(shard, "done").to_table(self._check(tokens))
+            check_attempts(self._settings, shard, "encode")
+            record = self._encode(_shard(task), tokens, row)
+            return Receipt(shard, "done", record=summarize(record)).to_table()
+        except TooManyAttemptsError as error:
+            return Receipt(shard, "suspect", str(error)).to_table()
+        except DanbooruIndexError as error:
+            return Receipt(shard, "failed", str(error)).to_table()
+
+    def _encode(self, shard: Shard, tokens: TokenBatch, row: dict[str, Any]) -> CompletionRecord:
+        """Slices of bounded size through the model and into fragments; then the completion record, last."""
+        records, rejects = _from_ipc(row["records"].as_py()), json.loads(row["rejects"].as_py())
+        writer = ShardWriter(Path(self._settings.generation), shard.id, self._specs)
+        clock = {"started": time.time(), "write": 0.0}
+        stats = EncoderStats()
+        report = self._reporter(shard.id, tokens)
+        kept = 0
+        try:
+            for start, stop in slices(tokens.lengths, self._settings.dim):
+                with self._beat:
+                    encoding = self._encoder.encode(tokens.rows(start, stop), report, stats)
+                part = records.slice(start, stop - start)
+                if len(encoding.bad):
+                    rejects += _non_finite(part, encoding.bad.tolist(), shard)
+                    mask = np.ones(part.num_rows, dtype=bool)
+                    mask[encoding.bad] = False
+                    part, encoding = part.filter(pa.array(mask)), encoding.keep(mask)
+                at = time.perf_counter()
+                writer.write(part, encoding)
+                clock["write"] += time.perf_counter() - at
+                kept += part.num_rows
+            at = time.perf_counter()
+            parts = writer.finish()
+            clock["write"] += time.perf_counter() - at
+        except BaseException:
+            writer.discard()
+            raise
+        clock |= {"ended": time.time(), "read": row["seconds"].as_py(), "encode": stats.seconds}
+        measured = clock | {
+            "tokens": tokens.tokens,
+            "truncated": tokens.truncated,
+            "histogram": np.histogram(tokens.lengths, bins=(0, *HISTOGRAM_EDGES))[0].tolist(),
+            "worker": self._worker(),
+            "flops": stats.flops,
+            "computed": stats.computed,
+            "processed": stats.processed,
+            "recomputed": stats.recomputed,
+        }
+        record = CompletionRecord(
+            shard.id, self._settings.fingerprint, writer.attempt, kept, shard.rows, parts, rejects, measured
+        )
+        if not complete(Path(self._settings.generation), record):
+            writer.discard()
+        self._metrics.add(kept, tokens.tokens, clock)
+        return record
+
+    def _reporter(self, shard: str, tokens: TokenBatch) -> Any:
+        """Called with the rows of each device call: keeps the watchdog quiet, and tells the driver twice a second."""
+        state = {"rows": 0, "told": 0.0}
+        share = len(tokens.lengths)
+
+        def report(rows: int) -> None:
+            self._beat.tick()
+            state["rows"] += rows
+            now = time.monotonic()
+            if self._settings.board is not None and now - state["told"] > 0.5:
+                state["told"] = now
+                self._settings.board.report.remote(shard, min(int(state["rows"]), share))
+
+        return report
+
+    def _check(self, tokens: TokenBatch) -> bytes:
+        """The encodings of a few texts, for the driver's self-queries."""
+        encoding = self._encoder.encode(tokens)
+        buffer = io.BytesIO()
+        arrays = {name: getattr(encoding, name) for name in encoding.__slots__}
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+
+    def _worker(self) -> dict[str, Any]:
+        return {
+            "id": f"{os.uname().nodename}:{os.getpid()}",
+            "tokens_per_batch": self._encoder.tokens_per_batch,
+            "peak_memory": self._encoder.peak_memory,
+        }
+
+
+class TooManyAttemptsError(Exception):
+    """A shard was begun too often and never ended: it may be what kills its actors."""
+
+
+def check_attempts(settings: WorkerSettings, shard: str, stage: str) -> None:
+    """Count one more attempt at a shard, in files, which outlive the actor; raise `TooManyAttemptsError` at the limit."""
+    folder = Path(settings.attempts)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(settings.attempt_limit):
+        try:
+            os.close(os.open(folder / f"{shard}.{stage}.{number}", os.O_CREAT | os.O_EXCL))
+            return
+        except FileExistsError:
+            continue
+    raise TooManyAttemptsError(f"its {stage} actor died {settings.attempt_limit} times")
+
+
+class Heartbeat:
+    """A watchdog: ends this process when one device call takes longer than `HANG_S`, so that a hang ends too."""
+
+    def __init__(self, limit_s: float = HANG_S) -> None:
+        self._limit_s = limit_s
+        self._running = 0
+        self._last = time.monotonic()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def tick(self) -> None:
+        self._last = time.monotonic()
+
+    def __enter__(self) -> None:
+        if not self._running:
+            self.tick()
+        self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._running -= 1
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(5.0, self._limit_s / 4))
+            if self._running and time.monotonic() - self._last > self._limit_s:
+                os._exit(70)
+
+
+class _Metrics:
+    """Ray metrics: records, tokens and seconds by stage, for whoever scrapes the cluster."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter as RayCounter
+
+        self._records = RayCounter("danbooru_index_records", description="Records written to all three tables")
+        self._tokens = RayCounter("danbooru_index_tokens", description="Tokens encoded")
+        self._seconds = RayCounter("danbooru_index_seconds", description="Seconds by stage", tag_keys=("stage",))
+
+    def add(self, records: int, tokens: int, clock: dict[str, float]) -> None:
+        if records:
+            self._records.inc(records)
+        if tokens:
+            self._tokens.inc(tokens)
+        for stage in ("read", "encode", "write"):
+            if clock[stage] > 0:
+                self._seconds.inc(clock[stage], tags={"stage": stage})
+
+
+def local_model(settings: WorkerSettings) -> str:
+    """The folder of the model on this machine; fetched where the driver's folder is not here. Raises `ModelError`."""
+    path = settings.model_path
+    if not Path(path).is_dir():
+        try:
+            path = resolve_model(settings.model).path
+        except DanbooruIndexError as error:
+            raise ModelError(
+                f"{settings.model_path} is not on node {os.uname().nodename}; put the model on shared storage ({error})"
+            ) from None
+    if model_id(Path(path)) != settings.model_id:
+        raise ModelError(f"{path} on node {os.uname().nodename} is not the model this build began with")
+    return path
+
+
+def slices(lengths: np.ndarray[Any, Any], colbert_dim: int) -> list[tuple[int, int]]:
+    """Row ranges whose ColBERT vectors stay under `SLICE_BYTES` (one long text may exceed it by itself)."""
+    limit = max(1, SLICE_BYTES // (2 * colbert_dim))
+    bounds, start, size = [], 0, 0
+    for row, length in enumerate(lengths.tolist()):
+        if row > start and (size + length > limit or row - start == LARGEST_SLICE_ROWS):
+            bounds.append((start, row))
+            start, size = row, 0
+        size += length
+    return [*bounds, (start, len(lengths))] if len(lengths) else []
+
+
+def _non_finite(records: pa.Table, rows: list[int], shard: Shard) -> list[dict[str, Any]]:
+    rejects = []
+    for row in rows:
+        record = records.slice(row, 1).to_pylist()[0]
+        reject = Reject(Reason.NON_FINITE_OUTPUT, shard.path, 0, f"id {record['id']}", record["text"][:2000])
+        rejects.append(json.loads(reject.to_json()))
+    return rejects
+
+
+def summarize(record: CompletionRecord) -> dict[str, Any]:
+    """A completion record without fragments and rejects: what the driver counts."""
+    return {
+        "rows": record.rows,
+        "read": record.read,
+        "rejected": dict(Counter(reject["reason"] for reject in record.rejects)),
+        "measured": record.measured,
+        "bytes": sum(part.bytes for part in record.tables.values()),
+    }
+
+
+def _shard(task: dict[str, Any]) -> Shard:
+    fields = {name: task[name] for name in ("id", "path", "start", "rows", "digest")}
+    return Shard(**fields, drop=tuple(task["drop"]))
+
+
+def _flat(value: pa.Scalar) -> np.ndarray[Any, Any]:
+    return np.asarray(value.values.to_numpy(zero_copy_only=False))
+
+
+def _to_ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _from_ipc(content: bytes) -> pa.Table:
+    return pa.ipc.open_stream(content).read_all()
