@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Self
 
 from danbooru_index.errors import UsageError
+from danbooru_index.failpoints import Failpoint
 
 BASELINE_TAGS_PER_SECOND = 96.3
 BASELINE_RECORDS = 1_386_373
@@ -121,6 +122,7 @@ class BuildConfig:
     address: str | None = None
     allow_failed_shards: bool = False
     query_instruction: str = ""
+    failpoints: tuple[Failpoint, ...] = ()
 
     def __post_init__(self) -> None:
         if not 8 <= self.max_length <= LONGEST_MAX_LENGTH:

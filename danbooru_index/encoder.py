@@ -287,7 +287,7 @@ class _Plan:
         done = 0
         order = np.argsort(self.lengths, kind="stable")
         present, counts = np.unique(self.lengths, return_counts=True)
-        for length, rows in zip(present.tolist(), np.split(order, np.cumsum(counts)[:-1]), strict=True):
+        for length, rows in zip(present.tolist(), np.split(order, np.cumsum(counts))[:-1], strict=True):
             matrix = batch.token_ids[offsets[rows][:, None] + np.arange(length)]
             keys = np.ascontiguousarray(matrix).view(np.dtype((np.void, 4 * length))).ravel()
             _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)

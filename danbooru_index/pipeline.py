@@ -38,6 +38,7 @@ from danbooru_index.errors import (
     StorageError,
     UsageError,
 )
+from danbooru_index.failpoints import reach
 from danbooru_index.generations import Fingerprint, Generation, IndexRoot, Manifest, describe_difference
 from danbooru_index.packing import TABLES
 from danbooru_index.preparation import describe_rejects
@@ -345,6 +346,7 @@ def _settings(run: Run, attempts: Path, limit: int, board: Any) -> WorkerSetting
         threads=run.plan.threads,
         attempts=str(attempts.resolve()),
         attempt_limit=limit,
+        failpoints=run.config.failpoints,
         board=board,
     )
 
@@ -458,8 +460,10 @@ def _finish(run: Run, root: IndexRoot) -> BuildReport:
     if run.config.strict and any(record.rejects for record in ordered):
         counts = _rejected(ordered)
         raise RejectedRecordsError(f"{describe_rejects(counts)}: nothing was published because of --strict")
+    reach(run.config.failpoints, "build.before_commit")
     at = time.monotonic()
     manifest.versions = commit(run.generation.path, manifest.specs, ordered)
+    reach(run.config.failpoints, "build.after_commit")
     committed = time.monotonic()
     manifest.checks = _check(run, ordered)
     sweep_orphans(run.generation.path, manifest.specs, ordered)
@@ -469,7 +473,9 @@ def _finish(run: Run, root: IndexRoot) -> BuildReport:
     checked = time.monotonic()
     manifest.sealed_at = time.time()
     run.generation.save()
+    reach(run.config.failpoints, "build.before_publish")
     root.publish(run.generation)
+    reach(run.config.failpoints, "build.after_publish")
     report = _report(run, records, "published")
     report.seconds.commit, report.seconds.verify = committed - at, checked - committed
     report.seconds.total = time.monotonic() - run.started

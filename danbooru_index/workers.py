@@ -24,6 +24,7 @@ from danbooru_index.checkpoint import model_id, resolve_model
 from danbooru_index.config import HISTOGRAM_EDGES, Device, Precision
 from danbooru_index.encoder import Encoder, EncoderStats, Tokenizer
 from danbooru_index.errors import DanbooruIndexError, ModelError
+from danbooru_index.failpoints import Failpoint, reach
 from danbooru_index.packing import table_specs
 from danbooru_index.records import Reason, Reject
 from danbooru_index.shards import Shard, read_shard
@@ -51,6 +52,8 @@ class WorkerSettings:
     threads: int | None
     attempts: str
     attempt_limit: int
+    failpoints: tuple[Failpoint, ...] = ()
+    hang_s: float = HANG_S
     board: Any = None
 
 
@@ -129,7 +132,7 @@ class EncodeShard:
         self._settings = settings
         self._specs = table_specs(settings.dim, settings.dim)
         self._problem = ""
-        self._beat = Heartbeat()
+        self._beat = Heartbeat(settings.hang_s)
         self._metrics = _Metrics()
         try:
             self._encoder = Encoder(
@@ -156,6 +159,7 @@ class EncodeShard:
             if task["kind"] == "check":
                 return Receipt(shard, "done").to_table(self._check(tokens))
             check_attempts(self._settings, shard, "encode")
+            self._reach("encode.begin", shard)
             record = self._encode(_shard(task), tokens, row)
             return Receipt(shard, "done", record=summarize(record)).to_table()
         except TooManyAttemptsError as error:
@@ -174,6 +178,7 @@ class EncodeShard:
         try:
             for start, stop in slices(tokens.lengths, self._settings.dim):
                 with self._beat:
+                    self._reach("encode.forward", shard.id)
                     encoding = self._encoder.encode(tokens.rows(start, stop), report, stats)
                 part = records.slice(start, stop - start)
                 if len(encoding.bad):
@@ -181,6 +186,7 @@ class EncodeShard:
                     mask = np.ones(part.num_rows, dtype=bool)
                     mask[encoding.bad] = False
                     part, encoding = part.filter(pa.array(mask)), encoding.keep(mask)
+                self._reach("encode.before_write", shard.id)
                 at = time.perf_counter()
                 writer.write(part, encoding)
                 clock["write"] += time.perf_counter() - at
@@ -205,10 +211,15 @@ class EncodeShard:
         record = CompletionRecord(
             shard.id, self._settings.fingerprint, writer.attempt, kept, shard.rows, parts, rejects, measured
         )
+        self._reach("encode.before_record", shard.id)
         if not complete(Path(self._settings.generation), record):
             writer.discard()
+        self._reach("encode.after_record", shard.id)
         self._metrics.add(kept, tokens.tokens, clock)
         return record
+
+    def _reach(self, name: str, shard: str) -> None:
+        reach(self._settings.failpoints, name, shard)
 
     def _reporter(self, shard: str, tokens: TokenBatch) -> Any:
         """Called with the rows of each device call: keeps the watchdog quiet, and tells the driver twice a second."""

@@ -1,0 +1,102 @@
+"""Starting commands and ending just them and what they started: always by process id, never by name."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+CLI = [sys.executable, "-m", "danbooru_index.cli"]
+
+
+def run_cli(*arguments: str | Path, stdin: str = "", env: dict | None = None, timeout: float = 180):
+    """Run one command to its end; stdout and stderr apart."""
+    return subprocess.run(
+        [*CLI, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | (env or {}),
+        cwd=ROOT,
+        check=False,
+    )
+
+
+@contextmanager
+def running(command: list[str], env: dict | None = None, cwd: Path = ROOT) -> Iterator[subprocess.Popen]:
+    """A command in the background; it and all its descendants are ended at the end of the block."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (env or {}),
+        cwd=cwd,
+        start_new_session=True,
+    )
+    family = Family(process.pid)
+    try:
+        yield process
+    finally:
+        family.refresh()
+        if process.poll() is None:
+            process.kill()
+        process.wait(timeout=30)
+        family.end()
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+
+
+class Family:
+    """A process and everything it ever started, as far as seen: those whose session or parent leads back to it."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._members: dict[int, psutil.Process] = {}
+
+    def refresh(self) -> list[psutil.Process]:
+        """Look for new members; also keeps those whose parent has died since."""
+        for known in [self._pid, *self._members]:
+            try:
+                for child in psutil.Process(known).children(recursive=True):
+                    self._members[child.pid] = child
+            except psutil.NoSuchProcess:
+                continue
+        return [member for member in self._members.values() if member.is_running()]
+
+    def end(self) -> None:
+        """End what is left, by process id."""
+        for member in self.refresh():
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(list(self._members.values()), timeout=20)
+
+    def named(self, word: str) -> list[psutil.Process]:
+        """The members whose command line holds `word`."""
+        found = []
+        for member in self.refresh():
+            try:
+                if word in " ".join(member.cmdline()):
+                    found.append(member)
+            except psutil.Error:
+                continue
+        return found
+
+
+def wait_for(condition: Callable[[], object], timeout: float = 90, every: float = 0.02) -> object:
+    """Wait until `condition` is truthy and return it; fail after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if answer := condition():
+            return answer
+        time.sleep(every)
+    raise AssertionError(f"not within {timeout} s: {condition}")

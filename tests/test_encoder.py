@@ -1,0 +1,304 @@
+"""The encoder against `BGEM3FlagModel.encode` in one run: the same numbers, for every kind of text, in any order."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import SHAPES, make_checkpoint
+from conftest import SHARED
+
+from danbooru_index.config import Device, Precision
+from danbooru_index.encoder import Encoder, Tokenizer, cpu_has_bf16, nvidia_driver, probe_device
+from danbooru_index.errors import DeviceError, ModelError
+
+MIXED = [
+    "【服装】school_uniform - 学生制服。包括水手服、西式制服等",
+    "ツインテール",
+    "긴 머리 소녀, 세라복 교복",
+    "девушка с длинными волосами",
+    "فتاة ذات شعر طويل",
+    "hair over one eye",
+    "^_^",
+    r"\||/",
+    "  spaces   inside\tand\nlines ",
+    "a",
+    "special <pad> tokens <s> </s> <unk> inside",
+    "repeat repeat repeat repeat",
+    "😀 emoji \u200b zero width",
+    "word " * 700,
+]
+
+
+def flag_embedding(path, texts, max_length=512):
+    from FlagEmbedding import BGEM3FlagModel
+
+    model = BGEM3FlagModel(str(path), use_fp16=False, devices="cpu")
+    return model.encode(texts, return_dense=True, return_sparse=True, return_colbert_vecs=True, max_length=max_length)
+
+
+def assert_parity(expected, encoding, tolerance=1e-5):
+    count = len(expected["dense_vecs"])
+    assert np.abs(encoding.dense - expected["dense_vecs"]).max() <= tolerance
+    for row in range(count):
+        matrix = encoding.colbert_row(row)
+        assert matrix.shape == expected["colbert_vecs"][row].shape
+        assert np.abs(matrix - expected["colbert_vecs"][row]).max() <= tolerance
+        weights = {int(token): float(weight) for token, weight in expected["lexical_weights"][row].items()}
+        ours = encoding.sparse_row(row)
+        assert ours.keys() == weights.keys()
+        assert list(ours) == sorted(ours)
+        assert all(abs(ours[token] - weights[token]) <= tolerance for token in weights)
+
+
+@pytest.fixture(scope="module")
+def texts(sample):
+    return MIXED + [record["text"] for record in sample] + MIXED[:3]
+
+
+@pytest.mark.slow
+def test_fp32_equals_flag_embedding(checkpoint, texts):
+    batch = Tokenizer(str(checkpoint), 512)(texts)
+    assert batch.truncated == 1
+    assert_parity(flag_embedding(checkpoint, texts), Encoder(str(checkpoint)).encode(batch))
+
+
+@pytest.mark.slow
+def test_fp32_equals_flag_embedding_on_real_tags(checkpoint, real_records):
+    texts = [record["text"] for record in real_records[:1500]]
+    encoding = Encoder(str(checkpoint)).encode(Tokenizer(str(checkpoint), 512)(texts))
+    assert_parity(flag_embedding(checkpoint, texts), encoding)
+
+
+@pytest.mark.slow
+def test_parity_with_the_real_tokenizer_and_layer_width(tmp_path, sample):
+    tokenizer = SHARED / "xlmr_tokenizer" / "tokenizer.json"
+    if not tokenizer.exists():
+        pytest.skip("shared/xlmr_tokenizer is not here")
+    path = make_checkpoint(tmp_path / "wide", SHAPES["six"], tokenizer=tokenizer)
+    texts = [*MIXED[:-1], *(record["text"] for record in sample[:60])]
+    expected = flag_embedding(path, texts)
+    batch = Tokenizer(str(path), 512)(texts)
+    assert_parity(expected, Encoder(str(path)).encode(batch))
+    half = Encoder(str(path), precision=Precision.BF16).encode(batch)
+    assert_cosine(half, expected)
+
+
+def assert_cosine(encoding, expected, least=0.999):
+    def cosine(a, b):
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+    assert cosine(encoding.dense, expected["dense_vecs"]).min() >= least
+    assert cosine(encoding.colbert, np.concatenate(expected["colbert_vecs"])).min() >= least
+    assert np.abs(np.linalg.norm(encoding.dense, axis=1) - 1).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_bf16_is_close_to_flag_embedding(checkpoint, texts):
+    encoding = Encoder(str(checkpoint), precision=Precision.BF16, half_output=True).encode(
+        Tokenizer(str(checkpoint), 512)(texts)
+    )
+    assert encoding.dense.dtype == encoding.colbert.dtype == np.float16
+    assert_cosine(encoding, flag_embedding(checkpoint, texts))
+
+
+@pytest.mark.slow
+def test_a_text_of_8192_tokens(checkpoint):
+    texts = ["long " * 9000, "short"]
+    batch = Tokenizer(str(checkpoint), 8192)(texts)
+    assert batch.lengths.max() == 8192
+    assert batch.truncated == 1
+    assert_parity(flag_embedding(checkpoint, texts, 8192), Encoder(str(checkpoint)).encode(batch))
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint):
+    return Encoder(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoint):
+    return Tokenizer(str(checkpoint), 512)
+
+
+@pytest.mark.slow
+def test_order_and_company_change_nothing(encoder, tokenizer, texts):
+    straight = encoder.encode(tokenizer(texts))
+    order = np.random.default_rng(0).permutation(len(texts))
+    shuffled = encoder.encode(tokenizer([texts[place] for place in order]))
+    assert np.array_equal(shuffled.dense, straight.dense[order])
+    for place, row in enumerate(order.tolist()):
+        assert np.array_equal(shuffled.colbert_row(place), straight.colbert_row(row))
+        assert shuffled.sparse_row(place) == straight.sparse_row(row)
+    alone = encoder.encode(tokenizer([texts[5]]))
+    assert np.abs(alone.dense[0] - straight.dense[5]).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_identical_texts_are_encoded_once(encoder, tokenizer):
+    before = encoder.stats.computed
+    batch = tokenizer(["same text", "other", "same text", "same text"])
+    encoding = encoder.encode(batch)
+    computed = encoder.stats.computed - before
+    assert computed == batch.lengths[:2].sum()
+    assert np.array_equal(encoding.dense[0], encoding.dense[3])
+    assert encoding.sparse_row(0) == encoding.sparse_row(2)
+    assert encoder.stats.processed == encoder.stats.computed
+
+
+@pytest.mark.slow
+def test_nothing_and_one_record(encoder, tokenizer):
+    assert len(encoder.encode(tokenizer([])).dense) == 0
+    one = encoder.encode(tokenizer(["x"]))
+    assert one.dense.shape == (1, 64)
+    assert one.colbert.shape == (int(one.colbert_lengths[0]), 64)
+
+
+@pytest.mark.slow
+def test_out_of_memory_halves_the_budget_and_then_fails_by_name(checkpoint, tokenizer, monkeypatch):
+    encoder = Encoder(str(checkpoint), tokens_per_batch=1024)
+    forward = encoder._forward
+
+    def scarce(ids):
+        if ids.numel() > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(ids)
+
+    monkeypatch.setattr(encoder, "_forward", scarce)
+    batch = tokenizer(["one two three"] + [f"text number {n}" for n in range(50)])
+    encoding = encoder.encode(batch)
+    assert len(encoding.dense) == 51
+    assert encoder.tokens_per_batch == 64
+    monkeypatch.setattr(encoder, "_forward", lambda ids: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(ModelError, match="out of memory"):
+        encoder.encode(batch)
+
+
+@pytest.mark.slow
+def test_other_errors_are_not_retried(checkpoint, tokenizer, monkeypatch):
+    encoder = Encoder(str(checkpoint))
+    calls = []
+    monkeypatch.setattr(encoder, "_forward", lambda ids: calls.append(1) or 1 / 0)
+    with pytest.raises(ModelError, match="ZeroDivisionError"):
+        encoder.encode(tokenizer(["x"]))
+    assert len(calls) == 1
+
+
+@pytest.mark.slow
+def test_non_finite_outputs_are_recomputed_in_fp32_or_listed(checkpoint, tmp_path, tokenizer):
+    """A NaN in one token's embedding spoils just the texts with that token; fp32 does not help: they are bad."""
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "spoiled"
+    shutil.copytree(checkpoint, path)
+    batch = tokenizer(["twintails", "cat ears", "twintails umbrella"])
+    shared = set(tokenizer(["twintails"]).token_ids.tolist()) - set(tokenizer(["cat ears"]).token_ids.tolist())
+    weights = load_file(path / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][max(shared)] = float("nan")
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    encoder = Encoder(str(path), precision=Precision.BF16)
+    encoding = encoder.encode(batch)
+    assert encoding.bad.tolist() == [0, 2]
+    assert np.isfinite(encoding.dense).all()
+    assert np.isfinite(encoding.colbert).all()
+    assert encoding.sparse_row(1)
+    assert encoder.stats.recomputed == 2
+
+
+@pytest.mark.slow
+def test_what_fp32_can_save_is_saved(checkpoint, tokenizer, monkeypatch):
+    encoder = Encoder(str(checkpoint), precision=Precision.BF16)
+    forward = encoder._forward
+
+    def overflowing(ids):
+        dense, sorted_ids, weights, colbert, finite = forward(ids)
+        return dense * float("nan"), sorted_ids, weights, colbert, torch.zeros_like(finite)
+
+    monkeypatch.setattr(encoder, "_forward", overflowing)
+    batch = tokenizer(["cat ears", "umbrella"])
+    encoding = encoder.encode(batch)
+    expected = Encoder(str(checkpoint)).encode(batch)
+    assert not len(encoding.bad)
+    assert np.allclose(encoding.dense, expected.dense, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", ["sparse_linear.pt", "colbert_linear.pt", "model.safetensors", "tokenizer.json"])
+def test_an_incomplete_checkpoint_is_refused(checkpoint, tmp_path, missing):
+    from danbooru_index.checkpoint import resolve_model
+
+    path = tmp_path / "model"
+    shutil.copytree(checkpoint, path)
+    (path / missing).unlink()
+    with pytest.raises(ModelError, match=missing.replace(".", r"\.")):
+        resolve_model(str(path))
+
+
+def test_any_change_of_a_checkpoint_changes_its_id(checkpoint, tmp_path):
+    from danbooru_index.checkpoint import model_id
+
+    path = tmp_path / "model"
+    shutil.copytree(checkpoint, path)
+    before = model_id(path)
+    assert before == model_id(checkpoint)
+    for name in ("config.json", "model.safetensors", "sparse_linear.pt", "colbert_linear.pt", "tokenizer.json"):
+        content = (path / name).read_bytes()
+        (path / name).write_bytes(content + b" ")
+        assert model_id(path) != before
+        (path / name).write_bytes(content)
+    assert model_id(path) == before
+
+
+def test_a_checkpoint_that_asks_to_run_code_is_refused(checkpoint, tmp_path):
+    from danbooru_index.checkpoint import resolve_model
+
+    path = tmp_path / "model"
+    shutil.copytree(checkpoint, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}}))
+    with pytest.raises(ModelError, match="auto_map"):
+        resolve_model(str(path))
+
+
+@pytest.mark.slow
+def test_a_pickled_head_runs_no_code(checkpoint, tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    path = tmp_path / "model"
+    shutil.copytree(checkpoint, path)
+    (path / "sparse_linear.pt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ModelError, match="cannot load"):
+        Encoder(str(path))
+    assert not (tmp_path / "owned").exists()
+
+
+def fake_nvidia_smi(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA GeForce GTX 1060 6GB, 390.12'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+
+def test_a_card_that_torch_cannot_use_is_an_error_never_a_silent_cpu_run(tmp_path, monkeypatch):
+    fake_nvidia_smi(tmp_path, monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert nvidia_driver() == ("NVIDIA GeForce GTX 1060 6GB", "390.12")
+    for device in (Device.AUTO, Device.CUDA):
+        with pytest.raises(DeviceError, match=r"390\.12.*torch .*(CPU build|CUDA).*--device cpu"):
+            probe_device(device, Precision.AUTO)
+    assert probe_device(Device.CPU, Precision.AUTO).kind == "cpu"
+
+
+def test_devices_and_precisions(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    info = probe_device(Device.AUTO, Precision.AUTO)
+    assert info.precision == ("bf16" if cpu_has_bf16() else "fp32")
+    with pytest.raises(DeviceError, match="no NVIDIA GPU"):
+        probe_device(Device.CUDA, Precision.AUTO)
+    with pytest.raises(DeviceError, match="fp16 on a CPU"):
+        probe_device(Device.CPU, Precision.FP16)

@@ -1,0 +1,291 @@
+"""Tag dumps as users have them -> shards: every kind of input, every reject kept, the same bytes for the same input."""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from danbooru_index.config import PrepareConfig, RejectLimit
+from danbooru_index.errors import InputError, RejectedRecordsError, UsageError
+from danbooru_index.preparation import prepare
+from danbooru_index.shards import RECORD_SCHEMA, list_shards, mark_duplicates, read_shard
+
+
+def rows_of(out):
+    return pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("*.parquet"))]).to_pylist()
+
+
+def run(tmp_path, *inputs, **options):
+    out = tmp_path / "out"
+    return prepare(PrepareConfig(tuple(map(str, inputs)), str(out), **options)), out
+
+
+def write_jsonl(path, records, newline="\n", bom=b""):
+    body = newline.join(json.dumps(record, ensure_ascii=False) for record in records) + newline
+    path.write_bytes(bom + body.encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "jsonl.gz", "jsonl.zst"])
+def test_json_lines_plain_and_compressed(tmp_path, sample, kind):
+    body = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in sample).encode()
+    path = tmp_path / f"tags.{kind}"
+    compress = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(kind.split(".")[-1], bytes)
+    path.write_bytes(compress(body))
+    report, out = run(tmp_path, path, shard_rows=100)
+    rows = rows_of(out)
+    assert (report.read, report.records, report.shards) == (468, 468, 5)
+    assert [row["id"] for row in rows] == [record["id"] for record in sample]
+    assert [row["text"] for row in rows] == [record["text"] for record in sample]
+    assert pq.read_schema(next(out.glob("*.parquet"))).remove_metadata() == RECORD_SCHEMA
+    with_explanation = sum(" - " in record["text"] for record in sample)
+    assert report.explained_share == with_explanation / len(sample)
+
+
+def test_bom_crlf_blank_lines_and_integer_ids(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"id": 1, "text": "一"}, {"id": 2, "text": "二\u2028三"}], "\r\n", b"\xef\xbb\xbf")
+    path.write_bytes(path.read_bytes() + b"\r\n\r\n")
+    report, out = run(tmp_path, path)
+    assert [(row["id"], row["text"]) for row in rows_of(out)] == [("1", "一"), ("2", "二\u2028三")]
+    assert not report.rejected
+
+
+def test_the_autocomplete_csv_with_translations(tmp_path):
+    rows = [["1girl", 0, 600, "1girls,sole_female"], ['"love"_live!', 3, 5, ""], ["=3", 0, 9, "=_3,三"], ["hatsune_miku", 4, 1, ""]]
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    path = tmp_path / "danbooru.csv"
+    path.write_text(text.getvalue(), encoding="utf-8")
+    zh = tmp_path / "zh.csv"
+    zh.write_text('1girl,一个女孩\nhatsune_miku,"初音未来, 虚拟歌手"\n', encoding="utf-8-sig")
+    report, out = run(tmp_path, path, translations=str(zh))
+    assert [row["text"] for row in rows_of(out)] == [
+        "【general】1girl - 一个女孩",
+        '【copyright】"love"_live!',
+        "【general】=3",
+        "【character】hatsune_miku - 初音未来, 虚拟歌手",
+    ]
+    assert rows_of(out)[2]["aliases"] == ["=_3", "三"]
+    assert report.explained_share == 0.5
+
+
+def test_a_csv_header_is_passed_over_and_a_tag_called_name_is_not(tmp_path):
+    (tmp_path / "a.csv").write_text("name,category,post_count,aliases\nname,0,1,\n")
+    report, out = run(tmp_path, tmp_path / "a.csv")
+    assert [row["id"] for row in rows_of(out)] == ["name"]
+    assert report.read == 1
+
+
+def test_an_unclosed_quote_spoils_its_own_line_only(tmp_path):
+    (tmp_path / "a.csv").write_text('a,0,1,\n"b,0,1,\nc,0,1,"x"\n')
+    report, out = run(tmp_path, tmp_path / "a.csv")
+    assert [row["id"] for row in rows_of(out)] == ["a", "c"]
+    assert dict(report.rejected) == {"unparsable_line": 1}
+
+
+def test_several_inputs_a_folder_and_parquet(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_jsonl(folder / "b.jsonl", [{"id": "3", "text": "c"}])
+    pq.write_table(pa.table({"id": [1, 2], "text": ["a", "b"]}), folder / "a.parquet")
+    (folder / "notes.txt").write_text("not an input")
+    extra = write_jsonl(tmp_path / "x.jsonl", [{"id": "4", "text": "d"}])
+    _, out = run(tmp_path, folder, extra)
+    assert [row["id"] for row in rows_of(out)] == ["1", "2", "3", "4"]
+
+
+def test_every_reject_is_counted_named_and_kept(tmp_path):
+    lines = ['{"id": "1", "text": "a"}', "broken", '{"id": "2"}', '{"id": "1", "text": "b"}', '{"id": "", "text": "c"}']
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("\n".join(lines).encode() + b'\n{"id": "9", "text": "\xff"}\n')
+    report, out = run(tmp_path, path)
+    assert dict(report.rejected) == {
+        "unparsable_line": 1,
+        "missing_text": 1,
+        "duplicate_id": 1,
+        "empty_id": 1,
+        "invalid_unicode": 1,
+    }
+    kept = [json.loads(line) for line in (out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(r["line"], r["reason"]) for r in kept] == [
+        (2, "unparsable_line"),
+        (3, "missing_text"),
+        (4, "duplicate_id"),
+        (5, "empty_id"),
+        (6, "invalid_unicode"),
+    ]
+    assert kept[0]["source"] == str(path)
+    assert kept[0]["content"] == "broken"
+    assert report.read == report.records + sum(report.rejected.values()) == 6
+
+
+def test_a_rejected_record_does_not_make_a_later_one_a_duplicate(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"id": "1", "text": ""}, {"id": "1", "text": "ok"}, {"id": "1", "text": "late"}])
+    _, out = run(tmp_path, path)
+    assert [(row["id"], row["text"]) for row in rows_of(out)] == [("1", "ok")]
+
+
+def test_duplicates_across_files_keep_the_first(tmp_path):
+    first = write_jsonl(tmp_path / "a.jsonl", [{"id": i, "text": f"a{i}"} for i in range(300)])
+    second = write_jsonl(tmp_path / "b.jsonl", [{"id": i, "text": f"b{i}"} for i in range(200, 400)])
+    report, out = run(tmp_path, first, second, shard_rows=64)
+    rows = rows_of(out)
+    assert [row["id"] for row in rows] == [str(i) for i in range(400)]
+    assert {row["text"][0] for row in rows[:300]} == {"a"}
+    assert report.rejected["duplicate_id"] == 100
+
+
+def test_strict_writes_nothing(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"id": "1", "text": "a"}, {"id": "1", "text": "b"}])
+    with pytest.raises(RejectedRecordsError, match=r"a\.jsonl:2 duplicate_id"):
+        run(tmp_path, path, strict=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+def test_the_same_input_gives_the_same_bytes_and_names_follow_the_content(tmp_path, sample):
+    path = write_jsonl(tmp_path / "a.jsonl", sample)
+    _, out = run(tmp_path, path, shard_rows=100)
+    first = {p.name: p.read_bytes() for p in out.glob("*.parquet")}
+    _, out = run(tmp_path, path, shard_rows=100)
+    assert {p.name: p.read_bytes() for p in out.glob("*.parquet")} == first
+    for name, content in first.items():
+        assert hashlib.sha256(content).hexdigest()[:16] in name
+    sample[450] = {**sample[450], "text": "changed"}
+    write_jsonl(path, sample)
+    _, out = run(tmp_path, path, shard_rows=100)
+    changed = {p.name for p in out.glob("*.parquet")}
+    assert len(changed & first.keys()) == 4
+    assert len(changed) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl.gz", gzip.compress(b'{"id": "1", "text": "a"}\n' * 5000)[:-20], "cannot be read to its end"),
+        ("a.jsonl.zst", zstandard.ZstdCompressor().compress(bytes(range(256)) * 9000)[:-20], "cannot be read to its end"),
+        ("a.jsonl.gz", b"not gzip", "cannot be read to its end"),
+        ("a.json", b'[{"id": "1", "text": "a"}]', "a JSON array"),
+        ("a.jsonl", '{"id": "1", "text": "a"}\n'.encode("utf-16"), "UTF-16"),
+        ("a.parquet", b"PAR1 not parquet", "cannot be read"),
+        ("a.jsonl", b"", "no usable record"),
+        ("a.jsonl", b"broken\n", "no usable record"),
+    ],
+)
+def test_inputs_that_cannot_be_read(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        run(tmp_path, tmp_path / name)
+
+
+def test_wrong_paths(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        run(tmp_path, tmp_path / "gone.jsonl")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no \.jsonl"):
+        run(tmp_path, tmp_path / "empty")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UsageError, match="unknown kind"):
+        run(tmp_path, tmp_path / "a.txt")
+    pq.write_table(pa.table({"id": ["1"]}), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="no column text"):
+        run(tmp_path, tmp_path / "b.parquet")
+
+
+def test_an_output_folder_that_is_not_ours_is_left_alone(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"id": "1", "text": "a"}])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("x")
+    with pytest.raises(UsageError, match="not empty"):
+        run(tmp_path, path)
+    assert (tmp_path / "out" / "precious.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("limit", "rejected", "read", "within"),
+    [("0", 0, 10, True), ("0", 1, 10, False), ("3", 3, 10, True), ("10%", 1, 10, True), ("10%", 2, 10, False)],
+)
+def test_reject_limits(limit, rejected, read, within):
+    assert RejectLimit.parse(limit).allows(rejected, read) is within
+
+
+@pytest.mark.parametrize("word", ["x", "-1", "101%", "%", ""])
+def test_wrong_reject_limits(word):
+    with pytest.raises(UsageError):
+        RejectLimit.parse(word)
+
+
+values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.text(max_size=3)))
+fields = st.dictionaries(st.sampled_from(["id", "text", "tag", "category", "post_count", "aliases", "nsfw"]), values)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(fields.map(json.dumps), st.text(max_size=20).filter(lambda s: "\n" not in s)), max_size=8))
+def test_any_lines_are_accounted_for_without_a_traceback(tmp_path, lines):
+    path = tmp_path / "any.jsonl"
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
+    try:
+        report, out = run(tmp_path, path)
+    except InputError:
+        return
+    assert report.read == report.records + sum(report.rejected.values())
+    ids = [row["id"] for row in rows_of(out)]
+    assert len(ids) == len(set(ids)) == report.records
+
+
+def test_shards_of_any_parquet_and_large_files_are_sliced(tmp_path):
+    table = pa.table({"id": [str(i) for i in range(50_000)], "text": [f"t{i}" for i in range(50_000)]})
+    pq.write_table(table, tmp_path / "large.parquet", row_group_size=6_000)
+    pq.write_table(table.slice(0, 3), tmp_path / "one.parquet")
+    shards = list_shards(str(tmp_path))
+    assert sum(shard.rows for shard in shards) == 50_003
+    assert max(shard.rows for shard in shards) <= 16_384
+    assert len({shard.id for shard in shards}) == len(shards) == 5
+    whole = [row["id"] for shard in shards[:-1] for row in read_shard(shard)[0].to_pylist()]
+    assert whole == table["id"].to_pylist()
+    marked = mark_duplicates(shards)
+    records, rejects = read_shard(marked[-1])
+    assert records.num_rows == 0
+    assert [reject.reason.value for reject in rejects] == ["duplicate_id"] * 3
+
+
+def test_one_huge_row_group_is_cut_by_rows(tmp_path):
+    count = 40_000
+    pq.write_table(pa.table({"id": [str(i) for i in range(count)], "text": ["x"] * count}), tmp_path / "a.parquet")
+    shards = list_shards(str(tmp_path / "a.parquet"))
+    assert [shard.rows for shard in shards] == [16_384, 16_384, 7_232]
+    assert read_shard(shards[2])[0]["id"][0].as_py() == "32768"
+
+
+def test_the_same_file_twice_is_two_shards_of_which_one_is_duplicates(tmp_path):
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"id": ["1", "2"], "text": ["x", "y"]}), tmp_path / f"{name}.parquet")
+    shards = mark_duplicates(list_shards(str(tmp_path)))
+    assert [(len(set(s.id for s in shards))), [s.drop for s in shards]] == [2, [(), (0, 1)]]
+
+
+def test_a_shard_that_changed_is_noticed(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["1"], "text": ["x"]}), path)
+    shard = list_shards(str(path))[0]
+    pq.write_table(pa.table({"id": ["1"], "text": ["z"]}), path)
+    assert list_shards(str(path))[0].id != shard.id
+    with pytest.raises(InputError, match="changed since"):
+        read_shard(shard)
+
+
+def test_parquet_with_invalid_unicode_and_nulls(tmp_path):
+    raw = pa.array([b"ok", b"\xff\xfe", None, b"fine"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
+    pq.write_table(pa.table({"id": ["1", "2", "3", "4"], "text": text}), tmp_path / "a.parquet")
+    shards = mark_duplicates(list_shards(str(tmp_path)))
+    records, rejects = read_shard(shards[0])
+    assert records["id"].to_pylist() == ["1", "4"]
+    assert [(r.line, r.reason.value) for r in rejects] == [(2, "invalid_unicode"), (3, "missing_text")]

@@ -1,0 +1,106 @@
+"""A record: what is taken from where, and every reason for rejecting one."""
+
+import json
+
+import pytest
+
+from danbooru_index.config import MAX_TEXT_BYTES
+from danbooru_index.records import Reason, RejectedError, parse_csv_row, parse_fields, parse_line, parse_text
+
+
+@pytest.mark.parametrize(
+    ("text", "category", "tag", "explanation"),
+    [
+        ("【服装】school_uniform - 学生制服。包括水手服、西式制服等", "服装", "school_uniform", "学生制服。包括水手服、西式制服等"),
+        ("【画师】rumil", "画师", "rumil", ""),
+        ("【通用】a - b - c", "通用", "a", "b - c"),
+        ("【通用】-_-", "通用", "-_-", ""),
+        ("【通用】-_- - 无语", "通用", "-_-", "无语"),
+        ("just_a_tag - explained", "", "just_a_tag", "explained"),
+        (r"【通用】\||/", "通用", r"\||/", ""),
+    ],
+)
+def test_text_is_split_at_its_first_dash(text, category, tag, explanation):
+    parts = parse_text(text)
+    assert (parts.category, parts.tag, parts.explanation) == (category, tag, explanation)
+
+
+def test_fields_win_over_the_text_and_the_text_is_never_altered():
+    text = "【服装】 school_uniform - 学生制服 "
+    record = parse_fields({"id": 2, "text": text, "tag": "uniform", "category": "c", "post_count": "12", "aliases": "a, b"})
+    assert record.text == text
+    assert (record.id, record.tag, record.category, record.explanation) == ("2", "uniform", "c", "学生制服")
+    assert (record.post_count, record.aliases) == (12, ("a", "b"))
+
+
+def test_optional_fields_are_also_found_in_metadata():
+    record = parse_fields({"id": "1", "text": "x", "metadata": {"post_count": 7, "rating": "e", "category": "general"}})
+    assert (record.post_count, record.category, record.nsfw) == (7, "general", True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "nsfw"),
+    [
+        ({}, False),
+        ({"nsfw": True}, True),
+        ({"nsfw": False, "rating": "e"}, False),
+        ({"rating": "q"}, True),
+        ({"rating": "s"}, False),
+        ({"category": "NSFW"}, True),
+        ({"nsfw": False, "category": "NSFW"}, False),
+    ],
+)
+def test_nsfw_is_the_inputs_else_the_ratings_else_the_categorys(fields, nsfw):
+    assert parse_fields({"id": "1", "text": "x", **fields}).nsfw is nsfw
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{not json", Reason.UNPARSABLE_LINE),
+        ("[" * 100_000, Reason.UNPARSABLE_LINE),
+        ('["a"]', Reason.UNPARSABLE_LINE),
+        ('{"text": "x"}', Reason.MISSING_ID),
+        ('{"id": null, "text": "x"}', Reason.MISSING_ID),
+        ('{"id": " ", "text": "x"}', Reason.EMPTY_ID),
+        ('{"id": "1"}', Reason.MISSING_TEXT),
+        ('{"id": "1", "text": "  "}', Reason.EMPTY_TEXT),
+        ('{"id": "1", "text": 5}', Reason.WRONG_TYPE),
+        ('{"id": 1.5, "text": "x"}', Reason.WRONG_TYPE),
+        ('{"id": true, "text": "x"}', Reason.WRONG_TYPE),
+        ('{"id": "1", "text": "x", "post_count": "many"}', Reason.WRONG_TYPE),
+        ('{"id": "1", "text": "x", "post_count": 99999999999999999999}', Reason.WRONG_TYPE),
+        ('{"id": "1", "text": "x", "aliases": [1]}', Reason.WRONG_TYPE),
+        ('{"id": "1", "text": "x", "nsfw": "maybe"}', Reason.WRONG_TYPE),
+        ('{"id": "1", "text": "\\ud800"}', Reason.INVALID_UNICODE),
+        ('{"id": "\\udfff", "text": "x"}', Reason.INVALID_UNICODE),
+        (json.dumps({"id": "1", "text": "字" * (MAX_TEXT_BYTES // 3 + 1)}), Reason.TEXT_TOO_LONG),
+    ],
+    ids=lambda value: value.value if isinstance(value, Reason) else str(value)[:30],
+)
+def test_every_reason_for_rejecting(line, reason):
+    with pytest.raises(RejectedError) as error:
+        parse_line(line)
+    assert error.value.reason is reason
+
+
+def test_a_text_of_just_the_limit_is_accepted():
+    assert len(parse_line(json.dumps({"id": 1, "text": "x" * MAX_TEXT_BYTES})).text) == MAX_TEXT_BYTES
+
+
+def test_missing_values_as_pandas_writes_them():
+    assert parse_line('{"id": "1", "text": "x", "post_count": NaN, "aliases": NaN}').post_count is None
+
+
+@pytest.mark.parametrize("name", ["2023", "nil", "inf", "11e10", "^_^", r"\||/", '"love"', "=3", "+++", "-_-", "@_@"])
+def test_dirty_names_survive(name):
+    assert parse_line(json.dumps({"id": name, "text": f"【通用】{name}"})).tag == name
+    record = parse_csv_row([name, "0", "5", ""])
+    assert (record.id, record.tag, record.text) == (name, name, f"【general】{name}")
+
+
+def test_a_csv_row():
+    record = parse_csv_row(["1girl", "0", "6008644", "1girls,sole_female"], "一个女孩")
+    assert record.text == "【general】1girl - 一个女孩"
+    assert (record.category, record.post_count, record.aliases) == ("general", 6008644, ("1girls", "sole_female"))
+    assert [parse_csv_row(["a", n, "", ""]).category for n in "1345"] == ["artist", "copyright", "character", "meta"]

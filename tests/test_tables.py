@@ -1,0 +1,388 @@
+"""The vault without Ray: packing, fragments, completion records, commits, generations; real Lance throughout."""
+
+import json
+import os
+import random
+import threading
+
+import lance
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+from checkpoints import SAMPLE
+
+from danbooru_index.batches import Encoding, TokenBatch, ragged_take
+from danbooru_index.durable import create_exclusive, owned
+from danbooru_index.errors import IndexBusyError, StorageError, UsageError
+from danbooru_index.generations import Fingerprint, IndexRoot, Manifest, describe_difference
+from danbooru_index.packing import TableDigest, count_non_finite, pack, table_specs
+from danbooru_index.reader import GenerationReader, max_sim
+from danbooru_index.records import parse_line
+from danbooru_index.shards import to_table
+from danbooru_index.tables import (
+    CompletionRecord,
+    ShardWriter,
+    commit,
+    complete,
+    read_records,
+    record_path,
+    sweep_orphans,
+    table_path,
+    verify_table,
+)
+
+DIM = 16
+SPECS = table_specs(DIM, DIM)
+
+
+def make_encoding(count, seed=0):
+    chance = np.random.default_rng(seed)
+    lengths = chance.integers(1, 6, count)
+    sparse = chance.integers(0, 4, count)
+    unit = lambda shape: (v := chance.normal(size=shape)) / np.linalg.norm(v, axis=-1, keepdims=True)  # noqa: E731
+    return Encoding(
+        dense=unit((count, DIM)).astype(np.float16),
+        sparse_ids=np.concatenate([np.arange(n) for n in sparse]).astype(np.int32),
+        sparse_weights=chance.random(int(sparse.sum())).astype(np.float32) + 0.1,
+        sparse_lengths=sparse,
+        colbert=unit((int(lengths.sum()), DIM)).astype(np.float16),
+        colbert_lengths=lengths,
+        bad=np.empty(0, np.int64),
+    )
+
+
+def make_records(count, prefix="r"):
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines()[:count]
+    return to_table([parse_line(json.dumps(json.loads(line) | {"id": f"{prefix}{n}"})) for n, line in enumerate(lines)])
+
+
+def manifest(shards, **changes):
+    fingerprint = Fingerprint("m" * 64, "fp32", 512)
+    fields = {
+        "id": "",
+        "fingerprint": {name: getattr(fingerprint, name) for name in fingerprint.__slots__},
+        "fingerprint_digest": fingerprint.digest,
+        "model": {"name": "m", "path": "/m", "id": "m" * 64},
+        "dim": DIM,
+        "colbert_dim": DIM,
+        "input_digest": "i",
+        "shards": shards,
+        "input": "in",
+    }
+    return Manifest(**fields | changes)
+
+
+def write_shard(generation, shard, count=20, seed=0, finish=True):
+    writer = ShardWriter(generation.path, shard, SPECS)
+    records, encoding = make_records(count, f"{shard}-"), make_encoding(count, seed)
+    writer.write(records.slice(0, 7), encoding.keep(np.arange(count) < 7))
+    writer.write(records.slice(7), encoding.keep(np.arange(count) >= 7))
+    parts = writer.finish()
+    record = CompletionRecord(shard, generation.manifest.fingerprint_digest, writer.attempt, count, count, parts)
+    if finish:
+        assert complete(generation.path, record)
+    return writer, record, encoding
+
+
+@pytest.fixture
+def index(tmp_path):
+    root = IndexRoot(tmp_path / "index")
+    root.create()
+    return root
+
+
+@pytest.fixture
+def built(index):
+    generation = index.start(manifest(["a", "b", "c"]))
+    for number, shard in enumerate("abc"):
+        write_shard(generation, shard, seed=number)
+    records = list(read_records(generation.path, ["a", "b", "c"], generation.manifest.fingerprint_digest).values())
+    generation.manifest.versions = commit(generation.path, SPECS, records)
+    return generation
+
+
+def test_schemas_are_the_contract():
+    dense, sparse, colbert = (spec.schema for spec in table_specs(1024, 128))
+    assert dense.names == [
+        "id", "shard", "tag", "category", "text", "source", "post_count", "aliases", "nsfw", "deprecated", "vector",
+    ]  # fmt: skip
+    assert dense.field("vector").type == pa.list_(pa.float16(), 1024)
+    assert dense.field("post_count").type == pa.int64()
+    assert dense.field("aliases").type == pa.list_(pa.string())
+    assert sparse.field("token_ids").type == pa.list_(pa.int32())
+    assert sparse.field("weights").type == pa.list_(pa.float32())
+    assert colbert.field("vectors").type == pa.list_(pa.list_(pa.float16(), 128))
+
+
+def test_what_is_written_is_what_lancedb_reads(built):
+    database = lancedb.connect(str(built.path))
+    encodings = [make_encoding(20, seed) for seed in range(3)]
+    for name in ("dense", "sparse", "colbert"):
+        table = database.open_table(name).to_arrow()
+        assert table.num_rows == 60
+        assert table["id"].to_pylist()[20] == "b-0"
+        assert set(table["shard"].to_pylist()) == {"a", "b", "c"}
+    vectors = database.open_table("dense").to_arrow()["vector"].combine_chunks().flatten().to_numpy().reshape(60, DIM)
+    assert np.array_equal(vectors, np.concatenate([e.dense for e in encodings]))
+    matrices = database.open_table("colbert").to_arrow()["vectors"].combine_chunks()
+    assert np.array_equal(
+        matrices.flatten().flatten().to_numpy().reshape(-1, DIM), np.concatenate([e.colbert for e in encodings])
+    )
+    weights = database.open_table("sparse").to_arrow()
+    assert weights["weights"].combine_chunks().flatten().to_numpy().tolist() == [
+        w for e in encodings for w in e.sparse_weights.tolist()
+    ]
+
+
+def test_repeating_a_commit_changes_nothing(built):
+    records = list(read_records(built.path, ["a", "b", "c"], built.manifest.fingerprint_digest).values())
+    before = lance.dataset(str(table_path(built.path, "dense"))).to_table()
+    for _ in range(5):
+        commit(built.path, SPECS, records)
+    assert lance.dataset(str(table_path(built.path, "dense"))).to_table() == before
+
+
+def test_the_first_completion_record_wins_and_a_loser_keeps_its_hands_off(index):
+    generation = index.start(manifest(["a"]))
+    first, record, _ = write_shard(generation, "a", seed=1)
+    second, late, _ = write_shard(generation, "a", seed=2, finish=False)
+    assert not complete(generation.path, late)
+    assert complete(generation.path, record), "the same attempt asking again is told that it is done"
+    second.discard()
+    records = read_records(generation.path, ["a"], generation.manifest.fingerprint_digest)
+    assert records["a"].attempt == first.attempt
+    assert verify_all(generation, [records["a"]]) == []
+
+
+def test_many_writers_of_one_shard_leave_one_record(index):
+    generation = index.start(manifest(["a"]))
+    results = []
+
+    def attempt(number):
+        writer, record, _ = write_shard(generation, "a", seed=number, finish=False)
+        won = complete(generation.path, record)
+        if not won:
+            writer.discard()
+        results.append(won)
+
+    threads = [threading.Thread(target=attempt, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [False] * 7 + [True]
+    records = list(read_records(generation.path, ["a"], generation.manifest.fingerprint_digest).values())
+    assert sweep_orphans(generation.path, SPECS, records) == 0
+    generation.manifest.versions = commit(generation.path, SPECS, records)
+    assert verify_all(generation, records) == []
+
+
+def verify_all(generation, records):
+    versions = generation.manifest.versions or commit(generation.path, SPECS, records)
+    return [problem for spec in SPECS for problem in verify_table(generation.path, spec, versions[spec.name], records)]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "not json", "file gone", "file cut"])
+def test_a_record_that_cannot_be_believed_is_set_aside(index, damage):
+    generation = index.start(manifest(["a", "b"]))
+    write_shard(generation, "a")
+    _, record, _ = write_shard(generation, "b", seed=1)
+    path = record_path(generation.path, "b")
+    data = table_path(generation.path, "colbert") / "data" / record.tables["colbert"].fragments[0]["files"][0]["path"]
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-40])
+    elif damage == "foreign":
+        path.write_bytes(CompletionRecord("b", "another", "x", 0, 0, {}).to_bytes())
+    elif damage == "not json":
+        path.write_bytes(b"\x00" * 100)
+    elif damage == "file gone":
+        data.unlink()
+    else:
+        os.truncate(data, 100)
+    found = read_records(generation.path, ["a", "b"], generation.manifest.fingerprint_digest)
+    assert list(found) == ["a"]
+    assert path.with_name("b.json.bad-1").exists()
+    write_shard(generation, "b", seed=2)
+    assert len(read_records(generation.path, ["a", "b"], generation.manifest.fingerprint_digest)) == 2
+
+
+def test_orphans_are_swept_and_only_they(index):
+    generation = index.start(manifest(["a"]))
+    write_shard(generation, "a")
+    write_shard(generation, "a", seed=5, finish=False)
+    records = list(read_records(generation.path, ["a"], generation.manifest.fingerprint_digest).values())
+    assert sweep_orphans(generation.path, SPECS, records) == 4, "dense, sparse and two slices of ColBERT"
+    assert verify_all(generation, records) == []
+
+
+@pytest.mark.parametrize("name", ["dense", "sparse", "colbert"])
+def test_verify_notices_a_flipped_bit_and_names_the_file(built, name):
+    records = list(read_records(built.path, ["a", "b", "c"], built.manifest.fingerprint_digest).values())
+    assert verify_all(built, records) == []
+    path = sorted((table_path(built.path, name) / "data").glob("*.lance"))[0]
+    content = bytearray(path.read_bytes())
+    chance = random.Random(name)
+    content[chance.randrange(64, 200)] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+    problems = verify_all(built, records)
+    assert problems
+    assert any(path.name in problem for problem in problems)
+
+
+def test_a_write_that_does_not_fit_is_an_error_and_leaves_nothing(index):
+    """A limit on the file size: Lance may swallow the error of the last write; the reread must not."""
+    import resource
+    import signal
+
+    generation = index.start(manifest(["a"]))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    outcomes = set()
+    for limit in range(200, 6000, 137):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            _, record, _ = write_shard(generation, "a", finish=False)
+            outcomes.add("written")
+        except StorageError:
+            outcomes.add("refused")
+            continue
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert verify_all(generation, [record]) == []
+    assert outcomes == {"written", "refused"}
+
+
+def test_a_digest_does_not_depend_on_batches_and_notices_every_change():
+    records, encoding = make_records(40), make_encoding(40)
+    for spec in SPECS:
+        table = pack(spec, records, "s", encoding)
+        whole, parts = TableDigest(), TableDigest()
+        whole.update(table)
+        for start in range(0, 40, 7):
+            parts.update(table.slice(start, 7))
+        assert whole.hexdigest() == parts.hexdigest()
+        swapped = TableDigest()
+        swapped.update(table.take([1, 0, *range(2, 40)]))
+        assert swapped.hexdigest() != whole.hexdigest()
+        other = TableDigest()
+        other.update(pack(spec, records, "t", encoding))
+        assert other.hexdigest() != whole.hexdigest()
+
+
+def test_non_finite_values_are_refused(index):
+    generation = index.start(manifest(["a"]))
+    encoding = make_encoding(5)
+    encoding.colbert[2, 3] = np.inf
+    assert count_non_finite(pack(SPECS[2], make_records(5), "a", encoding), "vectors") == 1
+    with pytest.raises(StorageError, match="1 non-finite values for table colbert"):
+        ShardWriter(generation.path, "a", SPECS).write(make_records(5), encoding)
+
+
+def test_one_owner_at_a_time_and_the_next_at_once(index):
+    with owned(index.path), pytest.raises(IndexBusyError, match=f"process {os.getpid()}"), owned(index.path):
+        pass
+    with owned(index.path):
+        pass
+
+
+def test_exclusive_creation(tmp_path):
+    assert create_exclusive(tmp_path / "a", b"1")
+    assert not create_exclusive(tmp_path / "a", b"2")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def seal(root, generation, at):
+    generation.manifest.sealed_at = at
+    generation.save()
+    root.publish(generation)
+
+
+def test_publish_roll_back_and_prune(index):
+    with pytest.raises(StorageError, match="nothing is published"):
+        index.current()
+    generations = [index.start(manifest(["a"])) for _ in range(4)]
+    with pytest.raises(StorageError, match="not finished"):
+        index.publish(generations[0])
+    for number, generation in enumerate(generations):
+        seal(index, generation, at=1000.0 + number)
+        assert index.current().id == generation.id
+    assert index.rollback().id == generations[2].id == index.current().id
+    assert index.prune(keep=1, grace_s=0) == [generations[0].id, generations[1].id]
+    assert index.current().id == generations[2].id, "the published one stays"
+    with pytest.raises(StorageError, match="no earlier"):
+        index.rollback()
+    with pytest.raises(UsageError, match="--keep"):
+        index.prune(keep=0)
+
+
+def test_pruning_waits_for_readers(index):
+    import time
+
+    for _ in range(3):
+        seal(index, index.start(manifest(["a"])), at=time.time())
+    assert index.prune(keep=1) == []
+
+
+def test_a_damaged_current_file_is_named_and_rollback_repairs_it(index):
+    seal(index, index.start(manifest(["a"])), at=1.0)
+    (index.path / "CURRENT.json").write_text("{")
+    with pytest.raises(StorageError, match="rollback"):
+        index.current()
+    index.rollback()
+    assert index.current()
+
+
+def test_why_a_build_starts_anew():
+    old = manifest(["a", "b"])
+    changed = Fingerprint("n" * 64, "bf16", 256, codec="128")
+    words = describe_difference(old, changed, "j", ["b", "c"])
+    for word in ("model id", "precision (fp32 -> bf16)", "max length (512 -> 256)", "codec", "1 shards new, 1 gone"):
+        assert word in words
+    assert describe_difference(old, Fingerprint("m" * 64, "fp32", 512), "i", ["a", "b"]) == ""
+
+
+def test_the_folder_of_an_index_is_not_taken_from_others(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        IndexRoot(tmp_path / "file")
+    with pytest.raises(UsageError, match="not an index"):
+        IndexRoot(tmp_path).create()
+
+
+def test_reading_scores_exactly(built):
+    reader = GenerationReader(built)
+    dense = np.concatenate([make_encoding(20, seed).dense for seed in range(3)]).astype(np.float32)
+    query = dense[33]
+    rows, scores = reader.dense_top(query, 5, nsfw=True)
+    expected = dense @ query
+    assert rows[0] == 33
+    assert np.allclose(scores, np.sort(expected)[::-1][:5], atol=2e-3)
+    assert np.allclose(reader.dense_scores(query, np.array([7, 3, 59])), expected[[7, 3, 59]], atol=1e-3)
+    encodings = [make_encoding(20, seed) for seed in range(3)]
+    weights = {0: 0.5, 2: 2.0, 99: 1.0}
+    by_hand = [
+        sum(weights.get(token, 0) * weight for token, weight in e.sparse_row(row).items())
+        for e in encodings
+        for row in range(20)
+    ]
+    assert np.allclose(reader.sparse_scores(weights), by_hand, atol=1e-5)
+    matrix = make_encoding(3, 9).colbert.astype(np.float32)
+    by_hand = [(matrix @ e.colbert_row(row).astype(np.float32).T).max(1).mean() for e in encodings for row in range(20)]
+    assert np.allclose(reader.colbert_all(matrix), by_hand, atol=1e-3)
+    assert np.allclose(reader.colbert_scores(matrix, np.array([41, 2, 20])), np.array(by_hand)[[41, 2, 20]], atol=1e-3)
+    assert reader.row_of("c-4") == 44
+    assert reader.id_problems() == []
+
+
+def test_max_sim_of_rows_without_vectors_is_zero():
+    kind = pa.list_(pa.list_(pa.float16(), 2))
+    rows = pa.array([[], [[1, 0], [0, 1]], []], kind)
+    assert max_sim(np.array([[1.0, 0.0], [0.0, 0.5]]), rows).tolist() == [0.0, 0.75, 0.0]
+
+
+def test_ragged_rows():
+    assert ragged_take(np.array([2, 0, 3]), np.array([2, 0, 1, 2])).tolist() == [2, 3, 4, 0, 1, 2, 3, 4]
+    batch = TokenBatch(np.arange(6, dtype=np.int32), np.array([1, 2, 3], np.int32))
+    assert batch.rows(1, 3).token_ids.tolist() == [1, 2, 3, 4, 5]
