@@ -1,0 +1,413 @@
+"""The whole job under the real Ray: built, resumed, killed at named points, refused; every record exactly once."""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from processes import Family, run_cli, running, wait_for
+
+from danbooru_index.config import BuildConfig, Device, Mode, Precision, PrepareConfig, RejectLimit
+from danbooru_index.errors import BuildFailedError, DeviceError, IndexBusyError, ModelError, UsageError
+from danbooru_index.failpoints import Failpoint
+from danbooru_index.generations import IndexRoot
+from danbooru_index.pipeline import build, exit_code
+from danbooru_index.preparation import prepare
+from danbooru_index.search import TagIndex
+from danbooru_index.status import status, verify
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def config(shards, index, model, **options):
+    return BuildConfig(str(shards), str(index), model=str(model), **{"device": Device.CPU} | options)
+
+
+def table(index, name):
+    return lancedb.connect(str(IndexRoot(index).current().path)).open_table(name).to_arrow()
+
+
+def contents(index):
+    """Everything that a reader can see, by id."""
+    tables = {name: table(index, name) for name in ("dense", "sparse", "colbert")}
+    ids = tables["dense"]["id"].to_pylist()
+    for name in ("sparse", "colbert"):
+        assert tables[name]["id"].to_pylist() == ids
+    columns = [tables["dense"]["vector"], tables["sparse"]["token_ids"], tables["sparse"]["weights"], tables["colbert"]["vectors"]]
+    return ids, [column.combine_chunks() for column in columns]
+
+
+def assert_same(index, expected):
+    ids, columns = contents(index)
+    assert ids == expected[0]
+    for ours, theirs in zip(columns, expected[1], strict=True):
+        assert ours.equals(theirs)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session, sample_shards, checkpoint, tmp_path_factory):
+    """The sample, built once without disturbance; fp32, so that vectors can be compared to the bit."""
+    index = tmp_path_factory.mktemp("undisturbed") / "index"
+    report = build(config(sample_shards, index, checkpoint, precision=Precision.FP32))
+    return index, report, contents(index)
+
+
+def test_every_record_is_in_each_table_once_in_input_order(undisturbed, sample):
+    index, report, (ids, columns) = undisturbed
+    assert ids == [record["id"] for record in sample]
+    assert report.records == report.encoded == len(sample) == 468
+    assert all(len(column) == 468 for column in columns)
+    rows = table(index, "dense").to_pylist()
+    for row, record in zip(rows, sample, strict=True):
+        assert (row["text"], row["tag"], row["category"]) == (record["text"], record["tag"], record["category"])
+        assert (row["post_count"], row["aliases"]) == (record["post_count"], record["aliases"])
+        assert row["nsfw"] is row["deprecated"] is False
+    assert exit_code(report, config("s", "i", "m")) == 0
+
+
+def test_the_tables_hold_what_flag_embedding_computes(undisturbed, sample, checkpoint):
+    from test_encoder import flag_embedding
+
+    _, _, (_, (dense, token_ids, weights, colbert)) = undisturbed
+    texts = [record["text"] for record in sample]
+    expected = flag_embedding(checkpoint, texts)
+    vectors = dense.flatten().to_numpy().reshape(468, -1).astype(np.float32)
+    assert np.abs(vectors - expected["dense_vecs"]).max() < 1e-3
+    for row in range(0, 468, 13):
+        ours = dict(zip(token_ids[row].as_py(), weights[row].as_py(), strict=True))
+        theirs = {int(token): float(weight) for token, weight in expected["lexical_weights"][row].items()}
+        assert ours.keys() == theirs.keys()
+        assert all(abs(ours[token] - theirs[token]) < 1e-5 for token in ours)
+        matrix = np.array(colbert[row].as_py(), dtype=np.float32)
+        assert np.abs(matrix - expected["colbert_vecs"][row]).max() < 1e-3
+
+
+def test_the_report_and_what_is_saved_with_the_generation(undisturbed):
+    index, report, _ = undisturbed
+    fields = report.to_dict()
+    assert {
+        "generation", "records", "rejected", "shards", "tokens", "truncated", "padding_waste", "seconds",
+        "tags_per_second", "baseline", "devices", "fingerprint",
+    } <= fields.keys()  # fmt: skip
+    assert fields["shards"] == {"total": 8, "skipped": 0, "done": 8, "failed": 0}
+    assert {"total", "startup", "encode", "write", "commit", "index"} <= fields["seconds"].keys()
+    assert fields["baseline"]["tags_per_second"] == 96.3
+    assert fields["tags_per_second"]["encode"] > fields["tags_per_second"]["end_to_end"] > 0
+    assert fields["padding_waste"] == 0
+    assert fields["devices"][0]["tflops_per_second"] > 0
+    assert 0 < fields["devices"][0]["busy_share"] <= 1
+    assert fields["seconds"]["total"] >= fields["seconds"]["startup"] + fields["seconds"]["encode"] - 0.1
+    assert "RTX 4090" in report.to_text()
+    folder = IndexRoot(index).current().path
+    assert json.loads((folder / "report.json").read_text())["records"] == 468
+    assert (folder / "report.svg").read_text().lstrip().startswith("<?xml")
+    assert not list(folder.glob("attempts-*"))
+
+
+def test_the_same_command_again_does_nothing_but_say_so(undisturbed, sample_shards, checkpoint):
+    index, first, before = undisturbed
+    again = build(config(sample_shards, index, checkpoint, precision=Precision.FP32))
+    assert again.generation == first.generation
+    assert again.state == "already published: nothing to do"
+    assert again.shards.skipped == 8
+    assert again.encoded == 0
+    assert again.records == 468
+    assert_same(index, before)
+
+
+def test_verify_and_status_agree(undisturbed):
+    index, report, _ = undisturbed
+    assert verify(str(index)).problems == []
+    described = status(str(index))
+    assert described.published == report.generation
+    assert described.generations[0].state == "published"
+    assert described.generations[0].records == 468
+
+
+def test_search_in_every_mode(undisturbed, sample, checkpoint):
+    index, _, _ = undisturbed
+    with TagIndex.open(index) as tags:
+        for record in sample[::60]:
+            for mode in Mode:
+                hits = tags.search(record["text"], mode=mode, limit=3)
+                best = [hit for hit in hits if hit.score >= hits[0].score - 2e-3]
+                if mode is not Mode.SPARSE:
+                    assert record["id"] in [hit.id for hit in best]
+                assert hits[0].score == pytest.approx(max(hit.score for hit in hits))
+        with pytest.raises(UsageError, match="empty"):
+            tags.search("  ")
+
+
+def test_hybrid_is_the_score_that_flag_embedding_computes(undisturbed, checkpoint):
+    from FlagEmbedding import BGEM3FlagModel
+
+    index, _, _ = undisturbed
+    query = "穿水手服的女孩"
+    with TagIndex.open(index) as tags:
+        hits = tags.search(query, limit=8)
+    model = BGEM3FlagModel(str(checkpoint), use_fp16=False, devices="cpu")
+    scores = model.compute_score([(query, hit.text) for hit in hits], weights_for_different_modes=[0.4, 0.2, 0.4])
+    for place, hit in enumerate(hits):
+        assert hit.score == pytest.approx(scores["colbert+sparse+dense"][place], abs=2e-3)
+        assert hit.dense == pytest.approx(scores["dense"][place], abs=2e-3)
+        assert hit.sparse == pytest.approx(scores["sparse"][place], abs=2e-3)
+        assert hit.colbert == pytest.approx(scores["colbert"][place], abs=2e-3)
+
+
+def test_another_model_cannot_query(undisturbed, other_checkpoint):
+    index, _, _ = undisturbed
+    with TagIndex.open(index, model=str(other_checkpoint)) as tags, pytest.raises(ModelError, match="another model"):
+        tags.search("x")
+
+
+def test_every_change_starts_a_new_generation_and_says_why(
+    ray_session, sample_shards, checkpoint, other_checkpoint, tmp_path
+):
+    index = tmp_path / "index"
+    base = {"precision": Precision.FP32}
+    first = build(config(sample_shards, index, checkpoint, **base))
+    steps = [
+        (config(sample_shards, index, other_checkpoint, **base), "model id"),
+        (config(sample_shards, index, other_checkpoint, precision=Precision.BF16), "precision (fp32 -> bf16)"),
+        (config(sample_shards, index, other_checkpoint, precision=Precision.BF16, max_length=16), "max length (512 -> 16)"),
+    ]
+    seen = [first.generation]
+    for step, why in steps:
+        report = build(step)
+        assert report.shards.skipped == 0
+        assert any(why in note for note in report.notes), report.notes
+        assert report.generation not in seen
+        seen.append(report.generation)
+    assert report.truncated > 0
+    smaller = tmp_path / "smaller"
+    smaller.mkdir()
+    for path in sorted(sample_shards.glob("*.parquet"))[:3]:
+        (smaller / path.name).write_bytes(path.read_bytes())
+    report = build(config(smaller, index, checkpoint, **base))
+    assert any("input (0 shards new, 5 gone)" in note for note in report.notes)
+    assert report.records == 180
+    assert len(status(str(index)).generations) == 5
+
+
+def test_rejects_of_any_parquet_are_counted_and_kept(ray_session, checkpoint, tmp_path):
+    ids = ["1", "2", "", "4", "1", None, "7"]
+    texts = ["【服装】a - 衣", "b", "c", "  ", "again", "e", "f"]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"id": ids[:4], "text": texts[:4]}), tmp_path / "in" / "a.parquet")
+    pq.write_table(pa.table({"id": ids[4:], "text": texts[4:]}), tmp_path / "in" / "b.parquet")
+    settings = config(tmp_path / "in", tmp_path / "index", checkpoint)
+    report = build(settings)
+    assert report.records == 3
+    assert dict(report.rejected) == {"empty_id": 1, "empty_text": 1, "duplicate_id": 1, "missing_id": 1}
+    assert exit_code(report, settings) == 3
+    lenient = config(tmp_path / "in", tmp_path / "index", checkpoint, max_rejects=RejectLimit(count=4))
+    assert exit_code(build(lenient), lenient) == 0
+    kept = [json.loads(line) for line in Path(report.rejects_file).read_text().splitlines()]
+    assert [(Path(r["source"]).name, r["line"], r["reason"]) for r in kept] == [
+        ("a.parquet", 3, "empty_id"), ("a.parquet", 4, "empty_text"),
+        ("b.parquet", 1, "duplicate_id"), ("b.parquet", 2, "missing_id"),
+    ]  # fmt: skip
+    rows = table(tmp_path / "index", "dense").to_pylist()
+    assert [(row["id"], row["tag"], row["category"]) for row in rows] == [("1", "a", "服装"), ("2", "b", ""), ("7", "f", "")]
+
+
+def test_a_killed_actor_costs_only_its_shards_in_hand(ray_session, sample_shards, checkpoint, tmp_path, undisturbed):
+    """kill -9 of the encoding actor, once, between the fragments and the completion record of its third shard."""
+    shards = IndexRoot(undisturbed[0]).current().manifest.shards
+    fault = Failpoint("encode.before_record", shard=shards[3], token=str(tmp_path / "token"))
+    report = build(config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32, failpoints=(fault,)))
+    assert (tmp_path / "token").exists()
+    assert report.shards.done == 8
+    assert_same(tmp_path / "index", undisturbed[2])
+    assert verify(str(tmp_path / "index")).problems == []
+
+
+def test_a_shard_that_kills_its_actor_is_named_and_the_others_go_on(ray_session, sample_shards, checkpoint, tmp_path, undisturbed):
+    poison = IndexRoot(undisturbed[0]).current().manifest.shards[2]
+    base = config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32)
+    fault = Failpoint("encode.begin", shard=poison)
+    poisoned = config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32, failpoints=(fault,))
+    with pytest.raises(BuildFailedError, match=f"1 of 8 shards failed, nothing was published: {poison}"):
+        build(poisoned)
+    assert IndexRoot(tmp_path / "index").current_id() is None
+    assert status(str(tmp_path / "index")).generations[0].done == 7
+    report = build(base)
+    assert (report.shards.skipped, report.shards.done) == (7, 1)
+    assert_same(tmp_path / "index", undisturbed[2])
+
+
+def test_failed_shards_can_be_left_out_on_request(ray_session, sample_shards, checkpoint, tmp_path, undisturbed):
+    failing = IndexRoot(undisturbed[0]).current().manifest.shards[5]
+    fault = Failpoint("encode.before_write", action="error", shard=failing)
+    settings = config(
+        sample_shards, tmp_path / "index", checkpoint, failpoints=(fault,), allow_failed_shards=True, precision=Precision.FP32
+    )
+    report = build(settings)
+    assert exit_code(report, settings) == 3
+    assert report.records == 468 - 60
+    assert report.failed_shards == [{"shard": failing, "message": "injected at encode.before_write"}]
+    assert failing in report.to_text()
+    ids = set(table(tmp_path / "index", "dense")["id"].to_pylist())
+    assert len(ids) == 408
+    again = build(config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32))
+    assert again.records == 468
+    assert any("failed shards are tried again" in note for note in again.notes)
+
+
+def test_one_owner_works_and_the_other_leaves_with_a_clear_line(ray_session, sample_shards, checkpoint, tmp_path):
+    from danbooru_index.durable import owned
+
+    index = tmp_path / "index"
+    IndexRoot(index).create()
+    with owned(index), pytest.raises(IndexBusyError, match="is at work on this index"):
+        build(config(sample_shards, index, checkpoint))
+
+
+def test_a_cluster_without_a_gpu_says_so_at_once(ray_session, sample_shards, checkpoint, tmp_path):
+    started = time.monotonic()
+    with pytest.raises(DeviceError, match="this cluster has no GPU; pass --device cpu"):
+        build(config(sample_shards, tmp_path / "index", checkpoint, device=Device.CUDA))
+    assert time.monotonic() - started < 10
+
+
+def test_long_texts_are_written_in_slices(ray_session, checkpoint, tmp_path, monkeypatch):
+    """More ColBERT bytes than a slice holds: several fragments, the same rows."""
+    count = 700
+    texts = [f"text {n} " + "word " * 500 for n in range(count)]
+    pq.write_table(pa.table({"id": [str(n) for n in range(count)], "text": texts}), tmp_path / "a.parquet")
+    from danbooru_index.workers import slices
+
+    assert len(slices(np.full(4096, 8192), 1024)) == 512
+    assert len(slices(np.full(100_000, 1), 8)) == 7
+    report = build(config(tmp_path / "a.parquet", tmp_path / "index", checkpoint, max_length=512))
+    assert report.records == count
+    assert table(tmp_path / "index", "colbert")["id"].to_pylist() == [str(n) for n in range(count)]
+
+
+def test_queries_carry_the_instruction_of_their_index(ray_session, sample_shards, checkpoint, tmp_path):
+    index = tmp_path / "index"
+    build(config(sample_shards, index, checkpoint, query_instruction="为AI绘画搜索相关标签：", precision=Precision.FP32))
+    with TagIndex.open(index) as tags:
+        instructed = tags.search("猫耳", mode="dense", limit=3)
+    plain_index = tmp_path / "plain"
+    build(config(sample_shards, plain_index, checkpoint, precision=Precision.FP32))
+    with TagIndex.open(plain_index) as tags:
+        assert [hit.dense for hit in tags.search("为AI绘画搜索相关标签：猫耳", mode="dense", limit=3)] == [
+            hit.dense for hit in instructed
+        ]
+        assert [hit.dense for hit in tags.search("猫耳", mode="dense", limit=3)] != [hit.dense for hit in instructed]
+
+
+def test_nsfw_tags_only_on_request(ray_session, checkpoint, tmp_path):
+    lines = [
+        {"id": str(n), "text": f"【通用】tag_{n} - 标签{n}", "nsfw": n % 2 == 0, "post_count": n} for n in range(40)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepare(PrepareConfig((str(tmp_path / "a.jsonl"),), str(tmp_path / "shards")))
+    build(config(tmp_path / "shards", tmp_path / "index", checkpoint))
+    with TagIndex.open(tmp_path / "index") as tags:
+        for mode in Mode:
+            safe = tags.search("tag_4", mode=mode, limit=40)
+            assert safe
+            assert not any(hit.nsfw for hit in safe)
+            assert any(hit.nsfw for hit in tags.search("tag_4", mode=mode, limit=40, nsfw=True))
+
+
+# ---- the command by itself, with a Ray of its own, killed from outside ----
+
+
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory, sample):
+    """4,680 records in 60 shards."""
+    folder = tmp_path_factory.mktemp("many")
+    lines = [record | {"id": f"{n}-{record['id']}", "text": f"{record['text']} {n}"} for n in range(10) for record in sample]
+    (folder / "a.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    prepare(PrepareConfig((str(folder / "a.jsonl"),), str(folder / "shards"), shard_rows=78))
+    return folder / "shards"
+
+
+def done(index):
+    return len(list(Path(index).glob("generations/*/shards/*.json")))
+
+
+def build_command(shards, index, model):
+    options = ["--model", str(model), "--device", "cpu", "--precision", "fp32", "--json"]
+    return [sys.executable, "-m", "danbooru_index.cli", "build", str(shards), "--index", str(index), *options]
+
+
+def test_kill_the_driver_then_all_of_ray_and_finish(many_shards, checkpoint, tmp_path):
+    """kill -9 of the driver; then of its raylet and gcs; the same command finishes the rest and says how many it skipped."""
+    index = tmp_path / "index"
+    command = build_command(many_shards, index, checkpoint)
+    with running(command) as process:
+        wait_for(lambda: done(index) >= 5 or process.poll() is not None)
+        assert process.poll() is None
+        process.kill()
+        process.wait(timeout=30)
+    first = done(index)
+    assert 5 <= first < 60
+    with running(command) as process:
+        wait_for(lambda: done(index) >= first + 5 or process.poll() is not None)
+        family = Family(process.pid)
+        servers = family.named("/raylet/raylet") + family.named("gcs_server")
+        assert len(servers) >= 2
+        for server in servers:
+            server.kill()
+        process.wait(timeout=120)
+        assert process.returncode != 0
+    second = done(index)
+    assert first + 5 <= second < 60
+    assert IndexRoot(index).current_id() is None
+    finished = run_cli(*command[3:])
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(finished.stdout)
+    assert report["shards"]["total"] == 60
+    assert report["shards"]["skipped"] >= second
+    assert report["shards"]["skipped"] + report["shards"]["done"] == 60
+    assert report["records"] == 4680
+    ids, _ = contents(index)
+    assert len(ids) == len(set(ids)) == 4680
+    assert verify(str(index)).problems == []
+
+
+def test_terminated_it_stops_cleanly_and_goes_on(many_shards, checkpoint, tmp_path):
+    index = tmp_path / "index"
+    command = build_command(many_shards, index, checkpoint)
+    with running(command) as process:
+        wait_for(lambda: done(index) >= 3 or process.poll() is not None)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert out == ""
+    assert "completed shards are kept" in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("point", ["build.before_commit", "build.after_commit", "build.before_publish", "build.after_publish"])
+def test_kill_the_driver_at_each_step_of_the_end(sample_shards, checkpoint, tmp_path, point, undisturbed):
+    """A driver that dies at a named point (in a process of its own, with Ray of its own); the next one ends the work."""
+    index = tmp_path / "index"
+    script = f"""
+from danbooru_index.config import *
+from danbooru_index.failpoints import Failpoint
+from danbooru_index.pipeline import build
+build(BuildConfig({str(sample_shards)!r}, {str(index)!r}, model={str(checkpoint)!r}, device=Device.CPU,
+      precision=Precision.FP32, failpoints=(Failpoint({point!r}),)))
+"""
+    with running([sys.executable, "-c", script]) as process:
+        process.wait(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert (IndexRoot(index).current_id() is not None) == (point == "build.after_publish")
+    report = build(config(sample_shards, index, checkpoint, precision=Precision.FP32))
+    assert report.shards.skipped == 8
+    assert report.encoded == 0
+    assert_same(index, undisturbed[2])
+    assert verify(str(index)).problems == []
+    assert len(IndexRoot(index).generations()) == 1
+
