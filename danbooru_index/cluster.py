@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         options |= {"address": "local", "include_dashboard": False, "num_cpus": cpu_count()}
         options |= {"object_store_memory": OBJECT_STORE_BYTES, "_node_ip_address": "127.0.0.1"}
     elif address is not None:
+        _check_reachable(address)
         options["address"] = address
     try:
         ray.init(**options)
@@ -72,6 +74,20 @@ def ray_session(address: str | None) -> Iterator[None]:
     finally:
         with contextlib.suppress(Exception):
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise `ClusterError` at once where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ClusterError(
+            f"Ray at {address}: nobody answers there ({error.strerror or error}); check --address, or start a head "
+            "node with ray start --head"
+        ) from None
 
 
 @contextlib.contextmanager

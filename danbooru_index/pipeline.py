@@ -60,7 +60,7 @@ from danbooru_index.workers import (
 
 SAMPLES = 16
 ESTIMATE_TEXTS = 2000
-ATTEMPTS = 3
+ATTEMPTS = 2
 SOLO_ATTEMPTS = 2
 TASKS_IN_FLIGHT = 16
 DISK_SLACK = 1.1

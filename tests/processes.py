@@ -29,15 +29,17 @@ def run_cli(*arguments: str | Path, stdin: str = "", env: dict | None = None, ti
 
 
 @contextmanager
-def running(command: list[str], env: dict | None = None, cwd: Path = ROOT) -> Iterator[subprocess.Popen]:
+def running(
+    command: list[str], env: dict | None = None, stdout: object = subprocess.PIPE
+) -> Iterator[subprocess.Popen]:
     """A command in the background; it and all its descendants are ended at the end of the block."""
     process = subprocess.Popen(
         command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=stdout,
+        stderr=subprocess.PIPE if stdout is subprocess.PIPE else subprocess.STDOUT,
         text=True,
         env=os.environ | (env or {}),
-        cwd=cwd,
+        cwd=ROOT,
         start_new_session=True,
     )
     family = Family(process.pid)

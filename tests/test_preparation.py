@@ -51,7 +51,9 @@ def test_json_lines_plain_and_compressed(tmp_path, sample, kind):
 
 
 def test_bom_crlf_blank_lines_and_integer_ids(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"id": 1, "text": "一"}, {"id": 2, "text": "二\u2028三"}], "\r\n", b"\xef\xbb\xbf")
+    path = write_jsonl(
+        tmp_path / "a.jsonl", [{"id": 1, "text": "一"}, {"id": 2, "text": "二\u2028三"}], "\r\n", b"\xef\xbb\xbf"
+    )
     path.write_bytes(path.read_bytes() + b"\r\n\r\n")
     report, out = run(tmp_path, path)
     assert [(row["id"], row["text"]) for row in rows_of(out)] == [("1", "一"), ("2", "二\u2028三")]
@@ -59,7 +61,12 @@ def test_bom_crlf_blank_lines_and_integer_ids(tmp_path):
 
 
 def test_the_autocomplete_csv_with_translations(tmp_path):
-    rows = [["1girl", 0, 600, "1girls,sole_female"], ['"love"_live!', 3, 5, ""], ["=3", 0, 9, "=_3,三"], ["hatsune_miku", 4, 1, ""]]
+    rows = [
+        ["1girl", 0, 600, "1girls,sole_female"],
+        ['"love"_live!', 3, 5, ""],
+        ["=3", 0, 9, "=_3,三"],
+        ["hatsune_miku", 4, 1, ""],
+    ]
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     path = tmp_path / "danbooru.csv"
@@ -128,7 +135,9 @@ def test_every_reject_is_counted_named_and_kept(tmp_path):
 
 
 def test_a_rejected_record_does_not_make_a_later_one_a_duplicate(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"id": "1", "text": ""}, {"id": "1", "text": "ok"}, {"id": "1", "text": "late"}])
+    path = write_jsonl(
+        tmp_path / "a.jsonl", [{"id": "1", "text": ""}, {"id": "1", "text": "ok"}, {"id": "1", "text": "late"}]
+    )
     _, out = run(tmp_path, path)
     assert [(row["id"], row["text"]) for row in rows_of(out)] == [("1", "ok")]
 
@@ -170,7 +179,11 @@ def test_the_same_input_gives_the_same_bytes_and_names_follow_the_content(tmp_pa
     ("name", "content", "words"),
     [
         ("a.jsonl.gz", gzip.compress(b'{"id": "1", "text": "a"}\n' * 5000)[:-20], "cannot be read to its end"),
-        ("a.jsonl.zst", zstandard.ZstdCompressor().compress(bytes(range(256)) * 9000)[:-20], "cannot be read to its end"),
+        (
+            "a.jsonl.zst",
+            zstandard.ZstdCompressor().compress(bytes(range(256)) * 9000)[:-20],
+            "cannot be read to its end",
+        ),
         ("a.jsonl.gz", b"not gzip", "cannot be read to its end"),
         ("a.json", b'[{"id": "1", "text": "a"}]', "a JSON array"),
         ("a.jsonl", '{"id": "1", "text": "a"}\n'.encode("utf-16"), "UTF-16"),
@@ -222,7 +235,9 @@ def test_wrong_reject_limits(word):
         RejectLimit.parse(word)
 
 
-values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.text(max_size=3)))
+values = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.text(max_size=3))
+)
 fields = st.dictionaries(st.sampled_from(["id", "text", "tag", "category", "post_count", "aliases", "nsfw"]), values)
 
 

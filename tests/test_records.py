@@ -11,7 +11,12 @@ from danbooru_index.records import Reason, RejectedError, parse_csv_row, parse_f
 @pytest.mark.parametrize(
     ("text", "category", "tag", "explanation"),
     [
-        ("【服装】school_uniform - 学生制服。包括水手服、西式制服等", "服装", "school_uniform", "学生制服。包括水手服、西式制服等"),
+        (
+            "【服装】school_uniform - 学生制服。包括水手服、西式制服等",
+            "服装",
+            "school_uniform",
+            "学生制服。包括水手服、西式制服等",
+        ),
         ("【画师】rumil", "画师", "rumil", ""),
         ("【通用】a - b - c", "通用", "a", "b - c"),
         ("【通用】-_-", "通用", "-_-", ""),
@@ -27,7 +32,9 @@ def test_text_is_split_at_its_first_dash(text, category, tag, explanation):
 
 def test_fields_win_over_the_text_and_the_text_is_never_altered():
     text = "【服装】 school_uniform - 学生制服 "
-    record = parse_fields({"id": 2, "text": text, "tag": "uniform", "category": "c", "post_count": "12", "aliases": "a, b"})
+    record = parse_fields(
+        {"id": 2, "text": text, "tag": "uniform", "category": "c", "post_count": "12", "aliases": "a, b"}
+    )
     assert record.text == text
     assert (record.id, record.tag, record.category, record.explanation) == ("2", "uniform", "c", "学生制服")
     assert (record.post_count, record.aliases) == (12, ("a", "b"))

@@ -1,0 +1,158 @@
+"""The other two ways to run: against `ray start --head`, and by `ray job submit` to its job server; with a token."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from processes import ROOT, run_cli, running, wait_for
+
+from danbooru_index.generations import IndexRoot
+from danbooru_index.status import verify
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+BIN = Path(sys.executable).parent
+RAY = str(BIN / "ray")
+
+
+@dataclass
+class Head:
+    """A head node on loopback with its job server, and what a client needs to talk to it."""
+
+    address: str
+    dashboard: str
+    metrics: str
+    env: dict
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def head():
+    base = Path(tempfile.mkdtemp(prefix="rh", dir="/tmp"))
+    (base / "h").mkdir()
+    gcs, dashboard, client, metrics = free_ports(4)
+    env = {
+        "HOME": str(base / "h"),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    command = [
+        RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={base}/t",
+        "--num-cpus=2", f"--object-store-memory={200 << 20}", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
+        "--dashboard-agent-listen-port=0", "--disable-usage-stats",
+    ]  # fmt: skip
+    with open(base / "head.log", "w") as log, running(command, env=env, stdout=log) as process:
+        url = f"http://127.0.0.1:{dashboard}"
+        wait_for(
+            lambda: process.poll() is not None or answers(f"{url}/api/jobs/", env["RAY_AUTH_TOKEN"]),
+            timeout=90,
+            every=0.3,
+        )
+        assert process.poll() is None, (base / "head.log").read_text()[-2000:]
+        yield Head(f"127.0.0.1:{gcs}", url, f"http://127.0.0.1:{metrics}/metrics", env)
+    shutil.rmtree(base, ignore_errors=True)
+
+
+def answers(url, token):
+    try:
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            return answer.read()
+    except OSError:
+        return None
+
+
+def test_a_build_against_a_head_node_leaves_metrics(head, sample_shards, checkpoint, tmp_path):
+    index = tmp_path / "index"
+    options = ["--index", index, "--model", checkpoint, "--device", "cpu", "--address", head.address, "--json"]
+    with running(
+        [sys.executable, "-m", "danbooru_index.cli", "build", str(sample_shards), *map(str, options)], env=head.env
+    ) as job:
+        metrics = wait_for(lambda: find_metric(head, "danbooru_index_records") or job.poll() is not None, every=0.5)
+        out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    report = json.loads(out)
+    assert report["records"] == 468
+    assert report["shards"]["done"] == 8
+    assert verify(str(index)).problems == []
+    metrics = find_metric(head, "danbooru_index_records") or metrics
+    assert metrics is not True, "the encoder's metrics were never exported"
+
+
+def find_metric(head, name):
+    text = (answers(head.metrics, head.env["RAY_AUTH_TOKEN"]) or b"").decode()
+    values = [
+        float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(f"ray_{name}") and "{" in line
+    ]
+    return sum(values)
+
+
+def submit(head, *arguments):
+    command = [
+        RAY,
+        "job",
+        "submit",
+        "--address",
+        head.dashboard,
+        "--working-dir",
+        str(ROOT),
+        "--",
+        "python",
+        *map(str, arguments),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | head.env, timeout=240, check=False)
+
+
+def test_a_submitted_job_builds_logs_and_ends_with_its_exit_code(head, sample_shards, checkpoint, tmp_path):
+    index = tmp_path / "index"
+    done = submit(head, "jobs/build.py", sample_shards, "--index", index, "--model", checkpoint, "--device", "cpu")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "468 in each of the three tables" in done.stdout
+    assert "succeeded" in done.stdout
+    assert IndexRoot(index).current().manifest.records == 468
+    assert head.env["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
+
+
+def test_a_job_that_fails_says_why_in_one_line_and_its_exit_code_follows(head, sample_shards, tmp_path):
+    failed = submit(head, "jobs/build.py", sample_shards, "--index", tmp_path / "i", "--model", tmp_path / "gone")
+    assert failed.returncode != 0
+    assert "no such folder" in failed.stdout
+    assert "Traceback" not in failed.stdout
+
+
+def test_wrong_cluster_wrong_token_wrong_device(head, sample_shards, checkpoint, tmp_path):
+    options = ["build", sample_shards, "--index", tmp_path / "i", "--model", checkpoint]
+    refused = run_cli(*options, "--device", "cuda", "--address", head.address, env=head.env)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.strip().splitlines()[-1] == "danbooru-index: this cluster has no GPU; pass --device cpu"
+    stranger = run_cli(
+        *options, "--device", "cpu", "--address", head.address, env=head.env | {"RAY_AUTH_TOKEN": "0" * 64}
+    )
+    assert stranger.returncode == 1
+    assert "RAY_AUTH" in stranger.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in stranger.stderr
+    nobody = run_cli(*options, "--device", "cpu", "--address", f"127.0.0.1:{free_ports(1)[0]}", env=head.env)
+    assert nobody.returncode == 1
+    assert "check --address" in nobody.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in nobody.stderr
