@@ -113,19 +113,17 @@ def _looks_like_path(name: str) -> bool:
 def fetch_model(name: str) -> str:
     """Download (or find in the cache) the needed files of a hub model; return the local folder.
 
-    Honours `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`; says size and progress on stderr.
+    Honours `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`; says size and progress on stderr. A hub that
+    cannot be reached is no obstacle to a model that is in the cache.
     """
     import httpx2
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         if offline:
-            return snapshot_download(
-                name, allow_patterns=[*WEIGHTS, *HEADS, *TOKENIZERS, *SETTINGS], local_files_only=True
-            )
+            return _cached(name)
         return _download(name)
     except HFValidationError:
         raise UsageError(f"--model {name!r} is neither a folder nor a hub name such as {PRODUCTION_MODEL}") from None
@@ -133,18 +131,33 @@ def fetch_model(name: str) -> str:
         problem = f"{name}: access must be granted on {endpoint} first; then set HF_TOKEN"
     except RepositoryNotFoundError:
         problem = f"{name}: no such model on {endpoint} (or it is private: set HF_TOKEN)"
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "an error"
-        problem = f"{name}: {endpoint} answered {status}"
     except (OSError, httpx2.HTTPError) as error:
-        problem = f"{name}: " + (
-            "not in the local cache, and HF_HUB_OFFLINE is set"
-            if offline
-            else f"{endpoint} cannot be reached ({type(error).__name__})"
-        )
+        answered = isinstance(error, HfHubHTTPError) and error.response is not None
+        problem = f"{name}: not in the local cache, and HF_HUB_OFFLINE is set"
+        if not offline:
+            with contextlib.suppress(OSError):
+                cached = _cached(name)
+                print(f"model {name}: {endpoint} cannot be used now; taken from the cache", file=sys.stderr)
+                return cached
+            said = (
+                f"answered {error.response.status_code}" if answered else f"cannot be reached ({type(error).__name__})"
+            )
+            problem = f"{name}: {endpoint} {said}"
     raise ModelError(
-        f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or pass --model a local folder"
+        f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or HF_TOKEN where one is needed, "
+        "or pass --model a local folder"
     )
+
+
+def _cached(name: str) -> str:
+    """The folder of a model in the local cache; raise `LocalEntryNotFoundError` (an OSError) where it is not."""
+    from huggingface_hub import snapshot_download
+
+    wanted = [*HEADS, *SETTINGS[:1]]
+    folder = snapshot_download(name, allow_patterns=wanted, local_files_only=True)
+    if any(not (Path(folder) / file).exists() for file in wanted):
+        raise FileNotFoundError(folder)
+    return folder
 
 
 def _download(name: str) -> str:
@@ -159,7 +172,7 @@ def _download(name: str) -> str:
     total = sum(sizes[file] for file in needed)
     print(f"model {name}: {len(needed)} files, {total / 1e9:.2f} GB", file=sys.stderr)
     with _bars_on_stderr():
-        return snapshot_download(name, revision=info.sha, allow_patterns=needed)
+        return snapshot_download(name, allow_patterns=needed)  # by branch: so that offline use finds it
 
 
 @contextlib.contextmanager

@@ -39,8 +39,8 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. Only this project's errors are caught: one line on stderr."""
     try:
+        parsed = _parser().parse_args(arguments)
         with _stdout_for_results() as out:
-            parsed = _parser().parse_args(arguments)
             command: Command = parsed.command
             return command(parsed, out)
     except DanbooruIndexError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -43,20 +44,22 @@ def ray_session(address: str | None) -> Iterator[None]:
     A Ray that this process has already started is used and left running. SIGTERM becomes KeyboardInterrupt inside.
     Raises `ClusterError` when the cluster cannot be reached.
     """
-    os.environ.setdefault("RAY_TQDM", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address is None and "RAY_ADDRESS" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private Ray on loopback; a cluster sets its own
+    private = address is None and "RAY_ADDRESS" not in os.environ
+    if private:
+        _prepare_private_ray()
     import ray
+    import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL + 1)  # its log file keeps everything
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address is None and "RAY_ADDRESS" not in os.environ:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if private:
         options |= {"address": "local", "include_dashboard": False, "num_cpus": cpu_count()}
-        options |= {"object_store_memory": OBJECT_STORE_BYTES, "_node_ip_address": "127.0.0.1"}
+        options |= {"object_store_memory": OBJECT_STORE_BYTES}
     elif address is not None:
         _check_reachable(address)
         options["address"] = address
@@ -74,6 +77,19 @@ def ray_session(address: str | None) -> Iterator[None]:
     finally:
         with contextlib.suppress(Exception):
             ray.shutdown()
+
+
+def _prepare_private_ray() -> None:
+    """Environment for a Ray of this process's own: on loopback only, behind a token that nobody else has.
+
+    Ray reads the first variable when it is imported; without it its servers listen on every address. A job's own
+    settings must not reach it. When its control store dies, the driver gives up in seconds instead of a minute.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
+    os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _check_reachable(address: str) -> None:

@@ -12,6 +12,7 @@ os.environ |= {
     "HOME": HOME,
     "HF_HOME": f"{HOME}/hf",
     "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only; read when ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",
     "LANCE_LOG": "error",
     "TOKENIZERS_PARALLELISM": "false",
@@ -77,7 +78,6 @@ def ray_session():
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
     )
     yield
     ray.shutdown()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,9 +44,19 @@ def running(
         start_new_session=True,
     )
     family = Family(process.pid)
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(0.3):
+            family.refresh()
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
     try:
         yield process
     finally:
+        ended.set()
+        follower.join()
         family.refresh()
         if process.poll() is None:
             process.kill()

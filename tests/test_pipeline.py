@@ -372,7 +372,9 @@ def test_kill_the_driver_then_all_of_ray_and_finish(many_shards, checkpoint, tmp
         process.wait(timeout=30)
     first = done(index)
     assert 5 <= first < 60
-    with running(command) as process:
+    impatient = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_health_check_period_ms": "500"}
+    impatient |= {"RAY_health_check_failure_threshold": "3", "RAY_health_check_initial_delay_ms": "500"}
+    with running(command, env=impatient) as process:
         wait_for(lambda: done(index) >= first + 5 or process.poll() is not None)
         family = Family(process.pid)
         servers = family.named("/raylet/raylet") + family.named("gcs_server")

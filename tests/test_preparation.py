@@ -283,7 +283,7 @@ def test_the_same_file_twice_is_two_shards_of_which_one_is_duplicates(tmp_path):
     for name in ("a", "b"):
         pq.write_table(pa.table({"id": ["1", "2"], "text": ["x", "y"]}), tmp_path / f"{name}.parquet")
     shards = mark_duplicates(list_shards(str(tmp_path)))
-    assert [(len(set(s.id for s in shards))), [s.drop for s in shards]] == [2, [(), (0, 1)]]
+    assert [(len({s.id for s in shards})), [s.drop for s in shards]] == [2, [(), (0, 1)]]
 
 
 def test_a_shard_that_changed_is_noticed(tmp_path):

@@ -1,0 +1,199 @@
+"""The command as a user meets it: help at once, one line for every mistake, the exit codes, clean JSON."""
+
+import json
+import os
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from checkpoints import SAMPLE
+from processes import run_cli
+
+from danbooru_index.cli import main
+
+VERBS = ["prepare", "build", "rebuild", "search", "status", "verify", "rollback", "prune"]
+
+
+def test_help_answers_at_once_without_heavy_imports():
+    started = time.monotonic()
+    answer = run_cli("--help")
+    assert answer.returncode == 0
+    assert time.monotonic() - started < 1
+    for verb in VERBS:
+        assert verb in answer.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_shows_an_example(verb, capfd):
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    assert end.value.code == 0
+    said = capfd.readouterr()
+    assert f"danbooru-index {verb} " in said.out
+    assert "example:" in said.out
+
+
+def one_line(answer, code):
+    assert answer.returncode == code, answer.stderr
+    assert answer.stdout == ""
+    assert "Traceback" not in answer.stderr
+    lines = answer.stderr.strip().splitlines()
+    assert lines[-1].startswith("danbooru-index: ")
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "VERB"),
+        (["dance"], "invalid choice: 'dance'"),
+        (["build"], "required"),
+        (["build", "s", "--index", "i", "--device", "tpu"], "choose one of auto, cpu, cuda"),
+        (["build", "s", "--index", "i", "--precision", "fp8"], "choose one of auto, fp32, bf16, fp16"),
+        (["build", "s", "--index", "i", "--device", "cpu", "--precision", "fp16"], "8 times slower"),
+        (["build", "s", "--index", "i", "--max-length", "9000"], "between 8 and 8192"),
+        (["build", "s", "--index", "i", "--num-gpus", "0"], "at least 1"),
+        (["build", "s", "--index", "i", "--num-gpus", "1", "--device", "cpu"], "contradict"),
+        (["build", "s", "--index", "i", "--tokens-per-batch", "x"], "invalid int value"),
+        (["build", "s", "--index", "i", "--max-rejects", "some"], "20 or 0.5%"),
+        (["search", "i", "q", "--mode", "psychic"], "choose one of dense, sparse, colbert, hybrid"),
+        (["search", "i", "q", "--weights", "1,2"], "three numbers"),
+        (["search", "i", "q", "--weights", "nan,1,1"], "three numbers"),
+        (["prepare", "x.jsonl", "--out", "o", "--shard-rows", "0"], "--shard-rows"),
+    ],
+    ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else None,
+)
+def test_wrong_usage_ends_with_2(arguments, words, capfd):
+    assert main(arguments) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert words in said.err
+    assert len(said.err.strip().splitlines()) == 1
+
+
+def test_build_without_a_model_and_without_a_gpu_names_the_choices(sample_shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    line = one_line(run_cli("build", sample_shards, "--index", tmp_path / "i"), 2)
+    for choice in ("BAAI/bge-m3", "--model FOLDER", "m3-mini"):
+        assert choice in line
+    line = one_line(run_cli("build", sample_shards, "--index", tmp_path / "i", "--device", "cpu"), 2)
+    assert "BAAI/bge-m3" in line
+
+
+def build(shards, index, model, *more):
+    return run_cli("build", shards, "--index", index, "--model", model, "--device", "cpu", *more)
+
+
+def test_bad_inputs_of_build_get_one_line_each(tmp_path, checkpoint, sample_shards):
+    index = tmp_path / "index"
+    assert "no such file or folder" in one_line(build(tmp_path / "gone", index, checkpoint), 1)
+    (tmp_path / "empty").mkdir()
+    assert "no .parquet file" in one_line(build(tmp_path / "empty", index, checkpoint), 1)
+    (tmp_path / "wrong").mkdir()
+    pq.write_table(pa.table({"id": ["1"], "name": ["x"]}), tmp_path / "wrong" / "a.parquet")
+    assert "no column text; it has id, name" in one_line(build(tmp_path / "wrong", index, checkpoint), 1)
+    (tmp_path / "cut").mkdir()
+    whole = next(sample_shards.glob("*.parquet")).read_bytes()
+    (tmp_path / "cut" / "a.parquet").write_bytes(whole[: len(whole) // 2])
+    assert "not a whole Parquet file" in one_line(build(tmp_path / "cut", index, checkpoint), 1)
+    (tmp_path / "none").mkdir()
+    pq.write_table(
+        pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}), tmp_path / "none" / "a.parquet"
+    )
+    assert "hold no row" in one_line(build(tmp_path / "none", index, checkpoint), 1)
+    (tmp_path / "file").write_text("x")
+    assert "is a file; an index is a folder" in one_line(build(sample_shards, tmp_path / "file", checkpoint), 2)
+    (tmp_path / "file2").write_text("x")
+    assert "cannot be made" in one_line(build(sample_shards, tmp_path / "file2" / "index", checkpoint), 1)
+
+
+def test_a_model_without_heads_is_refused_before_ray_starts(tmp_path, checkpoint, sample_shards):
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    (model / "sparse_linear.pt").unlink()
+    started = time.monotonic()
+    assert "sparse_linear.pt missing" in one_line(build(sample_shards, tmp_path / "index", model), 1)
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_full_and_read_only_disks(tmp_path, checkpoint, sample_shards):
+    import subprocess
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        line = one_line(build(sample_shards, disk / "index", checkpoint), 1)
+        assert "are free" in line
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        line = one_line(build(sample_shards, disk / "other", checkpoint), 1)
+        assert "Read-only file system" in line
+        line = one_line(run_cli("prepare", SAMPLE, "--out", disk / "shards"), 1)
+        assert "Read-only file system" in line
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_an_index_that_is_not_there(tmp_path):
+    for verb in ("status", "verify", "rollback", "prune"):
+        assert "no index here" in one_line(run_cli(verb, tmp_path / "gone"), 1)
+    assert "no index here" in one_line(run_cli("search", tmp_path / "gone", "x"), 1)
+
+
+def test_prepare_prints_a_report_or_one_json_document(tmp_path):
+    answer = run_cli("prepare", SAMPLE, "--out", tmp_path / "s", "--json")
+    assert answer.returncode == 0
+    report = json.loads(answer.stdout)
+    assert (report["records"], report["shards"], report["rejected"]) == (468, 1, {})
+    assert "468 of 468 records" in run_cli("prepare", SAMPLE, "--out", tmp_path / "s").stdout
+
+
+def test_rejects_exit_3_0_or_1(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}\n')
+    assert run_cli("prepare", path, "--out", tmp_path / "s").returncode == 3
+    assert run_cli("prepare", path, "--out", tmp_path / "s", "--max-rejects", "1").returncode == 0
+    assert run_cli("prepare", path, "--out", tmp_path / "s", "--max-rejects", "40%").returncode == 3
+    assert "nothing was written" in one_line(run_cli("prepare", path, "--out", tmp_path / "t", "--strict"), 1)
+    assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_rebuild_search_roll_back_from_the_command_line(tmp_path, checkpoint):
+    """A nightly rebuild, twice, the second with one record more; queries from stdin; back to the first."""
+    index = tmp_path / "index"
+    dump = tmp_path / "dump.jsonl"
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines()[:100]
+    dump.write_text("\n".join(lines), encoding="utf-8")
+    options = ["--index", index, "--model", checkpoint, "--device", "cpu", "--json"]
+    first = run_cli("rebuild", dump, *options)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("\n") == 1
+    dump.write_text("\n".join([*lines, '{"id": "new", "text": "【食物】toast - 吐司"}', "broken"]), encoding="utf-8")
+    second = run_cli("rebuild", dump, *options)
+    assert second.returncode == 3
+    report = json.loads(second.stdout)
+    assert (report["records"], report["rejected"]) == (101, {"unparsable_line": 1})
+    assert "Traceback" not in first.stderr + second.stderr
+    found = run_cli(
+        "search", index, "-", "--json", "--limit", "3", "--device", "cpu", stdin="【食物】toast - 吐司\n\n猫耳\n"
+    )
+    answers = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [answer["query"] for answer in answers] == ["【食物】toast - 吐司", "猫耳"]
+    assert "new" in [hit["id"] for hit in answers[0]["hits"]]
+    assert {"rank", "score", "dense", "sparse", "colbert", "tag", "text"} <= answers[0]["hits"][0].keys()
+    assert run_cli("verify", index).returncode == 0
+    back = run_cli("rollback", index, "--json")
+    assert json.loads(back.stdout)["generation"] == json.loads(first.stdout)["generation"]
+    described = json.loads(run_cli("status", index, "--json").stdout)
+    assert [g["state"] for g in described["generations"]] == ["published", "kept"]
+    assert "nothing to delete" in run_cli("prune", index).stdout

@@ -1,0 +1,63 @@
+"""What is installed: plain exact pins, ranges that admit every supported Python, the top level as designed."""
+
+import re
+import subprocess
+import tomllib
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+FLOORS = {"ray": (2, 56), "torch": (2, 10), "transformers": (5, 3)}
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_constraints_are_plain_versions():
+    for line in PINS:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), line
+    assert "torch==2.13.0" in PINS
+
+
+def test_everything_installed_is_pinned_at_its_version():
+    pins = {normal(line.split("==")[0]): line.split("==")[1] for line in PINS}
+    installed = {normal(d.metadata["Name"]): d.version.split("+")[0] for d in distributions()}
+    wanted = {normal(re.split(r"[\[<>=]", need)[0]) for need in PROJECT["dependencies"]}
+    assert wanted <= pins.keys()
+    for name in wanted:
+        assert installed[name] == pins[name], name
+
+
+@pytest.mark.parametrize(("name", "floor"), FLOORS.items())
+def test_security_floors(name, floor):
+    pins = {normal(line.split("==")[0]): line.split("==")[1] for line in PINS}
+    assert tuple(int(part) for part in pins[name].split(".")[:2]) >= floor
+    requirement = next(need for need in PROJECT["dependencies"] if normal(need).startswith(name))
+    lowest = re.search(r">=([0-9.]+)", requirement).group(1)
+    assert tuple(int(part) for part in lowest.split(".")[:2]) >= floor
+
+
+def test_python_3_11_to_3_13_are_admitted():
+    from packaging.specifiers import SpecifierSet
+
+    for version in ("3.11", "3.12", "3.13"):
+        assert SpecifierSet(PROJECT["requires-python"]).contains(version)
+    assert not SpecifierSet(PROJECT["requires-python"]).contains("3.10")
+    for need in PROJECT["dependencies"]:
+        assert "python_version" not in need
+
+
+def test_the_top_level_is_as_designed():
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    top = {name.split("/")[0] for name in listed}
+    usual = {"Makefile", "constraints.txt", "LICENSE", "CHANGELOG.md", "BENCHMARKS.md", "README.zh-CN.md", ".ci"}
+    fixed = {"pyproject.toml", "jobs", "danbooru_index", "cluster.yaml", "tests", "README.md"}
+    assert fixed <= top
+    assert {name for name in top - fixed - usual if not name.startswith(".")} == set()
