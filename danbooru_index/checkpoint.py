@@ -132,16 +132,14 @@ def fetch_model(name: str) -> str:
     except RepositoryNotFoundError:
         problem = f"{name}: no such model on {endpoint} (or it is private: set HF_TOKEN)"
     except (OSError, httpx2.HTTPError) as error:
-        answered = isinstance(error, HfHubHTTPError) and error.response is not None
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         problem = f"{name}: not in the local cache, and HF_HUB_OFFLINE is set"
         if not offline:
             with contextlib.suppress(OSError):
                 cached = _cached(name)
                 print(f"model {name}: {endpoint} cannot be used now; taken from the cache", file=sys.stderr)
                 return cached
-            said = (
-                f"answered {error.response.status_code}" if answered else f"cannot be reached ({type(error).__name__})"
-            )
+            said = f"answered {status}" if status else f"cannot be reached ({type(error).__name__})"
             problem = f"{name}: {endpoint} {said}"
     raise ModelError(
         f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or HF_TOKEN where one is needed, "

@@ -12,9 +12,9 @@ import contextlib
 import logging
 import os
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -129,8 +129,8 @@ class Encoder:
     ) -> None:
         import torch
 
-        if threads:
-            torch.set_num_threads(threads)
+        # One thread does all forward passes: one OpenMP team and one set of its buffers, however many call `encode`.
+        self._forwards = ThreadPoolExecutor(1, "forward", torch.set_num_threads, (threads or torch.get_num_threads(),))
         self._path = path
         self._device = "cuda" if device is Device.CUDA else "cpu"
         self._embedder = _load(path, self._device, precision)
@@ -143,7 +143,6 @@ class Encoder:
         self._special = torch.tensor([s for s in special if s is not None], device=self._device)
         self.tokens_per_batch = tokens_per_batch or self._default_tokens_per_batch()
         self.stats = EncoderStats()
-        self._lock = threading.Lock()
         self._reference: Encoder | None = None
 
     def encode(
@@ -158,18 +157,7 @@ class Encoder:
         Raises `ModelError` when memory runs out at any batch size.
         """
         plan = _Plan(batch)
-        with self._lock:
-            started = time.perf_counter()
-            for attempt in range(HALVINGS + 1):
-                try:
-                    outputs = self._run(plan, on_rows)
-                    break
-                except Exception as error:
-                    if not _is_out_of_memory(error) or attempt == HALVINGS or self.tokens_per_batch <= 1:
-                        raise self._failure(error) from None
-                self._halve()
-            for counted in (self.stats, stats or EncoderStats()):
-                self._count(counted, plan, time.perf_counter() - started)
+        outputs = self._forwards.submit(self._run_counted, plan, on_rows, stats or EncoderStats()).result()
         encoding, suspects = plan.assemble(outputs)
         return self._recompute(batch, encoding, suspects) if len(suspects) else encoding
 
@@ -179,6 +167,21 @@ class Encoder:
         import torch
 
         return torch.cuda.max_memory_allocated() if self._device == "cuda" else 0
+
+    def _run_counted(self, plan: _Plan, on_rows: Callable[[int], None] | None, stats: EncoderStats) -> dict[str, Array]:
+        """Run with ever smaller token budgets while memory runs out; count the time and the work."""
+        started = time.perf_counter()
+        for attempt in range(HALVINGS + 1):
+            try:
+                outputs = self._run(plan, on_rows)
+                break
+            except Exception as error:
+                if not _is_out_of_memory(error) or attempt == HALVINGS or self.tokens_per_batch <= 1:
+                    raise self._failure(error) from None
+            self._halve()
+        for counted in (self.stats, stats):
+            self._count(counted, plan, time.perf_counter() - started)
+        return outputs
 
     def _run(self, plan: _Plan, on_rows: Callable[[int], None] | None = None) -> dict[str, Array]:
         import torch

@@ -22,7 +22,7 @@ Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
 RECORD_COLUMNS = ["id", "tag", "category", "text", "source", "post_count", "aliases", "nsfw", "deprecated"]
-SCAN_ROWS = 4096
+SCAN_ROWS = 512  # of 512 tokens at full width: half a gigabyte
 
 
 class GenerationReader:

@@ -1,6 +1,7 @@
 """The encoder against `BGEM3FlagModel.encode` in one run: the same numbers, for every kind of text, in any order."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -83,6 +84,19 @@ def test_parity_with_the_real_tokenizer_and_layer_width(tmp_path, sample):
     assert_parity(expected, Encoder(str(path)).encode(batch))
     half = Encoder(str(path), precision=Precision.BF16).encode(batch)
     assert_cosine(half, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("REAL_SHAPE" not in os.environ, reason="set REAL_SHAPE=1: 2.3 GB of weights, two minutes")
+def test_parity_at_the_true_shape_of_bge_m3(tmp_path, real_records):
+    """24 layers, 1024 wide, 250,002 entries; random weights, in the published form (`pytorch_model.bin`)."""
+    tokenizer = SHARED / "xlmr_tokenizer" / "tokenizer.json"
+    path = make_checkpoint(tmp_path / "real", SHAPES["real"], tokenizer=tokenizer, safetensors=False)
+    texts = [*MIXED[:-1], *(record["text"] for record in real_records[:60])]
+    expected = flag_embedding(path, texts)
+    batch = Tokenizer(str(path), 512)(texts)
+    assert_parity(expected, Encoder(str(path)).encode(batch))
+    assert_cosine(Encoder(str(path), precision=Precision.BF16, half_output=True).encode(batch), expected)
 
 
 def assert_cosine(encoding, expected, least=0.999):

@@ -1,0 +1,105 @@
+"""The documentation, tested as code: every command parses, and the walk-through runs as it stands."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from danbooru_index.cli import _parser
+
+ROOT = Path(__file__).parent.parent
+READMES = ["README.md", "README.zh-CN.md"]
+
+
+def blocks(name, kind):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(name):
+    """Every command line of the shell blocks, comments and pipes taken off."""
+    for block in [*blocks(name, "sh run"), *blocks(name, "sh"), *blocks(name, "cron")]:
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_command_of_the_readme_parses(name):
+    seen = set()
+    for words in commands(name):
+        for place, word in enumerate(words):
+            if word.endswith("danbooru-index"):
+                arguments = words[place + 1 :]
+            elif word in ("jobs/build.py", "jobs/rebuild.py"):
+                arguments = [Path(word).stem, *words[place + 1 :]]
+            else:
+                continue
+            arguments = arguments[: arguments.index(">>")] if ">>" in arguments else arguments
+            assert _parser().parse_args(arguments).command
+            seen.add(arguments[0])
+    assert seen == {"prepare", "build", "rebuild", "search", "status", "verify", "rollback", "prune"}
+
+
+def test_both_readmes_hold_the_same_commands():
+    first, second = (list(commands(name)) for name in READMES)
+    assert first == second
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_what_the_readme_names_exists(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"`?make (\w+)", text):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).exists(), link
+    options = set(re.findall(r"`(--[a-z-]+)", text))
+    known = (ROOT / "danbooru_index" / "cli.py").read_text()
+    for option in options:
+        assert f'"{option}"' in known, option
+    tree = text[text.index("    danbooru_index/\n") :]
+    for module in re.findall(r"\b(\w+)\.py\b", tree[: tree.index("```") if "```" in tree else None]):
+        assert list(ROOT.glob(f"*/{module}.py")), module
+
+
+def test_every_module_is_in_the_tree():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "danbooru_index").glob("*.py"):
+        assert path.name == "__init__.py" or f"{path.name}" in text, path.name
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_walk_through_runs_as_it_stands(tmp_path):
+    """In a copy of the files it names, with this environment's commands first in the PATH."""
+    for name in ("danbooru_index", "tests"):
+        (tmp_path / name).mkdir()
+    shutil.copy(ROOT / "danbooru_index" / "sample_tags.jsonl", tmp_path / "danbooru_index")
+    shutil.copy(ROOT / "tests" / "checkpoints.py", tmp_path / "tests")
+    (block,) = blocks("README.md", "sh run")
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "468 in each of the three tables" in done.stdout
+    assert "every table is whole" in done.stdout
+    assert done.stdout.count('"query"') == 2
+    assert "Traceback" not in done.stderr
+    (python,) = blocks("README.md", "python")
+    done = subprocess.run(
+        [sys.executable, "-c", python], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert len(done.stdout.splitlines()) == 5, done.stderr
