@@ -38,7 +38,7 @@ class Checkpoint:
 
 def resolve_model(name: str) -> Checkpoint:
     """Find or fetch the model `name`. Raises `ModelError` saying what is missing and where it could come from."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if name == EMBEDDED_MODEL and not folder.is_dir():
         folder = EMBEDDED_FOLDER
         if not folder.is_dir():
@@ -102,6 +102,10 @@ def _check_config(path: Path) -> None:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "xlm-roberta":
         raise ModelError(f"{path}: model_type is {kind!r}; BGE-M3's format is 'xlm-roberta'")
+    if not all(isinstance(config.get(name), int) for name in ("hidden_size", "max_position_embeddings")):
+        raise ModelError(
+            f"{path}: hidden_size and max_position_embeddings are needed; not a checkpoint in BGE-M3's format"
+        )
     if "auto_map" in config:
         raise ModelError(f"{path}: asks to run code of its own (auto_map), which is never done")
 

@@ -44,13 +44,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command: Command = parsed.command
             return command(parsed, out)
     except DanbooruIndexError as error:
-        print(f"danbooru-index: {error}", file=sys.stderr)
+        print(f"danbooru-index: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("danbooru-index: stopped", file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"danbooru-index: {where}{error.strerror or ' '.join(str(error).split())[:300]}", file=sys.stderr)
+        return 1
+    except UnicodeError as error:
+        print(
+            f"danbooru-index: a name or a text is not valid UTF-8 ({error.reason if hasattr(error, 'reason') else error})",
+            file=sys.stderr,
+        )
         return 1
 
 

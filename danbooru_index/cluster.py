@@ -134,7 +134,9 @@ def plan_cluster(config: BuildConfig, pending: int) -> ClusterPlan:
         if config.num_gpus and config.num_gpus > gpus:
             raise DeviceError(f"--num-gpus {config.num_gpus}, but this cluster has {gpus}; ask for fewer, or add nodes")
         encoders = max(1, min(wanted, pending))
-        return ClusterPlan(Device.CUDA, encoders, config.num_gpus, 1, 1, None, 2 * encoders, len(nodes) == 1)
+        per_gpu = min(node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU", 0) >= 1)
+        num_cpus = min(1.0, max(0.1, _floor(per_gpu - 2 * TOKENIZER_CPUS)))
+        return ClusterPlan(Device.CUDA, encoders, config.num_gpus, num_cpus, 1, None, 2 * encoders, len(nodes) == 1)
     if config.device is Device.CUDA or config.num_gpus:
         raise DeviceError(_no_gpu())
     return _plan_cpus([float(node.get("CPU", 0)) for node in nodes], pending, len(nodes) == 1)
@@ -156,6 +158,12 @@ def _plan_cpus(cores: list[float], pending: int, local: bool) -> ClusterPlan:
     per_node = max(1, int(smallest // CORES_PER_ENCODER))
     total = sum(max(1, int(c // CORES_PER_ENCODER)) for c in cores if c >= 1) or 1
     encoders = max(1, min(total, pending))
-    num_cpus = max(0.5, round((smallest - 2 * TOKENIZER_CPUS) / per_node, 2))
+    tokenizers = min(encoders, 4)
+    num_cpus = max(0.5, _floor((smallest - tokenizers * TOKENIZER_CPUS) / per_node))
     threads = max(1, int(smallest // per_node))
-    return ClusterPlan(Device.CPU, encoders, encoders, num_cpus, 0, threads, min(encoders, 4), local)
+    return ClusterPlan(Device.CPU, encoders, encoders, num_cpus, 0, threads, tokenizers, local)
+
+
+def _floor(cpus: float) -> float:
+    """Rounded down to hundredths: what is asked for must fit."""
+    return int(cpus * 100) / 100

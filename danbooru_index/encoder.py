@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +144,7 @@ class Encoder:
         self._special = torch.tensor([s for s in special if s is not None], device=self._device)
         self.tokens_per_batch = tokens_per_batch or self._default_tokens_per_batch()
         self.stats = EncoderStats()
+        self._recomputing = threading.Lock()
         self._reference: Encoder | None = None
 
     def encode(
@@ -159,7 +161,7 @@ class Encoder:
         plan = _Plan(batch)
         outputs = self._forwards.submit(self._run_counted, plan, on_rows, stats or EncoderStats()).result()
         encoding, suspects = plan.assemble(outputs)
-        return self._recompute(batch, encoding, suspects) if len(suspects) else encoding
+        return self._recompute(batch, encoding, suspects, on_rows) if len(suspects) else encoding
 
     @property
     def peak_memory(self) -> int:
@@ -226,12 +228,23 @@ class Encoder:
         weights = weights.masked_fill(torch.isin(ids, self._special), 0.0)
         return dense, *_segment_max(ids, weights), colbert, finite
 
-    def _recompute(self, batch: TokenBatch, encoding: Encoding, suspects: npt.NDArray[np.int64]) -> Encoding:
+    def _recompute(
+        self,
+        batch: TokenBatch,
+        encoding: Encoding,
+        suspects: npt.NDArray[np.int64],
+        on_rows: Callable[[int], None] | None,
+    ) -> Encoding:
         """Encode the rows that came out non-finite again, in fp32 on the CPU; those that still are, are `bad`."""
-        if self._reference is None:
-            self._reference = Encoder(self._path, half_output=self._output_dtype.itemsize == 2)
-        self.stats.recomputed += len(suspects)
-        again = [self._reference._encode_once(batch.rows(int(row), int(row) + 1)) for row in suspects]
+        again = []
+        with self._recomputing:
+            if self._reference is None:
+                self._reference = Encoder(self._path, half_output=self._output_dtype.itemsize == 2)
+            self.stats.recomputed += len(suspects)
+            for row in suspects.tolist():
+                again.append(self._reference._encode_once(batch.rows(row, row + 1)))
+                if on_rows:
+                    on_rows(0)
         return replace_rows(encoding, suspects, again)
 
     def _encode_once(self, batch: TokenBatch) -> tuple[Encoding, bool]:
@@ -264,7 +277,9 @@ class Encoder:
                 f"out of memory on {self._device} even at {self.tokens_per_batch} tokens a batch: free some memory, "
                 "or lower --max-length"
             )
-        return ModelError(f"the model failed on {self._device}: {type(error).__name__}: {str(error)[:300]}")
+        return ModelError(
+            f"the model failed on {self._device}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        )
 
     def _count(self, stats: EncoderStats, plan: _Plan, seconds: float) -> None:
         hidden = self.dim
@@ -430,5 +445,9 @@ def cpu_name() -> str:
 
 
 def cpu_count() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores this process may use: its affinity, and its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores

@@ -6,6 +6,7 @@ INDEX/generations/<id>/           a LanceDB database, `manifest.json` and the co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -20,6 +21,7 @@ from danbooru_index.packing import SCHEMA_VERSION, TableSpec, table_specs
 from danbooru_index.tables import LANCE_STORAGE_VERSION, record_path
 
 GRACE_S = 900.0
+SUPERSEDED = "superseded_at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,8 @@ class IndexRoot:
         found = []
         folder = self.path / "generations"
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if (path / "manifest.json").is_file():
+            # A name with a dot is a generation on its way to being deleted, by a process that was killed meanwhile.
+            if not path.name.startswith(".") and (path / "manifest.json").is_file():
                 found.append(Generation(path, _read_manifest(path / "manifest.json")))
         return found
 
@@ -164,6 +167,10 @@ class IndexRoot:
         """Make a sealed generation the one that readers open: one atomic replacement."""
         if not generation.manifest.sealed:
             raise StorageError(f"generation {generation.id} is not finished; run the build again")
+        with contextlib.suppress(StorageError):
+            before = self.current()
+            if before.id != generation.id:
+                replace_file(before.path / SUPERSEDED, str(time.time()).encode())
         body = {
             "generation": generation.id,
             "versions": generation.manifest.versions,
@@ -195,6 +202,8 @@ class IndexRoot:
         kept = {g.id for g in sealed[-keep:]} | {current}
         newest = sealed[-1].id if sealed else ""
         deleted = []
+        for trash in (self.path / "generations").glob(".trash-*"):
+            shutil.rmtree(trash, ignore_errors=True)
         for generation in self.generations():
             stale = generation.id < newest if not generation.manifest.sealed else generation.id not in kept
             if stale and time.time() - self._superseded_at(generation, sealed) >= grace_s:
@@ -206,6 +215,9 @@ class IndexRoot:
 
     @staticmethod
     def _superseded_at(generation: Generation, sealed: list[Generation]) -> float:
+        """When readers last could have opened a generation: when it was replaced, else when a later one was sealed."""
+        with contextlib.suppress(OSError, ValueError):
+            return float((generation.path / SUPERSEDED).read_text())
         later = [g.manifest.sealed_at for g in sealed if g.id > generation.id and g.manifest.sealed_at]
         return min(later, default=time.time())
 

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from danbooru_index import workers
 from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import EMBEDDED_MODEL, Checkpoint, resolve_model
 from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, plan_cluster, ray_session
@@ -59,6 +61,7 @@ from danbooru_index.workers import (
 )
 
 SAMPLES = 16
+PATIENCE_S = 60.0
 ESTIMATE_TEXTS = 2000
 ATTEMPTS = 2
 SOLO_ATTEMPTS = 2
@@ -97,14 +100,26 @@ def build(config: BuildConfig) -> BuildReport:
     `BuildFailedError` when shards failed or a check did. Whatever ends it, the same call goes on from the completed
     shards.
     """
+    root = IndexRoot(config.index)
+    root.create()
+    with owned(root.path):
+        return build_owned(config, root)
+
+
+def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
+    """`build`, for a caller that owns the index already."""
     started = time.monotonic()
     shards = mark_duplicates(list_shards(config.shards))
-    root = IndexRoot(config.index)
-    name = config.model or _default_model(config)
-    root.create()
-    checkpoint = resolve_model(name) if name else None
+    duplicates = sum(len(shard.drop) for shard in shards)
+    if config.strict and duplicates:
+        raise RejectedRecordsError(
+            f"{duplicates:,} duplicate_id in {config.shards}: nothing was built because of --strict"
+        )
+    if config.model is None:
+        _expect_gpu(config)
+    checkpoint = resolve_model(config.model) if config.model else None
     try:
-        with owned(root.path), ray_session(config.address):
+        with ray_session(config.address):
             plan = plan_cluster(config, len(shards))
             if checkpoint is None:
                 if plan.device is not Device.CUDA:
@@ -117,15 +132,18 @@ def build(config: BuildConfig) -> BuildReport:
         raise StorageError(f"{error.filename or config.index}: {error.strerror or error}") from None
 
 
-def _default_model(config: BuildConfig) -> str | None:
-    """The model when none is named: BGE-M3 where there is a GPU; None where only the cluster knows."""
-    if config.device is Device.CPU:
+def _expect_gpu(config: BuildConfig) -> None:
+    """Without a model named, refuse at once where it is plain that no GPU will be found."""
+    alone = config.address is None and "RAY_ADDRESS" not in os.environ
+    if config.device is Device.CPU or (alone and nvidia_driver() is None and not _ray_runs()):
         raise _no_model()
-    if nvidia_driver() is not None:
-        return PRODUCTION_MODEL
-    if config.address is None and "RAY_ADDRESS" not in os.environ:
-        raise _no_model()
-    return None
+
+
+def _ray_runs() -> bool:
+    """Whether this process has a Ray already, whose cluster may have GPUs."""
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 def _no_model() -> UsageError:
@@ -139,12 +157,12 @@ def _build(
     config: BuildConfig, started: float, shards: list[Shard], root: IndexRoot, checkpoint: Checkpoint, plan: ClusterPlan
 ) -> BuildReport:
     device = _on_worker(plan, config)
-    hidden = _hidden_size(checkpoint)
+    hidden = _hidden_size(checkpoint, config.max_length)
     fingerprint = Fingerprint(checkpoint.model_id, device.precision, config.max_length)
     generation, notes, finished = _generation(config, root, shards, checkpoint, fingerprint, hidden)
     run = Run(config, started, shards, checkpoint, plan, device, generation, notes)
     if finished:
-        return _report(run, _records(run), "already published: nothing to do")
+        return _report(run, _records(run, sealed=True), "already published: nothing to do")
     done = _records(run)
     run.skipped = len(done)
     pending = [shard for shard in shards if shard.id not in done]
@@ -154,13 +172,33 @@ def _build(
     return _finish(run, root)
 
 
-def _hidden_size(checkpoint: Checkpoint) -> int:
-    return int(json.loads((Path(checkpoint.path) / "config.json").read_text(encoding="utf-8"))["hidden_size"])
+def _hidden_size(checkpoint: Checkpoint, max_length: int) -> int:
+    """The model's width; raise `UsageError` for texts longer than it has positions for."""
+    settings = json.loads((Path(checkpoint.path) / "config.json").read_text(encoding="utf-8"))
+    longest = settings["max_position_embeddings"] - 2
+    if max_length > longest:
+        raise UsageError(f"--max-length {max_length}: {checkpoint.name} takes at most {longest} tokens")
+    return int(settings["hidden_size"])
 
 
 def _on_worker(plan: ClusterPlan, config: BuildConfig) -> DeviceInfo:
     """The device and precision as a worker with the encoder's resources sees them."""
+    wanted = Device.CUDA if plan.device is Device.CUDA else config.device
+    if plan.device is Device.CPU and plan.local:
+        info = probe_device(wanted, config.precision)
+    else:
+        info = _probe_remotely(plan, wanted, config.precision)
+    if info.kind != plan.device.value:
+        raise DeviceError(
+            f"Ray offers no GPU here, but torch sees a {info.name}: start Ray where it sees the card (CUDA_VISIBLE_DEVICES, "
+            "ray start --num-gpus 1), or pass --device cpu"
+        )
+    return info
+
+
+def _probe_remotely(plan: ClusterPlan, device: Device, precision: Precision) -> DeviceInfo:
     import ray
+    from ray.exceptions import RayError
 
     def probe(device: Device, precision: Precision) -> DeviceInfo | str:
         try:
@@ -168,11 +206,16 @@ def _on_worker(plan: ClusterPlan, config: BuildConfig) -> DeviceInfo:
         except DeviceError as error:
             return str(error)
 
-    wanted = Device.CUDA if plan.device is Device.CUDA else config.device
-    if plan.device is Device.CPU and plan.local:
-        return probe_device(wanted, config.precision)
-    remote = ray.remote(probe).options(num_cpus=TOKENIZER_CPUS, num_gpus=plan.num_gpus)
-    answer: DeviceInfo | str = ray.get(remote.remote(wanted, config.precision))
+    remote = ray.remote(probe).options(
+        num_cpus=TOKENIZER_CPUS, num_gpus=plan.num_gpus, runtime_env={"env_vars": worker_environment()}
+    )
+    reference = remote.remote(device, precision)
+    try:
+        while not ray.wait([reference], timeout=PATIENCE_S)[0]:
+            print("waiting for the cluster to have a free worker (other jobs may hold its GPUs)", file=sys.stderr)
+        answer: DeviceInfo | str = ray.get(reference)
+    except RayError as error:
+        raise ClusterError(f"a worker of this cluster cannot run the job: {_first_line(error)}") from None
     if isinstance(answer, str):
         raise DeviceError(answer)
     return answer
@@ -190,6 +233,7 @@ def _generation(
     ids = [shard.id for shard in shards]
     input_digest = hashlib.sha256(json.dumps([(s.id, s.drop) for s in shards]).encode()).hexdigest()
     known = root.generations()
+    damaged: list[str] = []
     for generation in reversed(known):
         manifest = generation.manifest
         same = manifest.fingerprint_digest == fingerprint.digest and manifest.input_digest == input_digest
@@ -197,6 +241,10 @@ def _generation(
             continue
         if not manifest.sealed:
             return generation, [f"going on with unfinished generation {generation.id}"], False
+        whole = len(read_records(generation.path, ids, fingerprint.digest, sealed=True)) == len(ids)
+        if not whole and not manifest.failed_shards:
+            damaged.append(f"generation {generation.id} is damaged (danbooru-index verify): built anew")
+            break
         if not manifest.failed_shards:
             if root.current_id() != generation.id:
                 root.publish(generation)
@@ -214,8 +262,8 @@ def _generation(
         input=config.shards,
         query_instruction=config.query_instruction,
     )
-    notes = []
-    if known:
+    notes = damaged
+    if known and not damaged:
         last = known[-1]
         why = describe_difference(last.manifest, fingerprint, input_digest, ids)
         why = why or ("the query instruction" if last.manifest.query_instruction != config.query_instruction else "")
@@ -223,8 +271,8 @@ def _generation(
     return root.start(manifest), notes, False
 
 
-def _records(run: Run) -> dict[str, CompletionRecord]:
-    return read_records(run.generation.path, [shard.id for shard in run.shards], run.fingerprint)
+def _records(run: Run, *, sealed: bool = False) -> dict[str, CompletionRecord]:
+    return read_records(run.generation.path, [shard.id for shard in run.shards], run.fingerprint, sealed=sealed)
 
 
 def _check_space(run: Run, pending: list[Shard]) -> None:
@@ -240,7 +288,7 @@ def _check_space(run: Run, pending: list[Shard]) -> None:
             f"{free / 1e9:.1f} GB are free; free some space, or put --index on a larger disk"
         )
     if records:
-        run.notes.append(f"tables of about {needed / 1e9:.2f} GB to come; {free / 1e9:.0f} GB free")
+        run.notes.append(f"tables of about {needed / 1e6:,.1f} MB to come; {free / 1e9:,.0f} GB free")
 
 
 def _tokens_per_text(checkpoint: Checkpoint, shards: list[Shard], max_length: int) -> float:
@@ -251,7 +299,13 @@ def _tokens_per_text(checkpoint: Checkpoint, shards: list[Shard], max_length: in
         return 40.0
     from tokenizers import Tokenizer
 
-    encodings = Tokenizer.from_file(str(tokenizer)).encode_batch(texts)
+    try:
+        fast = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the library raises no narrower one
+        raise ModelError(f"{tokenizer}: not a tokenizer ({' '.join(str(error).split())[:160]})") from None
+    fast.no_padding()
+    fast.no_truncation()
+    encodings = fast.encode_batch(texts)
     return float(np.mean([min(len(encoding.ids), max_length) for encoding in encodings]))
 
 
@@ -264,7 +318,7 @@ def _choose_samples(shards: list[Shard], count: int = SAMPLES) -> list[Sample]:
         records, _ = read_shard(shard)
         rows = sorted(chooser.sample(range(records.num_rows), min(records.num_rows, -(-count // len(chosen)))))
         for record in records.select(["id", "text"]).take(rows).to_pylist():
-            samples.append(Sample(record["id"], record["text"]))
+            samples.append(Sample(record["id"], record["text"], shard.id))
     return samples[:count]
 
 
@@ -347,6 +401,7 @@ def _settings(run: Run, attempts: Path, limit: int, board: Any) -> WorkerSetting
         attempts=str(attempts.resolve()),
         attempt_limit=limit,
         failpoints=run.config.failpoints,
+        slice_bytes=workers.SLICE_BYTES,
         board=board,
     )
 
@@ -445,6 +500,7 @@ def _finish(run: Run, root: IndexRoot) -> BuildReport:
     manifest = run.generation.manifest
     records = _records(run)
     missing = [shard for shard in run.shards if shard.id not in records]
+    run.failed = {shard.id: run.failed[shard.id] for shard in missing if shard.id in run.failed}
     for shard in missing:
         run.failed.setdefault(shard.id, "no completion record: its worker went away; run the same command to go on")
     if missing and not (run.config.allow_failed_shards and records):
@@ -479,7 +535,10 @@ def _finish(run: Run, root: IndexRoot) -> BuildReport:
     report = _report(run, records, "published")
     report.seconds.commit, report.seconds.verify = committed - at, checked - committed
     report.seconds.total = time.monotonic() - run.started
-    save_report(report, run.generation.path)
+    try:
+        save_report(report, run.generation.path)
+    except Exception as error:  # published already: a picture that cannot be drawn changes nothing
+        report.notes.append(f"report.json or report.svg could not be written ({_first_line(error)})")
     return report
 
 
@@ -501,22 +560,27 @@ def _check(run: Run, records: list[CompletionRecord]) -> dict[str, Any]:
     problems += [f"{name}: {counts[name]} rows instead of {expected}" for name in TABLES if counts[name] != expected]
     if not problems:
         problems += reader.id_problems()
-    gone = {reject["detail"].removeprefix("id ") for record in records for reject in record.rejects}
-    encoding, samples = run.encoding, run.samples
-    if encoding is None:
+    checked = 0
+    if run.encoding is None:
         problems.append("the sampled records could not be encoded again")
     elif not problems:
-        kept = [place for place, sample in enumerate(samples) if sample.id not in gone and place not in encoding.bad]
-        mask = np.zeros(len(samples), dtype=bool)
-        mask[kept] = True
-        samples = [samples[place] for place in kept]
-        if run.failed:
-            mask[:] = False
-            samples = []
-        problems += self_queries(reader, samples, encoding.keep(mask))
+        kept = _samples_kept(run, records)
+        checked = int(kept.sum())
+        samples = [sample for sample, keep in zip(run.samples, kept, strict=True) if keep]
+        problems += self_queries(reader, samples, run.encoding.keep(kept))
     if problems:
         raise BuildFailedError(f"checks failed, nothing was published: {'; '.join(problems[:5])}")
-    return {"counts": counts, "ids_unique": True, "non_finite": 0, "self_queries": len(samples)}
+    return {"counts": counts, "ids_unique": True, "non_finite": 0, "self_queries": checked}
+
+
+def _samples_kept(run: Run, records: list[CompletionRecord]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which samples must be in the tables: not those of failed shards, nor those whose output was not finite."""
+    done = {record.shard for record in records}
+    gone = {reject["detail"].removeprefix("id ") for record in records for reject in record.rejects}
+    bad = set(run.encoding.bad.tolist()) if run.encoding else set()
+    return np.array(
+        [s.shard in done and s.id not in gone and place not in bad for place, s in enumerate(run.samples)], dtype=bool
+    )
 
 
 def _report(run: Run, records: dict[str, CompletionRecord], state: str) -> BuildReport:

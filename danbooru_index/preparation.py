@@ -76,7 +76,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     started = time.monotonic()
     files = list_inputs(config.inputs)
     translations = read_translations(config.translations)
-    out = Path(config.out)
+    out = Path(config.out).resolve()
     _check_replaceable(out)
     staging = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
@@ -88,16 +88,26 @@ def prepare(config: PrepareConfig) -> PrepareReport:
                 f"({describe_rejects(report.rejected)}); the first: {_first_reject(staging)}; nothing was written "
                 "because of --strict"
             )
-        (staging / REPORT_FILE).write_text(json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
+        if not report.records:
+            raise _nothing_usable(report, config, staging, out)
+        text = json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n"
+        (staging / REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
         _replace_folder(staging, out)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    if not report.records:
-        where = f"; see {report.rejects_file}" if report.rejected else ""
-        raise InputError(f"no usable record in {', '.join(config.inputs)} ({describe_rejects(report.rejected)}){where}")
     return report
+
+
+def _nothing_usable(report: PrepareReport, config: PrepareConfig, staging: Path, out: Path) -> InputError:
+    """No record at all: what is in `out` stays; the rejects are kept beside it."""
+    where = ""
+    if report.rejected:
+        kept = out.with_name(f"{out.name}.rejects.jsonl")
+        shutil.copy(staging / REJECTS_FILE, kept)
+        where = f" ({describe_rejects(report.rejected)}); see {kept}"
+    return InputError(f"no usable record in {', '.join(config.inputs)}{where}; nothing was written to {out}")
 
 
 def _write_unique(
@@ -123,7 +133,7 @@ def _write_shards(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     report = PrepareReport(out=config.out)
-    with (staging / REJECTS_FILE).open("w", encoding="utf-8") as rejects:
+    with (staging / REJECTS_FILE).open("w", encoding="utf-8", errors="backslashreplace") as rejects:
         accepted = _accept(files, translations, duplicates, hashes, report, rejects)
         for records in _batches(accepted, config.shard_rows):
             report.bytes += _write_shard(records, staging, report.shards)

@@ -55,14 +55,13 @@ class Progress:
         self._bar.close()
 
     def _line(self, records: int, rate: float) -> None:
-        eta = f"{(self._total - records) / rate:,.0f} s left" if rate else "starting"
-        share = records / self._total if self._total else 1.0
-        print(
-            f"{records:,} of {self._total:,} records ({share:.0%}), {rate:,.1f} tags/s, {eta}, "
-            f"{rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline",
-            file=self._stream,
-            flush=True,
-        )
+        line = f"{self._total:,} records to encode: loading the model"
+        if rate:
+            line = (
+                f"{records:,} of {self._total:,} records ({records / self._total:.0%}), {rate:,.1f} tags/s, "
+                f"{(self._total - records) / rate:,.0f} s left, {rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline"
+            )
+        print(line, file=self._stream, flush=True)
 
     def _remember(self, at: float, records: int) -> None:
         """Keep at most `POINTS` points, ever further apart."""

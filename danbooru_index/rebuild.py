@@ -7,8 +7,9 @@ from pathlib import Path
 
 from danbooru_index.config import BuildConfig, PrepareConfig
 from danbooru_index.durable import owned
+from danbooru_index.errors import UsageError
 from danbooru_index.generations import IndexRoot
-from danbooru_index.pipeline import build, exit_code
+from danbooru_index.pipeline import build_owned, exit_code
 from danbooru_index.preparation import prepare
 from danbooru_index.throughput import BuildReport
 
@@ -23,6 +24,10 @@ class RebuildConfig:
     shard_rows: int = 4096
     translations: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise UsageError(f"--keep must be at least 1, not {self.keep}")
+
 
 def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
     """Prepare the inputs into `INDEX/input`, build, publish, prune; return the report and the exit code.
@@ -33,24 +38,24 @@ def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
     root = IndexRoot(index)
     root.create()
     shards = str(index / "input")
-    prepared = prepare(
-        PrepareConfig(
-            config.inputs,
-            shards,
-            shard_rows=config.shard_rows,
-            translations=config.translations,
-            strict=config.build.strict,
-            max_rejects=config.build.max_rejects,
-        )
-    )
     settings = replace(config.build, shards=shards)
-    report = build(settings)
+    with owned(root.path):
+        prepared = prepare(
+            PrepareConfig(
+                config.inputs,
+                shards,
+                shard_rows=config.shard_rows,
+                translations=config.translations,
+                strict=config.build.strict,
+                max_rejects=config.build.max_rejects,
+            )
+        )
+        report = build_owned(settings, root)
+        deleted = root.prune(config.keep)
     report.notes.insert(0, f"prepared {prepared.records:,} of {prepared.read:,} records")
     report.rejected.update(prepared.rejected)
     report.read += sum(prepared.rejected.values())
     report.rejects_file = prepared.rejects_file or report.rejects_file
-    with owned(root.path):
-        deleted = root.prune(config.keep)
     if deleted:
         report.notes.append(f"pruned {', '.join(deleted)}")
     return report, exit_code(report, settings)

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 
 from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import resolve_model
 from danbooru_index.config import Device, Mode, Precision, Weights
 from danbooru_index.encoder import Encoder, Tokenizer, probe_device
-from danbooru_index.errors import ModelError, UsageError
+from danbooru_index.errors import ModelError, StorageError, UsageError
 from danbooru_index.generations import Generation, IndexRoot
 from danbooru_index.reader import GenerationReader, Rows, Scores
 
@@ -127,12 +128,23 @@ class TagIndex:
         """
         if not query.strip():
             raise UsageError("the query is empty")
+        try:
+            query.encode()
+        except UnicodeEncodeError:
+            raise UsageError("the query is not valid UTF-8") from None
         if not 1 <= limit <= LARGEST_LIMIT:
             raise UsageError(f"--limit must be between 1 and {LARGEST_LIMIT}, not {limit}")
         if self._encode is None:
             self._encode = QueryEncoder(self.generation, self._model, self._device)
-        ranked = rank(self._reader, self._encode([query])[0], Mode(mode), limit, weights, nsfw=nsfw)
-        return _hits(self._reader, ranked)
+        encoded = self._encode([query])[0]
+        try:
+            ranked = rank(self._reader, encoded, Mode(mode), limit, weights, nsfw=nsfw)
+            return _hits(self._reader, ranked)
+        except (OSError, RuntimeError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise StorageError(
+                f"the index cannot be read ({reason}); danbooru-index verify says what is wrong"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class Sample:
 
     id: str
     text: str
+    shard: str
 
 
 def self_queries(reader: GenerationReader, samples: list[Sample], encoding: Encoding) -> list[str]:
@@ -53,9 +54,8 @@ def _finds_itself(reader: GenerationReader, query: EncodedQuery, row: int, mode:
         return _reaches(reader.sparse_scores(query.sparse)[row], _own_sparse(query))
     rows, scores = reader.dense_top(query.dense, COLBERT_CANDIDATES, nsfw=True)
     if mode is Mode.DENSE:
-        return bool(row in rows.tolist() and scores[rows == row][0] >= scores[0] - TIE) or reader.tied_text(
-            row, int(rows[0])
-        )
+        own = reader.dense_scores(query.dense, np.array([row]))[0]
+        return bool(own >= scores[0] - TIE) or reader.tied_text(row, int(rows[0]))
     rows = np.unique(np.append(rows, row))
     found = reader.colbert_scores(query.colbert, rows)
     own = found[rows == row][0]

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from danbooru_index.config import MAX_TEXT_BYTES
 from danbooru_index.errors import InputError
 from danbooru_index.records import Reason, Record, Reject
-from danbooru_index.sources import parse_rows
+from danbooru_index.sources import KNOWN_FIELDS, parse_rows
 from danbooru_index.uniqueness import DuplicateFilter, IdHashes
 
 RECORD_SCHEMA = pa.schema(
@@ -46,7 +46,8 @@ LARGEST_SHARD_BYTES = 64 << 20
 class Shard:
     """Rows `start` to `start + rows` of one Parquet file; `id` comes from the file's content and the range.
 
-    `drop` holds the rows (counted from the shard's first) whose id occurred earlier in the input.
+    `stamp` is the file's size and time of change. `drop` holds the rows, counted from the shard's first, whose id
+    occurred earlier in the input.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Shard:
     start: int
     rows: int
     digest: str
+    stamp: tuple[int, int] = (0, 0)
     drop: tuple[int, ...] = ()
 
 
@@ -79,13 +81,23 @@ def list_shards(spec: str) -> list[Shard]:
         ranges = list(_ranges(file))
         for start, rows in ranges:
             part = f"-r{start}-{rows}" if len(ranges) > 1 else ""
-            shards.append(Shard(f"{digest[:32]}{part}{copy}", str(path), start, rows, digest))
+            shards.append(Shard(f"{digest[:32]}{part}{copy}", str(path), start, rows, digest, _stamp(path)))
     if not shards:
         raise InputError(f"{spec}: the Parquet files hold no row")
     return shards
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 def _parquet_files(spec: str) -> list[Path]:
+    """Absolute paths: a worker's working directory is not the driver's."""
+    return [path.resolve() for path in _find_parquet(spec)]
+
+
+def _find_parquet(spec: str) -> list[Path]:
     path = Path(spec)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith((".", "_")))
@@ -110,6 +122,9 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
             f"{path}: no column {' and '.join(sorted(missing))}; it has {', '.join(file.schema_arrow.names)}; "
             "build needs id and text: make shards with danbooru-index prepare"
         )
+    for column in ("id", "text"):
+        if file.schema_arrow.names.count(column) > 1:
+            raise InputError(f"{path}: two columns are called {column}; keep one")
     return file
 
 
@@ -148,14 +163,21 @@ def read_rows(shard: Shard, columns: list[str] | None = None) -> pa.Table:
                 first = first if groups else at
                 groups.append(number)
             at += rows
-        return file.read_row_groups(groups, columns=columns).slice(shard.start - first, shard.rows)
+        known = columns or [name for name in file.schema_arrow.names if name in KNOWN_FIELDS]
+        return file.read_row_groups(groups, columns=known).slice(shard.start - first, shard.rows)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{shard.path}: cannot be read ({str(error).splitlines()[0][:160]})") from None
 
 
 def read_shard(shard: Shard) -> tuple[pa.Table, list[Reject]]:
     """The records of a shard (`RECORD_SCHEMA`) and its rejects; raise `InputError` where the file has changed."""
-    if os.path.getsize(shard.path) < LARGEST_SHARD_BYTES and file_digest(shard.path) != shard.digest:
+    try:
+        changed = _stamp(Path(shard.path)) != shard.stamp
+        if not changed and shard.stamp[0] < LARGEST_SHARD_BYTES:
+            changed = file_digest(shard.path) != shard.digest
+    except OSError as error:
+        raise InputError(f"{shard.path}: cannot be read on {os.uname().nodename} ({error.strerror})") from None
+    if changed:
         raise InputError(f"{shard.path}: changed since the build began; run the build again")
     rows = read_rows(shard)
     if not shard.drop and is_prepared(rows):

@@ -28,6 +28,9 @@ from danbooru_index.records import (
 LINE_SUFFIXES = (".jsonl", ".json", ".ndjson")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LONGEST_LINE = 16 << 20
+NEEDED_FIELDS = ("id", "text")
+USED_FIELDS = ("tag", "category", "explanation", "source", "post_count", "aliases", "nsfw", "rating", "deprecated")
+KNOWN_FIELDS = frozenset((*NEEDED_FIELDS, *USED_FIELDS, "is_deprecated", "metadata"))
 OWN_FILES = ("rejects.jsonl", "prepare.json")
 UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -127,7 +130,10 @@ def _read_parquet(path: Path) -> Iterator[Located]:
             f"{path}: no column {' and '.join(sorted(missing))}; it has {', '.join(file.schema_arrow.names)}"
         )
     number = 0
-    for batch in file.iter_batches(batch_size=4096):
+    known = [name for name in file.schema_arrow.names if name in KNOWN_FIELDS]
+    if len(known) != len(set(known)):
+        raise InputError(f"{path}: two columns have the same name; keep one")
+    for batch in file.iter_batches(batch_size=4096, columns=known):
         yield from parse_rows(batch, str(path), number)
         number += batch.num_rows
 
@@ -137,7 +143,7 @@ def parse_rows(rows: pa.RecordBatch | pa.Table, source: str, offset: int) -> Ite
     for number, fields in enumerate(_pylist(rows), start=offset + 1):
         try:
             if fields is None:
-                raise RejectedError(Reason.INVALID_UNICODE, "the row holds bytes that are not UTF-8")
+                raise RejectedError(Reason.INVALID_UNICODE, "the row holds bytes that are not UTF-8, or no such value")
             yield number, parse_fields(fields)
         except RejectedError as error:
             content = "" if fields is None else repr({k: fields.get(k) for k in ("id", "text")})[:2000]
@@ -149,7 +155,7 @@ def _pylist(rows: pa.RecordBatch | pa.Table) -> list[dict[str, object] | None]:
     """The rows as dicts; None for one that Arrow cannot turn into Python strings."""
     try:
         return list(rows.to_pylist())
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):  # bytes that are not UTF-8, a date that Python does not have
         if rows.num_rows == 1:
             return [None]
         return [item for at in range(rows.num_rows) for item in _pylist(rows.slice(at, 1))]
@@ -158,8 +164,9 @@ def _pylist(rows: pa.RecordBatch | pa.Table) -> list[dict[str, object] | None]:
 def _lines(path: Path) -> Iterator[Line]:
     """The lines of a text file, decompressed, without BOM and line ends; empty lines are passed over."""
     compression = COMPRESSIONS.get(path.suffix.lower())
-    raw = pa.input_stream(str(path), compression=compression)
-    with io.BufferedReader(raw, buffer_size=1 << 20) as stream:
+    with path.open("rb") as file:
+        plain = pa.CompressedInputStream(pa.PythonFile(file), compression) if compression else file
+        stream = io.BufferedReader(plain, buffer_size=1 << 20)
         start = stream.peek(4)[:4]
         if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise InputError(f"{path}: UTF-16 text; UTF-8 is needed: iconv -f UTF-16 -t UTF-8 {path.name}")

@@ -22,6 +22,7 @@ warnings.filterwarnings("ignore", message="lance is not fork-safe")
 
 import lance
 import pyarrow as pa
+import xxhash
 from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
@@ -37,12 +38,13 @@ COMMIT_TRIES = 20
 
 @dataclass(slots=True)
 class TablePart:
-    """What a shard put into one table."""
+    """What a shard put into one table. `digest`: of the rows; `checksums`: of each data file's bytes, by name."""
 
     fragments: list[dict[str, Any]] = field(default_factory=list)
     rows: int = 0
     bytes: int = 0
     digest: str = ""
+    checksums: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -135,9 +137,10 @@ class ShardWriter:
                 mode="overwrite",
                 data_storage_version=LANCE_STORAGE_VERSION,
             )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise StorageError(f"{folder}: cannot be written ({_reason(error)})") from None
-        assert isinstance(fragments, list)
+        if not isinstance(fragments, list):
+            raise StorageError(f"{folder}: Lance returned no fragments")
         for fragment in fragments:
             self.parts[spec.name].fragments.append(fragment.to_json())
             self._files += [folder / "data" / file.path for file in fragment.files]
@@ -149,6 +152,7 @@ class ShardWriter:
         for path in fragment_files(folder, part.fragments):
             sync(path)
             part.bytes += path.stat().st_size
+            part.checksums[path.name] = file_checksum(path)
         for batch in read_fragments(folder, part.fragments):
             digest.update(batch)
         if part.fragments:
@@ -156,6 +160,15 @@ class ShardWriter:
             sync(folder)
         if digest.rows != part.rows or (part.rows and digest.hexdigest() != part.digest):
             raise StorageError(f"{folder}: what was written for shard {self._shard} cannot be read back")
+
+
+def file_checksum(path: Path) -> str:
+    """xxh3-128 of a file's bytes, in hex: any flipped bit shows, also one that no value depends on."""
+    checksum = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum.update(block)
+    return checksum.hexdigest()
 
 
 def table_path(generation: Path, name: str) -> Path:
@@ -173,7 +186,9 @@ def read_fragments(folder: Path, fragments: list[dict[str, Any]]) -> Iterator[pa
     for path in fragment_files(folder, fragments):
         try:
             yield from LanceFileReader(str(path)).read_all(batch_size=1024).to_batches()
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # Lance's own panics, on rotten bytes, are no Exception
             raise StorageError(f"{path}: cannot be read ({_reason(error)})") from None
 
 
@@ -196,10 +211,13 @@ def read_record(generation: Path, shard: str) -> tuple[CompletionRecord | None, 
         return None, f"{path}: the completion record cannot be read ({type(error).__name__}: {str(error)[:80]})"
 
 
-def read_records(generation: Path, shards: list[str], fingerprint: str) -> dict[str, CompletionRecord]:
+def read_records(
+    generation: Path, shards: list[str], fingerprint: str, *, sealed: bool = False
+) -> dict[str, CompletionRecord]:
     """The completion records that can be believed, by shard: whole, of this fingerprint, their files there in size.
 
-    A bad one is renamed to `<id>.json.bad-<n>`, so that the shard is done again. Only the owner may call this.
+    A bad one is renamed to `<id>.json.bad-<n>`, so that the shard is done again, unless the generation is `sealed`,
+    where nothing is touched. Only the owner may call this.
     """
     found: dict[str, CompletionRecord] = {}
     for shard in shards:
@@ -209,11 +227,12 @@ def read_records(generation: Path, shards: list[str], fingerprint: str) -> dict[
         except FileNotFoundError:
             continue
         except (ValueError, TypeError, KeyError, OSError):
-            _set_aside(path)
+            if not sealed:
+                _set_aside(path)
             continue
         if record.fingerprint == fingerprint and record.shard == shard and _files_are_there(generation, record):
             found[shard] = record
-        else:
+        elif not sealed:
             _set_aside(path)
     return found
 
@@ -305,7 +324,7 @@ def open_table(generation: Path, name: str, version: int) -> lance.LanceDataset:
     """One table at one version; raise `StorageError` when it cannot be opened."""
     try:
         return lance.dataset(str(table_path(generation, name)), version=version)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise StorageError(f"{table_path(generation, name)}: cannot be opened ({_reason(error)})") from None
 
 
@@ -314,24 +333,46 @@ def verify_table(generation: Path, spec: TableSpec, version: int, records: list[
     problems: list[str] = []
     folder = table_path(generation, spec.name)
     expected = sum(record.rows for record in records)
-    rows = open_table(generation, spec.name, version).count_rows()
+    try:
+        rows = open_table(generation, spec.name, version).count_rows()
+    except (StorageError, OSError, RuntimeError) as error:
+        problems.append(str(error))
+        rows = expected
     if rows != expected:
         problems.append(f"{spec.name}: {rows} rows, the completion records say {expected}")
     for record in records:
         part = record.tables[spec.name]
+        rotten = [
+            name for name, checksum in part.checksums.items() if not _has_checksum(folder / "data" / name, checksum)
+        ]
+        problems += [f"{folder}/data/{name}: not as it was written (shard {record.shard})" for name in rotten]
+        if rotten:
+            continue
         digest = TableDigest()
         try:
             for batch in read_fragments(folder, part.fragments):
+                batch.validate(full=True)
                 digest.update(batch)
                 if bad := count_non_finite(batch, spec.column):
                     problems.append(f"{spec.name}: {bad} non-finite values in shard {record.shard}")
         except StorageError as error:
             problems.append(str(error))
             continue
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            named = ", ".join(path.name for path in fragment_files(folder, part.fragments))
+            problems.append(f"{folder}/data/{named}: not valid Arrow data ({_reason(error)})")
+            continue
         if part.rows and digest.hexdigest() != part.digest:
             names = ", ".join(path.name for path in fragment_files(folder, part.fragments))
             problems.append(f"{folder}/data/{names}: the content of shard {record.shard} differs from its digest")
     return problems
+
+
+def _has_checksum(path: Path, checksum: str) -> bool:
+    try:
+        return file_checksum(path) == checksum
+    except OSError:
+        return False
 
 
 def _reason(error: BaseException | None) -> str:

@@ -236,7 +236,9 @@ def save_report(report: BuildReport, folder: Path) -> None:
     path = folder / "report.svg"
     report.picture = str(path)
     draw(report, path)
-    (folder / "report.json").write_text(json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
+    (folder / "report.json").write_text(
+        json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def draw(report: BuildReport, path: Path) -> None:

@@ -54,6 +54,7 @@ class WorkerSettings:
     attempt_limit: int
     failpoints: tuple[Failpoint, ...] = ()
     hang_s: float = HANG_S
+    slice_bytes: int = SLICE_BYTES
     board: Any = None
 
 
@@ -108,8 +109,10 @@ class TokenizeShard:
                 check_attempts(self._settings, task["id"], "read")
                 records, rejects = read_shard(_shard(task))
                 tokens = self._tokenizer(records["text"].to_pylist())
-        except (DanbooruIndexError, TooManyAttemptsError) as error:
-            problem = f"{'suspect: ' if isinstance(error, TooManyAttemptsError) else ''}{error}"
+        except TooManyAttemptsError as error:
+            problem = f"suspect: {error}"
+        except Exception as error:
+            problem = describe(error)
         return pa.table(
             {
                 "task": rows["task"],
@@ -164,8 +167,10 @@ class EncodeShard:
             return Receipt(shard, "done", record=summarize(record)).to_table()
         except TooManyAttemptsError as error:
             return Receipt(shard, "suspect", str(error)).to_table()
-        except DanbooruIndexError as error:
-            return Receipt(shard, "failed", str(error)).to_table()
+        except Exception as error:
+            if "CUDA error" in str(error):
+                os._exit(71)  # the device is lost to this process: its attempts are counted, a new one takes over
+            return Receipt(shard, "failed", describe(error)).to_table()
 
     def _encode(self, shard: Shard, tokens: TokenBatch, row: dict[str, Any]) -> CompletionRecord:
         """Slices of bounded size through the model and into fragments; then the completion record, last."""
@@ -176,7 +181,7 @@ class EncodeShard:
         report = self._reporter(shard.id, tokens)
         kept = 0
         try:
-            for start, stop in slices(tokens.lengths, self._settings.dim):
+            for start, stop in slices(tokens.lengths, self._settings.dim, self._settings.slice_bytes):
                 with self._beat:
                     self._reach("encode.forward", shard.id)
                     encoding = self._encoder.encode(tokens.rows(start, stop), report, stats)
@@ -250,6 +255,12 @@ class EncodeShard:
             "tokens_per_batch": self._encoder.tokens_per_batch,
             "peak_memory": self._encoder.peak_memory,
         }
+
+
+def describe(error: Exception) -> str:
+    """An error in one line: this project's say what to do; of others, the kind too."""
+    text = " ".join(str(error).split())[:400]
+    return text if isinstance(error, DanbooruIndexError) else f"{type(error).__name__}: {text}"
 
 
 class TooManyAttemptsError(Exception):
@@ -331,9 +342,9 @@ def local_model(settings: WorkerSettings) -> str:
     return path
 
 
-def slices(lengths: np.ndarray[Any, Any], colbert_dim: int) -> list[tuple[int, int]]:
-    """Row ranges whose ColBERT vectors stay under `SLICE_BYTES` (one long text may exceed it by itself)."""
-    limit = max(1, SLICE_BYTES // (2 * colbert_dim))
+def slices(lengths: np.ndarray[Any, Any], colbert_dim: int, slice_bytes: int = SLICE_BYTES) -> list[tuple[int, int]]:
+    """Row ranges whose ColBERT vectors stay under `slice_bytes` (one long text may exceed it by itself)."""
+    limit = max(1, slice_bytes // (2 * colbert_dim))
     bounds, start, size = [], 0, 0
     for row, length in enumerate(lengths.tolist()):
         if row > start and (size + length > limit or row - start == LARGEST_SLICE_ROWS):
@@ -365,7 +376,7 @@ def summarize(record: CompletionRecord) -> dict[str, Any]:
 
 def _shard(task: dict[str, Any]) -> Shard:
     fields = {name: task[name] for name in ("id", "path", "start", "rows", "digest")}
-    return Shard(**fields, drop=tuple(task["drop"]))
+    return Shard(**fields, stamp=tuple(task["stamp"]), drop=tuple(task["drop"]))
 
 
 def _flat(value: pa.Scalar) -> np.ndarray[Any, Any]:

@@ -78,6 +78,9 @@ def make_checkpoint(
     """Write a checkpoint of `shape` to the folder `out` and return it; the same seed gives the same numbers."""
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaModel
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
     out.mkdir(parents=True, exist_ok=True)
     if tokenizer is None:

@@ -73,6 +73,7 @@ def test_no_input_is_checked_by_assert_and_nothing_unsafe_is_called():
     for module in MODULES:
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
+            assert not isinstance(node, ast.Assert), (module, node.lineno)
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
                 assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "torch.load"), (module, name)

@@ -73,7 +73,7 @@ def test_wrong_usage_ends_with_2(arguments, words, capfd):
 
 
 def test_build_without_a_model_and_without_a_gpu_names_the_choices(sample_shards, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi, even where there is one
     line = one_line(run_cli("build", sample_shards, "--index", tmp_path / "i"), 2)
     for choice in ("BAAI/bge-m3", "--model FOLDER", "m3-mini"):
         assert choice in line
@@ -140,6 +140,25 @@ def test_full_and_read_only_disks(tmp_path, checkpoint, sample_shards):
         assert "Read-only file system" in line
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_names_and_queries_that_are_not_utf8(tmp_path):
+    name = os.fsdecode(b"tags-\xb0\xa1.jsonl")
+    (tmp_path / name).write_text('{"id": 1, "text": "a"}\nbroken\n')
+    answer = run_cli("prepare", tmp_path / name, "--out", tmp_path / "s")
+    assert answer.returncode == 3
+    assert "Traceback" not in answer.stderr
+
+
+def test_prepare_into_the_current_folder_and_without_a_usable_record(tmp_path):
+    run_cli("prepare", SAMPLE, "--out", tmp_path / "s")
+    before = sorted(p.name for p in (tmp_path / "s").iterdir())
+    (tmp_path / "bad.jsonl").write_text("broken\n")
+    line = one_line(run_cli("prepare", tmp_path / "bad.jsonl", "--out", tmp_path / "s"), 1)
+    assert "no usable record" in line
+    assert "s.rejects.jsonl" in line
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == before, "good shards stay"
+    assert "not empty" in one_line(run_cli("prepare", SAMPLE, "--out", "."), 2)
 
 
 def test_an_index_that_is_not_there(tmp_path):

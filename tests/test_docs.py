@@ -100,6 +100,6 @@ def test_the_walk_through_runs_as_it_stands(tmp_path):
     assert "Traceback" not in done.stderr
     (python,) = blocks("README.md", "python")
     done = subprocess.run(
-        [sys.executable, "-c", python], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", python], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert len(done.stdout.splitlines()) == 5, done.stderr

@@ -271,6 +271,18 @@ def test_shards_of_any_parquet_and_large_files_are_sliced(tmp_path):
     assert [reject.reason.value for reject in rejects] == ["duplicate_id"] * 3
 
 
+def test_columns_that_are_not_needed_are_not_read(tmp_path):
+    """A date beyond Python's calendar in a column of no concern, and one in `id` itself."""
+    beyond = pa.array([10**15, 0], pa.timestamp("s"))
+    pq.write_table(pa.table({"id": ["1", "2"], "text": ["a", "b"], "when": beyond}), tmp_path / "a.parquet")
+    records, rejects = read_shard(mark_duplicates(list_shards(str(tmp_path / "a.parquet")))[0])
+    assert (records.num_rows, rejects) == (2, [])
+    assert run(tmp_path, tmp_path / "a.parquet")[0].records == 2
+    pq.write_table(pa.table({"id": beyond, "text": ["a", "b"]}), tmp_path / "b.parquet")
+    records, rejects = read_shard(mark_duplicates(list_shards(str(tmp_path / "b.parquet")))[0])
+    assert (records.num_rows, [r.reason.value for r in rejects]) == (0, ["invalid_unicode", "wrong_type"])
+
+
 def test_one_huge_row_group_is_cut_by_rows(tmp_path):
     count = 40_000
     pq.write_table(pa.table({"id": [str(i) for i in range(count)], "text": ["x"] * count}), tmp_path / "a.parquet")
