@@ -136,7 +136,7 @@ def test_a_folder_of_another_model_is_refused(checkpoint, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_build_from_a_hub_with_workers_offline_afterwards(repository, sample_shards, tmp_path):
+def test_a_build_from_a_hub(repository, sample_shards, tmp_path):
     """The driver fetches; the workers get the local path. The token appears nowhere."""
     with serve({"org/m3": repository}) as hub:
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
@@ -149,6 +149,3 @@ def test_a_build_from_a_hub_with_workers_offline_afterwards(repository, sample_s
     written = [path for path in Path(tmp_path / "index").rglob("*") if path.is_file()]
     assert written
     assert not any(TOKEN.encode() in path.read_bytes() for path in written)
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    found = run_cli("search", tmp_path / "index", "猫耳", "--device", "cpu", "--limit", "1", env=offline)
-    assert found.returncode == 0, found.stderr

@@ -141,14 +141,13 @@ def test_a_job_that_fails_says_why_in_one_line_and_its_exit_code_follows(head, s
     assert "Traceback" not in failed.stdout
 
 
-def test_wrong_cluster_wrong_token_wrong_device(head, sample_shards, checkpoint, tmp_path):
+def test_no_cluster_no_token_no_gpu(head, sample_shards, checkpoint, tmp_path):
     options = ["build", sample_shards, "--index", tmp_path / "i", "--model", checkpoint]
     refused = run_cli(*options, "--device", "cuda", "--address", head.address, env=head.env)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.strip().splitlines()[-1] == "danbooru-index: this cluster has no GPU; pass --device cpu"
-    stranger = run_cli(
-        *options, "--device", "cpu", "--address", head.address, env=head.env | {"RAY_AUTH_TOKEN": "0" * 64}
-    )
+    without = {"RAY_AUTH_TOKEN": "", "HOME": str(tmp_path)}
+    stranger = run_cli(*options, "--device", "cpu", "--address", head.address, env=head.env | without)
     assert stranger.returncode == 1
     assert "RAY_AUTH" in stranger.stderr.strip().splitlines()[-1]
     assert "Traceback" not in stranger.stderr

@@ -1,6 +1,7 @@
 """The whole job under the real Ray: built, resumed, killed at named points, refused; every record exactly once."""
 
 import json
+import shutil
 import signal
 import sys
 import time
@@ -179,11 +180,11 @@ def test_another_model_cannot_query(undisturbed, other_checkpoint):
 
 
 def test_every_change_starts_a_new_generation_and_says_why(
-    ray_session, sample_shards, checkpoint, other_checkpoint, tmp_path
+    sample_shards, checkpoint, other_checkpoint, tmp_path, undisturbed
 ):
-    index = tmp_path / "index"
+    index = Path(shutil.copytree(undisturbed[0], tmp_path / "index"))
     base = {"precision": Precision.FP32}
-    first = build(config(sample_shards, index, checkpoint, **base))
+    first = undisturbed[1]
     steps = [
         (config(sample_shards, index, other_checkpoint, **base), "model id"),
         (
@@ -316,15 +317,15 @@ def test_large_shards_are_written_in_slices(ray_session, sample_shards, checkpoi
     assert_same(tmp_path / "index", undisturbed[2], tolerance=1e-3)
 
 
-def test_a_damaged_published_generation_is_left_alone_and_built_anew(ray_session, sample_shards, checkpoint, tmp_path):
-    index = tmp_path / "index"
-    first = build(config(sample_shards, index, checkpoint))
+def test_a_damaged_published_generation_is_left_alone_and_built_anew(sample_shards, checkpoint, tmp_path, undisturbed):
+    index = Path(shutil.copytree(undisturbed[0], tmp_path / "index"))
+    first = undisturbed[1]
     folder = IndexRoot(index).current().path
     data = next((folder / "colbert.lance" / "data").glob("*.lance"))
     content = data.read_bytes()
     data.write_bytes(content[:-100])
     assert any(data.name in problem for problem in verify(str(index)).problems)
-    again = build(config(sample_shards, index, checkpoint))
+    again = build(config(sample_shards, index, checkpoint, precision=Precision.FP32))
     assert again.generation != first.generation
     assert any("is damaged" in note for note in again.notes)
     assert again.records == 468
@@ -439,14 +440,17 @@ def test_terminated_it_stops_cleanly_and_goes_on(many_shards, checkpoint, tmp_pa
 
 def test_kill_the_driver_at_each_step_of_the_end(sample_shards, checkpoint, tmp_path, undisturbed):
     """Drivers that die one after the other at the named points of the end; the last one only has to publish."""
+    import ray
+
     index = tmp_path / "index"
+    address = ray.get_runtime_context().gcs_address
     for point in ("build.before_commit", "build.after_commit", "build.before_publish"):
         script = f"""
 from danbooru_index.config import *
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.pipeline import build
 build(BuildConfig({str(sample_shards)!r}, {str(index)!r}, model={str(checkpoint)!r}, device=Device.CPU,
-      precision=Precision.FP32, failpoints=(Failpoint({point!r}, token={str(tmp_path / point)!r}),)))
+      precision=Precision.FP32, address={address!r}, failpoints=(Failpoint({point!r}, token={str(tmp_path / point)!r}),)))
 """
         with running([sys.executable, "-c", script]) as process:
             process.wait(timeout=120)
