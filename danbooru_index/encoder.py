@@ -260,8 +260,7 @@ class Encoder:
         if self._device == "cpu":
             return CPU_TOKENS_PER_BATCH
         free, _ = torch.cuda.mem_get_info()
-        per_token = (2 * self._intermediate + 12 * self.dim) * 4
-        return int(min(LARGEST_GPU_TOKENS_PER_BATCH, max(SMALLEST_TOKENS_PER_BATCH, free // 2 // per_token)))
+        return gpu_tokens_per_batch(free, self.dim, self._intermediate)
 
     def _halve(self) -> None:
         """After running out of memory: a smaller budget from now on."""
@@ -348,6 +347,12 @@ def _segment_max(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor
     segment = first.long().cumsum(1) - 1
     highest = torch.zeros_like(weights).scatter_reduce_(1, segment, weights, reduce="amax")
     return ordered, highest.gather(1, segment).masked_fill(~first, 0.0)
+
+
+def gpu_tokens_per_batch(free: int, dim: int, intermediate: int) -> int:
+    """Tokens a device call whose activations, at 4 bytes a value, take at most half of `free` bytes."""
+    per_token = (2 * intermediate + 12 * dim) * 4
+    return min(LARGEST_GPU_TOKENS_PER_BATCH, max(SMALLEST_TOKENS_PER_BATCH, free // 2 // per_token))
 
 
 def _load(path: str, device: str, precision: Precision) -> Any:

@@ -11,7 +11,14 @@ from checkpoints import SHAPES, make_checkpoint
 from conftest import SHARED
 
 from danbooru_index.config import Device, Precision
-from danbooru_index.encoder import Encoder, Tokenizer, cpu_has_bf16, nvidia_driver, probe_device
+from danbooru_index.encoder import (
+    Encoder,
+    Tokenizer,
+    cpu_has_bf16,
+    gpu_tokens_per_batch,
+    nvidia_driver,
+    probe_device,
+)
 from danbooru_index.errors import DeviceError, ModelError
 
 MIXED = [
@@ -306,6 +313,15 @@ def test_a_card_that_torch_cannot_use_is_an_error_never_a_silent_cpu_run(tmp_pat
         with pytest.raises(DeviceError, match=r"390\.12.*torch .*(CPU build|CUDA).*--device cpu"):
             probe_device(device, Precision.AUTO)
     assert probe_device(Device.CPU, Precision.AUTO).kind == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("card_gb", "tokens"), [(6, 29_296), (4, 17_089), (2, 4_882), (24, 32_768), (141, 32_768), (1.25, 512)]
+)
+def test_the_token_budget_follows_the_free_memory(card_gb, tokens):
+    """BGE-M3 in fp16 takes 1.2 GB of the card; activations may take half of the rest, so a 6 GB card works."""
+    free = int((card_gb - 1.2) * 1e9)
+    assert gpu_tokens_per_batch(free, 1024, 4096) == pytest.approx(tokens, rel=0.001)
 
 
 def test_devices_and_precisions(monkeypatch):

@@ -1,5 +1,6 @@
 """What is installed: plain exact pins, ranges that admit every supported Python, the top level as designed."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -63,6 +64,24 @@ def test_python_3_11_to_3_13_are_admitted():
     assert not SpecifierSet(PROJECT["requires-python"]).contains("3.10")
     for need in PROJECT["dependencies"]:
         assert "python_version" not in need
+
+
+def test_the_example_cluster_is_valid_for_ray_and_holds_no_secret():
+    import jsonschema
+    import ray
+    import yaml
+
+    text = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+    cluster = yaml.safe_load(text)
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(cluster, schema)
+    types = cluster["available_node_types"]
+    assert cluster["head_node_type"] in types
+    gpus = [kind for kind in types.values() if kind["resources"].get("GPU")]
+    assert gpus
+    assert all(kind["max_workers"] > 1 and kind["min_workers"] >= 1 for kind in gpus)
+    assert "RAY_AUTH_MODE=token" in text
+    assert not re.search(r"(hf_|AKIA)[A-Za-z0-9]{10}", text)
 
 
 def test_the_top_level_is_as_designed():

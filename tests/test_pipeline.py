@@ -15,6 +15,7 @@ import pytest
 from processes import Family, run_cli, running, wait_for
 
 from danbooru_index.config import BuildConfig, Device, Mode, Precision, PrepareConfig, RejectLimit
+from danbooru_index.encoder import nvidia_driver
 from danbooru_index.errors import BuildFailedError, DeviceError, IndexBusyError, ModelError, UsageError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.generations import IndexRoot
@@ -360,6 +361,25 @@ def test_nsfw_tags_only_on_request(ray_session, checkpoint, tmp_path):
             assert safe
             assert not any(hit.nsfw for hit in safe)
             assert any(hit.nsfw for hit in tags.search("tag_4", mode=mode, limit=40, nsfw=True))
+
+
+@pytest.mark.skipif(nvidia_driver() is not None, reason="there is a GPU here")
+def test_gpus_that_ray_offers_and_torch_cannot_use_are_an_error(sample_shards, checkpoint, tmp_path):
+    """A Ray with a logical GPU, on a machine without one: asked on a worker that holds it, refused by name."""
+    script = f"""
+import ray
+from danbooru_index.config import *
+from danbooru_index.errors import DeviceError
+from danbooru_index.pipeline import build
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+try:
+    build(BuildConfig({str(sample_shards)!r}, {str(tmp_path / "index")!r}, model={str(checkpoint)!r}))
+except DeviceError as error:
+    print("refused:", error)
+"""
+    with running([sys.executable, "-c", script]) as process:
+        out, err = process.communicate(timeout=120)
+    assert "refused: --device cuda, but there is no NVIDIA GPU here" in out, err
 
 
 # ---- the command by itself, with a Ray of its own, killed from outside ----
