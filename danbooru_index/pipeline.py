@@ -47,7 +47,7 @@ from danbooru_index.preparation import describe_rejects
 from danbooru_index.progress import Progress
 from danbooru_index.reader import GenerationReader
 from danbooru_index.selfcheck import Sample, self_queries
-from danbooru_index.shards import Shard, list_shards, mark_duplicates, read_shard
+from danbooru_index.shards import Shard, find_parquet, list_shards, mark_duplicates, read_shard
 from danbooru_index.tables import CompletionRecord, commit, free_bytes, read_records, sweep_orphans
 from danbooru_index.throughput import BuildReport, ShardCounts, save_report
 from danbooru_index.workers import (
@@ -101,6 +101,7 @@ def build(config: BuildConfig) -> BuildReport:
     shards.
     """
     root = IndexRoot(config.index)
+    find_parquet(config.shards)  # before anything is made for a path that was mistyped
     root.create()
     with owned(root.path):
         return build_owned(config, root)
@@ -401,6 +402,7 @@ def _settings(run: Run, attempts: Path, limit: int, board: Any) -> WorkerSetting
         attempts=str(attempts.resolve()),
         attempt_limit=limit,
         failpoints=run.config.failpoints,
+        hang_s=workers.HANG_S,
         slice_bytes=workers.SLICE_BYTES,
         board=board,
     )

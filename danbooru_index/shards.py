@@ -94,10 +94,11 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 def _parquet_files(spec: str) -> list[Path]:
     """Absolute paths: a worker's working directory is not the driver's."""
-    return [path.resolve() for path in _find_parquet(spec)]
+    return [path.resolve() for path in find_parquet(spec)]
 
 
-def _find_parquet(spec: str) -> list[Path]:
+def find_parquet(spec: str) -> list[Path]:
+    """The Parquet files that a folder, a glob or a path means; raise `InputError` where there are none."""
     path = Path(spec)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith((".", "_")))

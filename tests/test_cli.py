@@ -88,6 +88,7 @@ def build(shards, index, model, *more):
 def test_bad_inputs_of_build_get_one_line_each(tmp_path, checkpoint, sample_shards):
     index = tmp_path / "index"
     assert "no such file or folder" in one_line(build(tmp_path / "gone", index, checkpoint), 1)
+    assert not index.exists()
     (tmp_path / "empty").mkdir()
     assert "no .parquet file" in one_line(build(tmp_path / "empty", index, checkpoint), 1)
     (tmp_path / "wrong").mkdir()

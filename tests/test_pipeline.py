@@ -264,6 +264,20 @@ def test_a_shard_that_kills_its_actor_is_named_and_the_others_go_on(
     assert_same(tmp_path / "index", undisturbed[2])
 
 
+def test_a_hanging_actor_is_ended_and_its_shard_done_again(
+    ray_session, sample_shards, checkpoint, tmp_path, undisturbed, monkeypatch
+):
+    """One forward pass that never returns: the watchdog ends its process, another actor does the shard."""
+    from danbooru_index import workers
+
+    monkeypatch.setattr(workers, "HANG_S", 3.0)
+    fault = Failpoint("encode.forward", action="hang", token=str(tmp_path / "token"))
+    report = build(config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32, failpoints=(fault,)))
+    assert (tmp_path / "token").exists()
+    assert report.shards.done == 8
+    assert_same(tmp_path / "index", undisturbed[2])
+
+
 def test_failed_shards_can_be_left_out_on_request(ray_session, sample_shards, checkpoint, tmp_path, undisturbed):
     failing = IndexRoot(undisturbed[0]).current().manifest.shards[5]
     fault = Failpoint("encode.before_write", action="error", shard=failing)
