@@ -16,7 +16,7 @@ from typing import Any
 
 from danbooru_index.config import BuildConfig, Device
 from danbooru_index.encoder import cpu_count, nvidia_driver
-from danbooru_index.errors import ClusterError, DeviceError
+from danbooru_index.errors import ClusterError, DeviceError, first_line
 
 OBJECT_STORE_BYTES = 256 << 20
 CORES_PER_ENCODER = 8
@@ -67,9 +67,8 @@ def ray_session(address: str | None) -> Iterator[None]:
         ray.init(**options)
     except Exception as error:
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ClusterError(
-            f"Ray at {where}: {type(error).__name__}: {reason}; check --address, and RAY_AUTH_MODE"
+            f"Ray at {where}: {type(error).__name__}: {first_line(error)}; check --address, and RAY_AUTH_MODE"
         ) from None
     try:
         with _terminable():

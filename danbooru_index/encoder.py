@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from danbooru_index.batches import Array, Encoding, TokenBatch, ragged_take, replace_rows
 from danbooru_index.config import Device, Precision
-from danbooru_index.errors import DeviceError, ModelError
+from danbooru_index.errors import DeviceError, ModelError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -373,7 +373,7 @@ def _load(path: str, device: str, precision: Precision) -> Any:
     except torch.OutOfMemoryError:
         raise ModelError(f"{path}: the model does not fit the memory of this {device} device") from None
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        reason = first_line(error, 300)
         raise ModelError(f"{path}: FlagEmbedding cannot load this model ({type(error).__name__}: {reason})") from None
     embedder.model.model.pooler = None
     return embedder

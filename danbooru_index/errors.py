@@ -4,6 +4,11 @@ A message says what happened, where, and what to do. The command line catches `D
 """
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """What an error of a library says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
+
+
 class DanbooruIndexError(Exception):
     """A problem that the message explains (exit code 1)."""
 

@@ -39,6 +39,7 @@ from danbooru_index.errors import (
     RejectedRecordsError,
     StorageError,
     UsageError,
+    first_line,
 )
 from danbooru_index.failpoints import reach
 from danbooru_index.generations import Fingerprint, Generation, IndexRoot, Manifest, describe_difference
@@ -84,6 +85,7 @@ class Run:
     skipped: int = 0
     samples: list[Sample] = field(default_factory=list)
     encoding: Encoding | None = None
+    sampling: str = "their worker went away"
     failed: dict[str, str] = field(default_factory=dict)
     fresh: list[dict[str, Any]] = field(default_factory=list)
     progress: Progress | None = None
@@ -216,7 +218,7 @@ def _probe_remotely(plan: ClusterPlan, device: Device, precision: Precision) -> 
             print("waiting for the cluster to have a free worker (other jobs may hold its GPUs)", file=sys.stderr)
         answer: DeviceInfo | str = ray.get(reference)
     except RayError as error:
-        raise ClusterError(f"a worker of this cluster cannot run the job: {_first_line(error)}") from None
+        raise ClusterError(f"a worker of this cluster cannot run the job: {first_line(error)}") from None
     if isinstance(answer, str):
         raise DeviceError(answer)
     return answer
@@ -331,7 +333,7 @@ def _encode(run: Run, pending: list[Shard]) -> None:
         run.progress = Progress(sum(shard.rows for shard in pending), run.started)
         stack.callback(run.progress.close)
         suspects = _run_pipeline(run, pending, attempts / "all", ATTEMPTS, alone=False)
-        if suspects:
+        if suspects or run.encoding is None:
             alone = [shard for shard in pending if shard.id in suspects]
             for shard, message in _run_pipeline(run, alone, attempts / "alone", SOLO_ATTEMPTS, alone=True).items():
                 run.failed[shard] = f"given up: {message}, alone"
@@ -357,7 +359,7 @@ def _run_pipeline(run: Run, shards: list[Shard], attempts: Path, limit: int, *, 
                 _take(run, receipt, batch["payload"][0].as_py(), suspects)
     except RayError as error:
         raise ClusterError(
-            f"Ray went away ({_first_line(error)}); completed shards are kept: run the same command to go on"
+            f"Ray went away ({first_line(error)}); completed shards are kept: run the same command to go on"
         ) from None
     finally:
         with contextlib.suppress(Exception):
@@ -372,6 +374,8 @@ def _take(run: Run, receipt: Receipt, payload: bytes, suspects: dict[str, str]) 
     if receipt.shard == "check":
         if receipt.state == "done":
             run.encoding = _unpack(payload)
+        else:
+            run.sampling = receipt.message
     elif receipt.state == "done":
         run.fresh.append(receipt.record)
     elif receipt.state == "suspect":
@@ -540,7 +544,7 @@ def _finish(run: Run, root: IndexRoot) -> BuildReport:
     try:
         save_report(report, run.generation.path)
     except Exception as error:  # published already: a picture that cannot be drawn changes nothing
-        report.notes.append(f"report.json or report.svg could not be written ({_first_line(error)})")
+        report.notes.append(f"report.json or report.svg could not be written ({first_line(error)})")
     return report
 
 
@@ -564,7 +568,7 @@ def _check(run: Run, records: list[CompletionRecord]) -> dict[str, Any]:
         problems += reader.id_problems()
     checked = 0
     if run.encoding is None:
-        problems.append("the sampled records could not be encoded again")
+        problems.append(f"the sampled records could not be encoded again ({run.sampling})")
     elif not problems:
         kept = _samples_kept(run, records)
         checked = int(kept.sum())
@@ -625,11 +629,6 @@ def _report(run: Run, records: dict[str, CompletionRecord], state: str) -> Build
         report.seconds.encode = max(m["ended"] for m in measured) - min(m["started"] for m in measured)
         report.timeline = run.progress.timeline
     return report
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def exit_code(report: BuildReport, config: BuildConfig) -> int:

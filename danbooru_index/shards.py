@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from danbooru_index.config import MAX_TEXT_BYTES
-from danbooru_index.errors import InputError
+from danbooru_index.errors import InputError, first_line
 from danbooru_index.records import Reason, Record, Reject
 from danbooru_index.sources import KNOWN_FIELDS, parse_rows
 from danbooru_index.uniqueness import DuplicateFilter, IdHashes
@@ -115,7 +115,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0][:160]
+        reason = first_line(error, 160)
         raise InputError(f"{path}: not a whole Parquet file ({reason}); write or fetch it again") from None
     missing = {"id", "text"} - set(file.schema_arrow.names)
     if missing:
@@ -167,7 +167,7 @@ def read_rows(shard: Shard, columns: list[str] | None = None) -> pa.Table:
         known = columns or [name for name in file.schema_arrow.names if name in KNOWN_FIELDS]
         return file.read_row_groups(groups, columns=known).slice(shard.start - first, shard.rows)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{shard.path}: cannot be read ({str(error).splitlines()[0][:160]})") from None
+        raise InputError(f"{shard.path}: cannot be read ({first_line(error, 160)})") from None
 
 
 def read_shard(shard: Shard) -> tuple[pa.Table, list[Reject]]:

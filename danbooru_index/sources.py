@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from danbooru_index.errors import InputError, UsageError
+from danbooru_index.errors import InputError, UsageError, first_line
 from danbooru_index.records import (
     Reason,
     Record,
@@ -78,7 +78,7 @@ def read_records(path: Path, translations: dict[str, str]) -> Iterator[Located]:
         else:
             yield from _read_jsonl(path)
     except (OSError, EOFError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read to its end ({_first_line(error)}); fetch or write it again") from None
+        raise InputError(f"{path}: cannot be read to its end ({first_line(error)}); fetch or write it again") from None
 
 
 def read_translations(path: str | None) -> dict[str, str]:
@@ -95,7 +95,7 @@ def read_translations(path: str | None) -> dict[str, str]:
     except RejectedError as error:
         raise InputError(f"{path}: {error.detail or error.reason.value}: --translations takes CSV, tag,text") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from None
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
     return {tag: text for tag, text in table.items() if text}
 
 
@@ -227,7 +227,3 @@ def _kind(path: Path) -> str:
 def _hidden(path: Path, root: Path) -> bool:
     """Whether a file in a folder is not an input: hidden, or written by `prepare` beside its shards."""
     return path.name in OWN_FILES or any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -103,12 +103,13 @@ class TokenizeShard:
         try:
             if self._problem:
                 problem = self._problem
-            elif task["kind"] == "check":
-                tokens = self._tokenizer(task["texts"])
             else:
                 check_attempts(self._settings, task["id"], "read")
-                records, rejects = read_shard(_shard(task))
-                tokens = self._tokenizer(records["text"].to_pylist())
+                if task["kind"] == "check":
+                    tokens = self._tokenizer(task["texts"])
+                else:
+                    records, rejects = read_shard(_shard(task))
+                    tokens = self._tokenizer(records["text"].to_pylist())
         except TooManyAttemptsError as error:
             problem = f"suspect: {error}"
         except Exception as error:
@@ -159,9 +160,10 @@ class EncodeShard:
             return Receipt(shard, state, problem.removeprefix("suspect: "), fatal).to_table()
         tokens = TokenBatch(_flat(row["token_ids"]), _flat(row["lengths"]), row["truncated"].as_py())
         try:
-            if task["kind"] == "check":
-                return Receipt(shard, "done").to_table(self._check(tokens))
             check_attempts(self._settings, shard, "encode")
+            if task["kind"] == "check":
+                self._reach("encode.check", shard)
+                return Receipt(shard, "done").to_table(self._check(tokens))
             self._reach("encode.begin", shard)
             record = self._encode(_shard(task), tokens, row)
             return Receipt(shard, "done", record=summarize(record)).to_table()
