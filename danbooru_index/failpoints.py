@@ -1,7 +1,7 @@
 """Named points of the protocol where a test may inject a fault. They cost nothing when off, and no option sets them.
 
-    encode.begin  encode.check  encode.forward  encode.before_write  encode.before_record  encode.after_record
-                                                                                    (in the encoding actor)
+encode.begin  encode.check  encode.forward  encode.before_write  encode.before_record  encode.after_record
+                                                                                (in the encoding actor)
 build.before_commit  build.after_commit  build.before_publish  build.after_publish  (in the driver)
 """
 
