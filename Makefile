@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := .demo
 
-.PHONY: demo quick test lint benchmark clean
+.PHONY: demo quick test chaos lint benchmark clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,10 @@ quick: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest -q --durations=15
+
+# Faults by the hundred (an hour or so): make chaos [SEED=n] [ONLY=campaign]
+chaos: $(BIN)/.installed
+	$(BIN)/python tests/chaos.py --seed $(or $(SEED),0) $(if $(ONLY),--only $(ONLY))
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

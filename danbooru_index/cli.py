@@ -9,8 +9,11 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from danbooru_index.config import (
@@ -25,6 +28,7 @@ from danbooru_index.config import (
     Weights,
 )
 from danbooru_index.errors import DanbooruIndexError, UsageError
+from danbooru_index.versions import check_versions
 
 Command = Callable[[argparse.Namespace, TextIO], int]
 
@@ -40,14 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. Only this project's errors are caught: one line on stderr."""
     try:
         parsed = _parser().parse_args(arguments)
-        with _stdout_for_results() as out:
+        check_versions()
+        with _stdout_for_results() as out, _terminable():
             command: Command = parsed.command
             return command(parsed, out)
     except DanbooruIndexError as error:
         print(f"danbooru-index: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("danbooru-index: stopped", file=sys.stderr)
+        print("danbooru-index: stopped; nothing is lost: run the same command to go on", file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -62,6 +67,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: with one line, and with what it started ended too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -201,6 +223,10 @@ def _add_search(verbs: Any) -> None:
         "--weights", default="0.4,0.2,0.4", metavar="D,S,C", help="of a hybrid score (default %(default)s)"
     )
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="(default %(default)s)")
+    parser.add_argument(
+        "--category", action="append", default=[], metavar="NAME", help="only of this category (may be repeated)"
+    )
+    parser.add_argument("--min-post-count", type=int, metavar="N", help="only tags with at least N posts")
     parser.add_argument("--nsfw", action="store_true", help="also answer with tags that are not safe for work")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="where the model that built the index is now")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
@@ -297,7 +323,15 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
 
     with TagIndex.open(arguments.index, model=arguments.model, device=Device.parse(arguments.device)) as index:
         for query in _queries(arguments.query):
-            hits = index.search(query, mode=mode, limit=arguments.limit, weights=weights, nsfw=arguments.nsfw)
+            hits = index.search(
+                query,
+                mode=mode,
+                limit=arguments.limit,
+                weights=weights,
+                category=arguments.category,
+                min_post_count=arguments.min_post_count,
+                nsfw=arguments.nsfw,
+            )
             if arguments.json:
                 answer = {"query": query, "mode": mode.value, "hits": [hit.to_dict() for hit in hits]}
                 print(json.dumps(answer, ensure_ascii=False), file=out, flush=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import ipaddress
 import logging
 import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -60,11 +64,13 @@ def ray_session(address: str | None) -> Iterator[None]:
     if private:
         options |= {"address": "local", "include_dashboard": False, "num_cpus": cpu_count()}
         options |= {"object_store_memory": OBJECT_STORE_BYTES}
-    elif address is not None:
-        _check_reachable(address)
-        options["address"] = address
+    else:
+        protect_token()
+        if address is not None:
+            _check_reachable(address)
+            options["address"] = address
     try:
-        ray.init(**options)
+        context = ray.init(**options)
     except Exception as error:
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
         raise ClusterError(
@@ -72,6 +78,8 @@ def ray_session(address: str | None) -> Iterator[None]:
         ) from None
     try:
         with _terminable():
+            if not private:
+                refuse_open_head(ray.get_runtime_context().gcs_address, context.dashboard_url)
             yield
     finally:
         with contextlib.suppress(Exception):
@@ -103,6 +111,83 @@ def _check_reachable(address: str) -> None:
             f"Ray at {address}: nobody answers there ({error.strerror or error}); check --address, or start a head "
             "node with ray start --head"
         ) from None
+
+
+def protect_token() -> None:
+    """Make Ray's token file readable by its owner only: `ray get-auth-token --generate` leaves it open to all."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):
+        mode = path.stat().st_mode
+        if mode & 0o077:
+            path.chmod(0o600)
+            print(f"{path}: was readable by others; now only by you (mode 600)", file=sys.stderr)
+
+
+def refuse_open_head(gcs_address: str, dashboard: str | None) -> None:
+    """Raise `ClusterError` for a Ray that strangers can command: beyond loopback, and without a token.
+
+    Its control store counts by the address it gives itself, its job server by whether another address of this machine
+    reaches it. A control store that also answers elsewhere is only warned about: Ray binds it to all addresses.
+    """
+    host, _, port = gcs_address.rpartition(":")
+    remedy = "start it with RAY_AUTH_MODE=token (ray get-auth-token --generate), or on loopback only"
+    if _asks_no_token(host, int(port)):
+        if not _is_loopback(host):
+            raise ClusterError(
+                f"the Ray head at {gcs_address} asks for no token, and whoever reaches it can run any command: {remedy}"
+            )
+        if any(_asks_no_token(other, int(port)) for other in _own_addresses()):
+            print(
+                f"warning: the Ray head at {gcs_address} answers other addresses too, without a token", file=sys.stderr
+            )
+    where, _, web_port = (dashboard or "").rpartition(":")
+    for other in {where, *_own_addresses()} if web_port.isdigit() else ():
+        if not _is_loopback(other) and _serves_jobs(other, int(web_port)):
+            raise ClusterError(
+                f"Ray's job server at {other}:{web_port} runs any command for whoever reaches it: {remedy}"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _own_addresses() -> list[str]:
+    """Addresses of this machine that others can reach (no packet is sent)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            own = str(probe.getsockname()[0])
+        except OSError:
+            return []
+    return [] if _is_loopback(own) else [own]
+
+
+def _asks_no_token(host: str, port: int) -> bool:
+    """Whether a control store answers a question that carries no token. Ray has no public call for this."""
+    import grpc
+
+    try:
+        with grpc.insecure_channel(f"{host}:{port}") as channel:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=3)
+    except grpc.RpcError:
+        return False
+    return True
+
+
+def _serves_jobs(host: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=3)
+    try:
+        connection.request("GET", "/api/jobs/")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from enum import Enum
-from typing import Self
+from typing import Any, Self
 
 from danbooru_index.errors import UsageError
 from danbooru_index.failpoints import Failpoint
@@ -107,7 +107,11 @@ class PrepareConfig:
 
 @dataclass(frozen=True, slots=True)
 class BuildConfig:
-    """What `build` is asked to do. `model` None: BAAI/bge-m3 on a usable GPU, an error elsewhere."""
+    """What `build` is asked to do. `model` None: BAAI/bge-m3 on a usable GPU, an error elsewhere.
+
+    `failpoints` and `encoder` have no option: faults for tests, and a factory (worker settings -> encoder) that takes
+    the place of the model's forward pass, for tests and benchmarks of everything around it.
+    """
 
     shards: str
     index: str
@@ -123,6 +127,7 @@ class BuildConfig:
     allow_failed_shards: bool = False
     query_instruction: str = ""
     failpoints: tuple[Failpoint, ...] = ()
+    encoder: Any = None
 
     def __post_init__(self) -> None:
         if not 8 <= self.max_length <= LONGEST_MAX_LENGTH:
@@ -159,6 +164,23 @@ class Weights:
     @property
     def total(self) -> float:
         return self.dense + self.sparse + self.colbert
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which records may answer: of one of `categories` (any, where empty), with so many posts, safe for work or not.
+
+    Values, never an expression: what a user types is compared, not parsed. `min_post_count` leaves out records whose
+    count is not known.
+    """
+
+    categories: tuple[str, ...] = ()
+    min_post_count: int | None = None
+    nsfw: bool = False
+
+    def __post_init__(self) -> None:
+        if self.min_post_count is not None and not 0 <= self.min_post_count < 1 << 63:
+            raise UsageError(f"--min-post-count must be 0 or more, not {self.min_post_count}")
 
 
 HF_VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH")

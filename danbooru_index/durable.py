@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -14,8 +15,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from danbooru_index.errors import IndexBusyError, StorageError
+from danbooru_index.failpoints import reach
 
 
 def sync(path: Path) -> None:
@@ -42,12 +45,14 @@ def make_folder(path: Path) -> None:
 def create_exclusive(path: Path, content: bytes) -> bool:
     """Create `path` with `content`, atomically, only if it is absent; return whether this call did."""
     temporary = _temporary(path, content)
+    reach("create.before_link")
     try:
         os.link(temporary, path)
     except FileExistsError:
         return False
     finally:
         temporary.unlink()
+    reach("create.after_link")
     sync(path.parent)
     return True
 
@@ -55,7 +60,9 @@ def create_exclusive(path: Path, content: bytes) -> bool:
 def replace_file(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, atomically and durably."""
     temporary = _temporary(path, content)
+    reach("replace.before_rename")
     os.replace(temporary, path)
+    reach("replace.after_rename")
     sync(path.parent)
 
 
@@ -66,6 +73,23 @@ def _temporary(path: Path, content: bytes) -> Path:
         file.flush()
         os.fsync(file.fileno())
     return temporary
+
+
+def to_checked_json(fields: dict[str, Any]) -> bytes:
+    """A JSON document that ends with a checksum of its own text."""
+    body = json.dumps(fields, ensure_ascii=False, indent=1)
+    checksum = hashlib.sha256(body.encode()).hexdigest()
+    return json.dumps({**fields, "checksum": checksum}, ensure_ascii=False, indent=1).encode()
+
+
+def from_checked_json(content: bytes) -> dict[str, Any]:
+    """The fields; raise `ValueError` unless every byte is as `to_checked_json` wrote it."""
+    fields = json.loads(content)
+    if not isinstance(fields, dict) or fields.pop("checksum", None) is None:
+        raise ValueError("no checksum")
+    if to_checked_json(fields) != content:
+        raise ValueError("its checksum differs: it is damaged, or was edited")
+    return fields
 
 
 @contextlib.contextmanager

@@ -62,19 +62,29 @@ class DeviceInfo:
 
 
 class TextEncoder(Protocol):
-    """What the search and the pipeline need of a model: tokens in, three outputs out."""
+    """What the pipeline needs of a model: tokens in, three outputs out."""
 
-    def encode(self, batch: TokenBatch) -> Encoding: ...
+    tokens_per_batch: int
+
+    @property
+    def peak_memory(self) -> int: ...
+
+    def encode(
+        self, batch: TokenBatch, on_rows: Callable[[int], None] | None = None, stats: EncoderStats | None = None
+    ) -> Encoding: ...
 
 
 class Tokenizer:
-    """The checkpoint's tokenizer, loaded as FlagEmbedding loads it."""
+    """The checkpoint's tokenizer, loaded as FlagEmbedding loads it. Raises `ModelError` where that cannot be done."""
 
     def __init__(self, path: str, max_length: int) -> None:
         from transformers import AutoTokenizer
 
-        with quiet_loading():
-            self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        try:
+            with quiet_loading():
+                self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        except Exception as error:  # the library raises no narrower one
+            raise ModelError(f"{path}: cannot load the tokenizer ({first_line(error)})") from None
         self._max_length = max_length
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:

@@ -21,6 +21,10 @@ class UsageError(DanbooruIndexError):
     exit_code = 2
 
 
+class InstallationError(DanbooruIndexError):
+    """A library that is missing, or older than is safe."""
+
+
 class InputError(DanbooruIndexError):
     """An input that cannot be read as tag records."""
 

@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.durable import make_folder, replace_file
-from danbooru_index.errors import StorageError, UsageError
-from danbooru_index.packing import SCHEMA_VERSION, TableSpec, table_specs
-from danbooru_index.tables import LANCE_STORAGE_VERSION, record_path
+from danbooru_index.durable import from_checked_json, make_folder, replace_file, to_checked_json
+from danbooru_index.errors import StorageError, UsageError, first_line
+from danbooru_index.failpoints import reach
+from danbooru_index.packing import SCHEMA_VERSION, TABLES, TableSpec, table_specs
+from danbooru_index.tables import LANCE_STORAGE_VERSION, SHARD_NAME, record_path
 
+GENERATION_ID = re.compile(r"g[0-9]{6,}-[0-9a-f]{8}")
+TABLE_FILE = re.compile(r"(dense|sparse|colbert)\.lance/_[a-z]+/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
 GRACE_S = 900.0
 SUPERSEDED = "superseded_at"
 
@@ -62,6 +66,25 @@ class Manifest:
     rejected: dict[str, int] = field(default_factory=dict)
     failed_shards: list[str] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def validate(self) -> None:
+        """Raise `ValueError` where a field is of another type, or a name could leave the generation's folder."""
+        texts = (self.id, self.fingerprint_digest, self.input_digest, self.input, self.query_instruction)
+        numbers = (self.dim, self.colbert_dim, self.records, *self.versions.values())
+        names = [*self.shards, *self.failed_shards]
+        right = (
+            all(isinstance(text, str) for text in texts)
+            and all(type(number) is int and 0 <= number < 1 << 62 for number in numbers)
+            and all(isinstance(name, str) and SHARD_NAME.fullmatch(name) for name in names)
+            and all(isinstance(self.model.get(name), str) for name in ("name", "path", "id"))
+            and isinstance(self.fingerprint.get("max_length"), int)
+            and isinstance(self.fingerprint.get("precision"), str)
+            and (self.sealed_at is None or set(self.versions) == set(TABLES))
+            and all(TABLE_FILE.fullmatch(name) for name in self.files)
+        )
+        if not right:
+            raise ValueError("its fields are not those of a manifest")
 
     @property
     def specs(self) -> tuple[TableSpec, ...]:
@@ -85,8 +108,7 @@ class Generation:
 
     def save(self) -> None:
         """Write the manifest, atomically."""
-        content = json.dumps(asdict(self.manifest), ensure_ascii=False, indent=1)
-        replace_file(self.path / "manifest.json", content.encode())
+        replace_file(self.path / "manifest.json", to_checked_json(asdict(self.manifest)))
 
 
 class IndexRoot:
@@ -129,13 +151,16 @@ class IndexRoot:
         """The id of the published generation, None where nothing is published yet."""
         path = self.path / "CURRENT.json"
         try:
-            return str(json.loads(path.read_text(encoding="utf-8"))["generation"])
+            named = from_checked_json(path.read_bytes())["generation"]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StorageError(
-                f"{path}: cannot be read ({type(error).__name__}); danbooru-index rollback repairs it"
+                f"{path}: cannot be read ({first_line(error, 120)}); danbooru-index rollback repairs it"
             ) from None
+        if not isinstance(named, str) or not GENERATION_ID.fullmatch(named):
+            raise StorageError(f"{path}: names no generation; danbooru-index rollback repairs it")
+        return named
 
     def current(self) -> Generation:
         """The published generation; raise `StorageError` where there is none."""
@@ -147,7 +172,7 @@ class IndexRoot:
 
     def _named(self, generation_id: str) -> Generation:
         path = self.path / "generations" / generation_id
-        if "/" in generation_id or ".." in generation_id or not (path / "manifest.json").is_file():
+        if not (path / "manifest.json").is_file():
             raise StorageError(
                 f"{self.path}: generation {generation_id!r} is not there; danbooru-index rollback goes back"
             )
@@ -160,7 +185,9 @@ class IndexRoot:
         manifest.created_at = time.time()
         generation = Generation(self.path / "generations" / manifest.id, manifest)
         make_folder(generation.path / "shards")
+        reach("generation.folder")
         generation.save()
+        reach("generation.started")
         return generation
 
     def publish(self, generation: Generation) -> None:
@@ -171,12 +198,13 @@ class IndexRoot:
             before = self.current()
             if before.id != generation.id:
                 replace_file(before.path / SUPERSEDED, str(time.time()).encode())
+        reach("publish.superseded")
         body = {
             "generation": generation.id,
             "versions": generation.manifest.versions,
             "published_at": time.time(),
         }
-        replace_file(self.path / "CURRENT.json", json.dumps(body, indent=1).encode())
+        replace_file(self.path / "CURRENT.json", to_checked_json(body))
 
     def rollback(self) -> Generation:
         """Publish the sealed generation before the current one; raise `StorageError` where there is none."""
@@ -209,6 +237,7 @@ class IndexRoot:
             if stale and time.time() - self._superseded_at(generation, sealed) >= grace_s:
                 trash = generation.path.with_name(f".trash-{generation.id}")
                 generation.path.rename(trash)
+                reach("prune.renamed")
                 shutil.rmtree(trash, ignore_errors=True)
                 deleted.append(generation.id)
         return deleted
@@ -227,26 +256,30 @@ def done_shards(generation: Generation) -> int:
     return sum(record_path(generation.path, shard).exists() for shard in generation.manifest.shards)
 
 
-def describe_difference(old: Manifest, fingerprint: Fingerprint, input_digest: str, shards: list[str]) -> str:
+def describe_difference(old: Manifest, wanted: Manifest) -> str:
     """Why a build cannot go on with, or equal, the generation of `old`: what differs, in words."""
     changes = []
-    for name, value in asdict(fingerprint).items():
+    for name, value in wanted.fingerprint.items():
         before = old.fingerprint.get(name)
         if before != value:
             shown = (str(before)[:12], str(value)[:12])
             changes.append(f"{name.replace('_', ' ')} ({shown[0]} -> {shown[1]})")
-    if old.input_digest != input_digest:
-        added, removed = len(set(shards) - set(old.shards)), len(set(old.shards) - set(shards))
+    if old.input_digest != wanted.input_digest:
+        added, removed = len(set(wanted.shards) - set(old.shards)), len(set(old.shards) - set(wanted.shards))
         changes.append(
             f"input ({added} shards new, {removed} gone)" if added or removed else "input (order or duplicates)"
         )
+    if old.query_instruction != wanted.query_instruction:
+        changes.append("the query instruction")
     return ", ".join(changes)
 
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        manifest = Manifest(**from_checked_json(path.read_bytes()))
+        manifest.validate()
+        return manifest
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(
-            f"{path}: cannot be read ({str(error)[:120]}); restore it, or delete this generation"
+            f"{path}: cannot be read ({first_line(error, 120)}); restore it, or delete this generation"
         ) from None

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,16 +40,17 @@ from danbooru_index.errors import (
     UsageError,
     first_line,
 )
-from danbooru_index.failpoints import reach
-from danbooru_index.generations import Fingerprint, Generation, IndexRoot, Manifest, describe_difference
-from danbooru_index.packing import TABLES
+from danbooru_index.failpoints import armed, reach
+from danbooru_index.generations import Fingerprint, Generation, IndexRoot, Manifest
+from danbooru_index.lifecycle import begin, check_tables, count_rejects, end
 from danbooru_index.preparation import describe_rejects
 from danbooru_index.progress import Progress
 from danbooru_index.reader import GenerationReader
 from danbooru_index.selfcheck import Sample, self_queries
 from danbooru_index.shards import Shard, find_parquet, list_shards, mark_duplicates, read_shard
-from danbooru_index.tables import CompletionRecord, commit, free_bytes, read_records, sweep_orphans
+from danbooru_index.tables import CompletionRecord, free_bytes, read_records
 from danbooru_index.throughput import BuildReport, ShardCounts, save_report
+from danbooru_index.versions import check_versions
 from danbooru_index.workers import (
     EncodeShard,
     Receipt,
@@ -102,10 +102,11 @@ def build(config: BuildConfig) -> BuildReport:
     `BuildFailedError` when shards failed or a check did. Whatever ends it, the same call goes on from the completed
     shards.
     """
+    check_versions()
     root = IndexRoot(config.index)
     find_parquet(config.shards)  # before anything is made for a path that was mistyped
     root.create()
-    with owned(root.path):
+    with owned(root.path), armed(config.failpoints):
         return build_owned(config, root)
 
 
@@ -162,9 +163,9 @@ def _build(
     device = _on_worker(plan, config)
     hidden = _hidden_size(checkpoint, config.max_length)
     fingerprint = Fingerprint(checkpoint.model_id, device.precision, config.max_length)
-    generation, notes, finished = _generation(config, root, shards, checkpoint, fingerprint, hidden)
-    run = Run(config, started, shards, checkpoint, plan, device, generation, notes)
-    if finished:
+    beginning = begin(root, _wanted(config, shards, checkpoint, fingerprint, hidden))
+    run = Run(config, started, shards, checkpoint, plan, device, beginning.generation, beginning.notes)
+    if beginning.finished:
         return _report(run, _records(run, sealed=True), "already published: nothing to do")
     done = _records(run)
     run.skipped = len(done)
@@ -172,6 +173,7 @@ def _build(
     _check_space(run, pending)
     run.samples = _choose_samples(shards)
     _encode(run, pending)
+    reach("build.encoded")
     return _finish(run, root)
 
 
@@ -224,54 +226,22 @@ def _probe_remotely(plan: ClusterPlan, device: Device, precision: Precision) -> 
     return answer
 
 
-def _generation(
-    config: BuildConfig,
-    root: IndexRoot,
-    shards: list[Shard],
-    checkpoint: Checkpoint,
-    fingerprint: Fingerprint,
-    hidden: int,
-) -> tuple[Generation, list[str], bool]:
-    """The generation to work on, why it is that one, and whether it is finished already."""
-    ids = [shard.id for shard in shards]
-    input_digest = hashlib.sha256(json.dumps([(s.id, s.drop) for s in shards]).encode()).hexdigest()
-    known = root.generations()
-    damaged: list[str] = []
-    for generation in reversed(known):
-        manifest = generation.manifest
-        same = manifest.fingerprint_digest == fingerprint.digest and manifest.input_digest == input_digest
-        if not same or manifest.query_instruction != config.query_instruction:
-            continue
-        if not manifest.sealed:
-            return generation, [f"going on with unfinished generation {generation.id}"], False
-        whole = len(read_records(generation.path, ids, fingerprint.digest, sealed=True)) == len(ids)
-        if not whole and not manifest.failed_shards:
-            damaged.append(f"generation {generation.id} is damaged (danbooru-index verify): built anew")
-            break
-        if not manifest.failed_shards:
-            if root.current_id() != generation.id:
-                root.publish(generation)
-                return generation, [f"generation {generation.id} was complete: published again"], True
-            return generation, [], True
-    manifest = Manifest(
+def _wanted(
+    config: BuildConfig, shards: list[Shard], checkpoint: Checkpoint, fingerprint: Fingerprint, hidden: int
+) -> Manifest:
+    """What the generation of this build must be."""
+    return Manifest(
         id="",
         fingerprint={name: getattr(fingerprint, name) for name in fingerprint.__slots__},
         fingerprint_digest=fingerprint.digest,
         model={"name": checkpoint.name, "path": checkpoint.path, "id": checkpoint.model_id},
         dim=hidden,
         colbert_dim=hidden,
-        input_digest=input_digest,
-        shards=ids,
+        input_digest=hashlib.sha256(json.dumps([(s.id, s.drop) for s in shards]).encode()).hexdigest(),
+        shards=[shard.id for shard in shards],
         input=config.shards,
         query_instruction=config.query_instruction,
     )
-    notes = damaged
-    if known and not damaged:
-        last = known[-1]
-        why = describe_difference(last.manifest, fingerprint, input_digest, ids)
-        why = why or ("the query instruction" if last.manifest.query_instruction != config.query_instruction else "")
-        notes.append(f"new generation, since these differ from {last.id}: {why or 'its failed shards are tried again'}")
-    return root.start(manifest), notes, False
 
 
 def _records(run: Run, *, sealed: bool = False) -> dict[str, CompletionRecord]:
@@ -409,6 +379,7 @@ def _settings(run: Run, attempts: Path, limit: int, board: Any) -> WorkerSetting
         hang_s=workers.HANG_S,
         slice_bytes=workers.SLICE_BYTES,
         board=board,
+        encoder=run.config.encoder,
     )
 
 
@@ -503,7 +474,6 @@ def _watching(run: Run, board: Any) -> Iterator[None]:
 
 def _finish(run: Run, root: IndexRoot) -> BuildReport:
     """Every shard has its record: commit, check, seal, publish. Else say which have not, and publish nothing."""
-    manifest = run.generation.manifest
     records = _records(run)
     missing = [shard for shard in run.shards if shard.id not in records]
     run.failed = {shard.id: run.failed[shard.id] for shard in missing if shard.id in run.failed}
@@ -520,26 +490,11 @@ def _finish(run: Run, root: IndexRoot) -> BuildReport:
     if not sum(record.rows for record in ordered):
         raise BuildFailedError("every record was rejected: nothing to publish; see the reasons with prepare")
     if run.config.strict and any(record.rejects for record in ordered):
-        counts = _rejected(ordered)
+        counts = count_rejects(ordered)
         raise RejectedRecordsError(f"{describe_rejects(counts)}: nothing was published because of --strict")
-    reach(run.config.failpoints, "build.before_commit")
-    at = time.monotonic()
-    manifest.versions = commit(run.generation.path, manifest.specs, ordered)
-    reach(run.config.failpoints, "build.after_commit")
-    committed = time.monotonic()
-    manifest.checks = _check(run, ordered)
-    sweep_orphans(run.generation.path, manifest.specs, ordered)
-    manifest.records = sum(record.rows for record in ordered)
-    manifest.rejected = dict(_rejected(ordered))
-    manifest.failed_shards = [shard.id for shard in missing]
-    checked = time.monotonic()
-    manifest.sealed_at = time.time()
-    run.generation.save()
-    reach(run.config.failpoints, "build.before_publish")
-    root.publish(run.generation)
-    reach(run.config.failpoints, "build.after_publish")
+    ending = end(root, run.generation, ordered, [shard.id for shard in missing], lambda _, made: _check(run, made))
     report = _report(run, records, "published")
-    report.seconds.commit, report.seconds.verify = committed - at, checked - committed
+    report.seconds.commit, report.seconds.verify = ending.commit, ending.verify
     report.seconds.total = time.monotonic() - run.started
     try:
         save_report(report, run.generation.path)
@@ -548,35 +503,18 @@ def _finish(run: Run, root: IndexRoot) -> BuildReport:
     return report
 
 
-def _rejected(records: list[CompletionRecord]) -> Counter[str]:
-    return Counter(reject["reason"] for record in records for reject in record.rejects)
-
-
 def _check(run: Run, records: list[CompletionRecord]) -> dict[str, Any]:
     """The checks that a generation must pass to be published; raise `BuildFailedError` with what did not."""
-    problems = []
-    expected = sum(record.rows for record in records)
-    for record in records:
-        if record.rows + len(record.rejects) != record.read:
-            problems.append(
-                f"shard {record.shard}: {record.read} read, {record.rows} kept, {len(record.rejects)} left out"
-            )
-    reader = GenerationReader(run.generation)
-    counts = reader.counts()
-    problems += [f"{name}: {counts[name]} rows instead of {expected}" for name in TABLES if counts[name] != expected]
-    if not problems:
-        problems += reader.id_problems()
-    checked = 0
+    checks = check_tables(run.generation, records)
     if run.encoding is None:
-        problems.append(f"the sampled records could not be encoded again ({run.sampling})")
-    elif not problems:
-        kept = _samples_kept(run, records)
-        checked = int(kept.sum())
-        samples = [sample for sample, keep in zip(run.samples, kept, strict=True) if keep]
-        problems += self_queries(reader, samples, run.encoding.keep(kept))
-    if problems:
+        raise BuildFailedError(
+            f"the sampled records could not be encoded again ({run.sampling}); nothing was published"
+        )
+    kept = _samples_kept(run, records)
+    samples = [sample for sample, keep in zip(run.samples, kept, strict=True) if keep]
+    if problems := self_queries(GenerationReader(run.generation), samples, run.encoding.keep(kept)):
         raise BuildFailedError(f"checks failed, nothing was published: {'; '.join(problems[:5])}")
-    return {"counts": counts, "self_queries": checked, "passed": ["counts", "ids", "self_queries"]}
+    return checks | {"self_queries": int(kept.sum()), "passed": [*checks["passed"], "self_queries"]}
 
 
 def _samples_kept(run: Run, records: list[CompletionRecord]) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -6,15 +6,19 @@ Rows are numbered as in the input, the same in the three tables.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import and_
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.sparse import csc_matrix
 
 from danbooru_index.batches import Array
+from danbooru_index.config import Filter
+from danbooru_index.errors import UsageError
 from danbooru_index.generations import Generation
 from danbooru_index.tables import open_table
 
@@ -55,10 +59,33 @@ class GenerationReader:
         return problems
 
     @cached_property
-    def nsfw(self) -> npt.NDArray[np.bool_]:
-        """Which rows are not safe for work, [rows]."""
-        column = self._dense.to_table(columns=["nsfw"])["nsfw"]
-        return np.asarray(column.to_numpy(), dtype=bool)
+    def _known(self) -> pa.Table:
+        """The columns that filters compare: read once, 25 bytes a row."""
+        return self._dense.to_table(columns=["nsfw", "category", "post_count"])
+
+    @cached_property
+    def categories(self) -> frozenset[str]:
+        """Every category of the generation."""
+        return frozenset(pc.unique(self._known["category"]).to_pylist())
+
+    def allowed(self, wanted: Filter) -> npt.NDArray[np.bool_]:
+        """Which rows a filter lets through, [rows]. Raises `UsageError` for a category that no record has."""
+        self._check(wanted)
+        mask = np.ones(self.rows, dtype=bool)
+        if not wanted.nsfw:
+            mask &= ~np.asarray(self._known["nsfw"].to_numpy(), dtype=bool)
+        if wanted.categories:
+            mask &= pc.is_in(self._known["category"], pa.array(wanted.categories, pa.string())).to_numpy()
+        if wanted.min_post_count is not None:
+            enough = pc.greater_equal(self._known["post_count"], pa.scalar(wanted.min_post_count, pa.int64()))
+            mask &= pc.fill_null(enough, False).to_numpy()
+        return mask
+
+    def _check(self, wanted: Filter) -> None:
+        unknown = [name for name in wanted.categories if name not in self.categories]
+        if unknown:
+            known = ", ".join(sorted(self.categories)[:20])
+            raise UsageError(f"--category {unknown[0]!r}: no record has it; categories here: {known}")
 
     def records(self, rows: Rows) -> list[dict[str, Any]]:
         """What is known of the tags in the given rows, in that order."""
@@ -66,8 +93,8 @@ class GenerationReader:
             return []
         return list(self._dense.take(rows, columns=RECORD_COLUMNS).to_pylist())
 
-    def dense_top(self, vector: Array, k: int, *, nsfw: bool) -> tuple[Rows, Scores]:
-        """The `k` rows of highest cosine, exactly; best first."""
+    def dense_top(self, vector: Array, k: int, wanted: Filter) -> tuple[Rows, Scores]:
+        """The `k` rows of highest cosine that a filter lets through, exactly; best first."""
         if not self.rows:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         found = self._dense.to_table(
@@ -79,7 +106,7 @@ class GenerationReader:
                 "metric": "cosine",
                 "use_index": False,
             },
-            filter=None if nsfw else "nsfw = false",
+            filter=_expression(wanted),
             prefilter=True,
             with_row_id=True,
         )
@@ -165,6 +192,16 @@ class GenerationReader:
         width = int(columns.max(initial=-1)) + 1
         matrix = csr_matrix((weights.flatten().to_numpy(), columns, indptr), shape=(len(lengths), width))
         return matrix.tocsc()
+
+
+def _expression(wanted: Filter) -> pc.Expression | None:
+    """A filter as Lance takes it: typed, on these three columns, never text."""
+    terms = [] if wanted.nsfw else [pc.equal(pc.field("nsfw"), pc.scalar(False))]
+    if wanted.categories:
+        terms.append(pc.field("category").isin(list(wanted.categories)))
+    if wanted.min_post_count is not None:
+        terms.append(pc.field("post_count") >= pc.scalar(wanted.min_post_count))
+    return reduce(and_, terms) if terms else None
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:

@@ -7,7 +7,9 @@ with TagIndex.open("my-index") as index:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +19,7 @@ import pyarrow as pa
 
 from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import resolve_model
-from danbooru_index.config import Device, Mode, Precision, Weights
+from danbooru_index.config import Device, Filter, Mode, Precision, Weights
 from danbooru_index.encoder import Encoder, Tokenizer, probe_device
 from danbooru_index.errors import ModelError, StorageError, UsageError
 from danbooru_index.generations import Generation, IndexRoot
@@ -25,6 +27,7 @@ from danbooru_index.reader import GenerationReader, Rows, Scores
 
 CANDIDATES = 200
 LARGEST_LIMIT = 1000
+REFRESH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +99,43 @@ def query_of(encoding: Encoding, row: int) -> EncodedQuery:
 class TagIndex:
     """The published generation of an index, and the model that built it (loaded at the first query)."""
 
-    def __init__(self, generation: Generation, model: str | None = None, device: Device = Device.AUTO) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        model: str | None = None,
+        device: Device = Device.AUTO,
+        *,
+        root: IndexRoot | None = None,
+    ) -> None:
         self.generation = generation
         self._reader = GenerationReader(generation)
         self._model, self._device = model, device
         self._encode: QueryEncoder | None = None
+        self._root, self._looked = root, time.monotonic()
 
     @classmethod
     def open(cls, root: str | Path, *, model: str | None = None, device: Device = Device.AUTO) -> Self:
-        """Open the generation that is published now. Raises `StorageError` where there is none."""
-        return cls(IndexRoot(root).current(), model, device)
+        """Open the generation that is published now, and follow what is published later.
+
+        Raises `StorageError` where there is none.
+        """
+        place = IndexRoot(root)
+        return cls(place.current(), model, device, root=place)
+
+    def refresh(self) -> bool:
+        """Open the generation that is published now, if it is another; return whether it was.
+
+        `search` does so by itself once in `REFRESH_S` seconds: far less than the grace period of `prune`.
+        """
+        self._looked = time.monotonic()
+        if self._root is None or self._root.current_id() in (None, self.generation.id):
+            return False
+        latest = self._root.current()
+        reader = GenerationReader(latest)
+        if latest.manifest.model["id"] != self.generation.manifest.model["id"]:
+            self._encode = None
+        self.generation, self._reader = latest, reader
+        return True
 
     def __enter__(self) -> Self:
         return self
@@ -120,11 +150,15 @@ class TagIndex:
         mode: Mode | str = Mode.HYBRID,
         limit: int = 10,
         weights: Weights = Weights(),
+        category: Sequence[str] = (),
+        min_post_count: int | None = None,
         nsfw: bool = False,
     ) -> list[Hit]:
-        """The `limit` best tags for a query in any language, best first. NSFW tags only where `nsfw`.
+        """The `limit` best tags for a query in any language, best first: of these categories, with at least so many
+        posts; NSFW tags only where `nsfw`.
 
-        Raises `UsageError` for an empty query or a limit out of range, `ModelError` when the model is another.
+        Raises `UsageError` for an empty query, a limit out of range or a category that no record has, `ModelError` when
+        the model is another.
         """
         if not query.strip():
             raise UsageError("the query is empty")
@@ -134,12 +168,24 @@ class TagIndex:
             raise UsageError("the query is not valid UTF-8") from None
         if not 1 <= limit <= LARGEST_LIMIT:
             raise UsageError(f"--limit must be between 1 and {LARGEST_LIMIT}, not {limit}")
+        if time.monotonic() - self._looked > REFRESH_S:
+            with contextlib.suppress(StorageError):  # the one that is open still answers
+                self.refresh()
+        wanted = Filter(tuple(category), min_post_count, nsfw)
+        try:
+            return self._answer(query, Mode(mode), limit, weights, wanted)
+        except StorageError:
+            if not self.refresh():
+                raise
+            return self._answer(query, Mode(mode), limit, weights, wanted)  # what was open is gone: replaced long ago
+
+    def _answer(self, query: str, mode: Mode, limit: int, weights: Weights, wanted: Filter) -> list[Hit]:
+        """One search on one generation."""
         if self._encode is None:
             self._encode = QueryEncoder(self.generation, self._model, self._device)
         encoded = self._encode([query])[0]
         try:
-            ranked = rank(self._reader, encoded, Mode(mode), limit, weights, nsfw=nsfw)
-            return _hits(self._reader, ranked)
+            return _hits(self._reader, rank(self._reader, encoded, mode, limit, weights, wanted))
         except (OSError, RuntimeError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())[:200]
             raise StorageError(
@@ -159,26 +205,28 @@ class Ranking:
 
 
 def rank(
-    reader: GenerationReader, query: EncodedQuery, mode: Mode, limit: int, weights: Weights = Weights(), *, nsfw: bool
+    reader: GenerationReader,
+    query: EncodedQuery,
+    mode: Mode,
+    limit: int,
+    weights: Weights = Weights(),
+    wanted: Filter = Filter(),
 ) -> Ranking:
     """Order rows by a mode; hybrid scores the union of the dense and the sparse candidates exactly in all three."""
-    sparse = reader.sparse_scores(query.sparse)
-    if not nsfw:
-        sparse = np.where(reader.nsfw, -1, sparse).astype(np.float32)
+    allowed = reader.allowed(wanted)
+    sparse = np.where(allowed, reader.sparse_scores(query.sparse), -1).astype(np.float32)
     colbert_all = None
     if mode is Mode.COLBERT:
-        colbert_all = reader.colbert_all(query.colbert)
-        if not nsfw:
-            colbert_all = np.where(reader.nsfw, -np.inf, colbert_all).astype(np.float32)
+        colbert_all = np.where(allowed, reader.colbert_all(query.colbert), -np.inf).astype(np.float32)
         rows = top(colbert_all, limit)
         rows = rows[np.isfinite(colbert_all[rows])]
     elif mode is Mode.DENSE:
-        rows = reader.dense_top(query.dense, limit, nsfw=nsfw)[0]
+        rows = reader.dense_top(query.dense, limit, wanted)[0]
     elif mode is Mode.SPARSE:
         rows = _positive(sparse, limit)
     else:
         count = max(CANDIDATES, 4 * limit)
-        rows = np.union1d(reader.dense_top(query.dense, count, nsfw=nsfw)[0], _positive(sparse, count))
+        rows = np.union1d(reader.dense_top(query.dense, count, wanted)[0], _positive(sparse, count))
     scores = {
         Mode.DENSE: reader.dense_scores(query.dense, rows),
         Mode.SPARSE: np.maximum(sparse[rows], 0),

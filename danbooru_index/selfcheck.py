@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from danbooru_index.batches import Encoding
-from danbooru_index.config import Mode
+from danbooru_index.config import Filter, Mode
 from danbooru_index.reader import GenerationReader
 from danbooru_index.search import EncodedQuery, query_of
 
@@ -52,7 +52,7 @@ def _finds_itself(reader: GenerationReader, query: EncodedQuery, row: int, mode:
         if not query.sparse:
             return True
         return _reaches(reader.sparse_scores(query.sparse)[row], _own_sparse(query))
-    rows, scores = reader.dense_top(query.dense, COLBERT_CANDIDATES, nsfw=True)
+    rows, scores = reader.dense_top(query.dense, COLBERT_CANDIDATES, Filter(nsfw=True))
     if mode is Mode.DENSE:
         own = reader.dense_scores(query.dense, np.array([row]))[0]
         return bool(own >= scores[0] - TIE) or reader.tied_text(row, int(rows[0]))

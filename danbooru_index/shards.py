@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from danbooru_index.config import MAX_TEXT_BYTES
 from danbooru_index.errors import InputError, first_line
 from danbooru_index.records import Reason, Record, Reject
-from danbooru_index.sources import KNOWN_FIELDS, parse_rows
+from danbooru_index.sources import KNOWN_FIELDS, open_parquet, parse_rows
 from danbooru_index.uniqueness import DuplicateFilter, IdHashes
 
 RECORD_SCHEMA = pa.schema(
@@ -113,7 +113,7 @@ def find_parquet(spec: str) -> list[Path]:
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path)
+        file = open_parquet(path)
     except (OSError, pa.ArrowException) as error:
         reason = first_line(error, 160)
         raise InputError(f"{path}: not a whole Parquet file ({reason}); write or fetch it again") from None
@@ -155,7 +155,7 @@ def file_digest(path: str | Path) -> str:
 def read_rows(shard: Shard, columns: list[str] | None = None) -> pa.Table:
     """The rows of a shard, as they are in its file."""
     try:
-        file = pq.ParquetFile(shard.path)
+        file = open_parquet(shard.path)
         groups: list[int] = []
         first = at = 0
         for number in range(file.metadata.num_row_groups):

@@ -5,8 +5,10 @@ In: paths of files and folders. Out: a stream of `Record` and `Reject` in input 
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ NEEDED_FIELDS = ("id", "text")
 USED_FIELDS = ("tag", "category", "explanation", "source", "post_count", "aliases", "nsfw", "rating", "deprecated")
 KNOWN_FIELDS = frozenset((*NEEDED_FIELDS, *USED_FIELDS, "is_deprecated", "metadata"))
 OWN_FILES = ("rejects.jsonl", "prepare.json")
+EXTENSION = b"ARROW:extension"
 UTF8_BOM = b"\xef\xbb\xbf"
 
 csv.field_size_limit(LONGEST_LINE)
@@ -122,8 +125,44 @@ def _read_csv(path: Path, translations: dict[str, str]) -> Iterator[Located]:
             yield line.number, _reject(error, path, line)
 
 
+def open_parquet(path: str | Path) -> pq.ParquetFile:
+    """Open a Parquet file that declares plain columns only.
+
+    Arrow extension types are made while a file is opened, by whatever code is registered for them; Ray registers one
+    that unpickles (measured: its values run code as soon as they are read). Raises `InputError` for a file that
+    declares any, before Arrow sees it; OSError or ArrowException for one that is not whole.
+    """
+    if _declares_extension_types(_footer(Path(path))):
+        raise InputError(
+            f"{path}: declares Arrow extension types, which can run code when they are read; write it with plain columns"
+        )
+    return pq.ParquetFile(path)
+
+
+def _footer(path: Path) -> bytes:
+    """The metadata of a Parquet file, as it is: what stands before its length and the last four bytes."""
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 8))
+        length = int.from_bytes(file.read(8)[:4], "little")
+        file.seek(max(0, size - 8 - length))
+        return file.read(min(length, LONGEST_LINE * 4))
+
+
+def _declares_extension_types(footer: bytes) -> bool:
+    """Arrow keeps its schema in the footer, in base64; what stands before it may look like base64, too."""
+    if EXTENSION in footer:
+        return True
+    for run in re.finditer(rb"[A-Za-z0-9+/]{32,}", footer):
+        for shift in range(4):
+            text = run.group()[shift:]
+            if EXTENSION in base64.b64decode(text[: len(text) // 4 * 4]):
+                return True
+    return False
+
+
 def _read_parquet(path: Path) -> Iterator[Located]:
-    file = pq.ParquetFile(path)
+    file = open_parquet(path)
     missing = {"id", "text"} - set(file.schema_arrow.names)
     if missing:
         raise InputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from danbooru_index.generations import Generation, IndexRoot, done_shards
-from danbooru_index.tables import read_record, verify_table
+from danbooru_index.tables import damaged_files, read_record, verify_table
 
 
 @dataclass(slots=True)
@@ -119,7 +119,7 @@ def verify(path: str) -> VerifyReport:
     started = time.monotonic()
     generation = IndexRoot(path).current()
     manifest = generation.manifest
-    problems: list[str] = []
+    problems = damaged_files(generation.path, manifest.files)
     records = []
     for shard in manifest.shards:
         if shard in manifest.failed_shards:
@@ -129,7 +129,7 @@ def verify(path: str) -> VerifyReport:
             problems.append(problem)
         else:
             records.append(record)
-    if not problems:
+    if len(records) == len(manifest.shards) - len(manifest.failed_shards):
         for spec in manifest.specs:
             problems += verify_table(generation.path, spec, manifest.versions[spec.name], records)
     return VerifyReport(path, generation.id, manifest.records, round(time.monotonic() - started, 3), problems)

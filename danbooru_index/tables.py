@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -29,11 +30,14 @@ from lance.fragment import FragmentMetadata, write_fragments
 from danbooru_index.batches import Encoding
 from danbooru_index.durable import create_exclusive, sync
 from danbooru_index.errors import StorageError
-from danbooru_index.packing import TableDigest, TableSpec, count_non_finite, pack
+from danbooru_index.failpoints import reach
+from danbooru_index.packing import TABLES, TableDigest, TableSpec, count_non_finite, pack
 
 LANCE_STORAGE_VERSION = "2.2"
 RECORD_VERSION = 1
 COMMIT_TRIES = 20
+SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
+DATA_FILE = re.compile(r"[A-Za-z0-9_-]+\.lance")
 
 
 @dataclass(slots=True)
@@ -78,7 +82,18 @@ class CompletionRecord:
         if body.pop("version") != RECORD_VERSION:
             raise ValueError("unknown version")
         body["tables"] = {name: TablePart(**part) for name, part in body["tables"].items()}
-        return cls(**body)
+        record = cls(**body)
+        record.validate()
+        return record
+
+    def validate(self) -> None:
+        """Raise `ValueError` for a name that could leave the table's folder."""
+        files = [file["path"] for part in self.tables.values() for f in part.fragments for file in f["files"]]
+        checksums = [name for part in self.tables.values() for name in part.checksums]
+        if not SHARD_NAME.fullmatch(self.shard) or set(self.tables) != set(TABLES):
+            raise ValueError("not the record of a shard")
+        if any(not DATA_FILE.fullmatch(name) for name in [*files, *checksums]):
+            raise ValueError("names a file that is no data file")
 
 
 def record_path(generation: Path, shard: str) -> Path:
@@ -117,10 +132,12 @@ class ShardWriter:
             part, digest = self.parts[spec.name], self._digests[spec.name]
             part.rows, part.digest = digest.rows, digest.hexdigest()
             self._check(spec, part)
+        reach("shard.durable", self._shard)
         return self.parts
 
     def discard(self) -> None:
-        """Delete this attempt's own files."""
+        """Delete this attempt's own files, which no completion record names."""
+        reach("discard.before", self._shard)
         for path in self._files:
             path.unlink(missing_ok=True)
 
@@ -144,6 +161,7 @@ class ShardWriter:
         for fragment in fragments:
             self.parts[spec.name].fragments.append(fragment.to_json())
             self._files += [folder / "data" / file.path for file in fragment.files]
+        reach("shard.flushed", self._shard)
 
     def _check(self, spec: TableSpec, part: TablePart) -> None:
         """Lance can swallow the error of a file's last write: fsync, read again, compare digests."""
@@ -156,8 +174,8 @@ class ShardWriter:
         for batch in read_fragments(folder, part.fragments):
             digest.update(batch)
         if part.fragments:
-            sync(folder / "data")
-            sync(folder)
+            for inner in (folder / "data", folder, folder.parent):
+                sync(inner)
         if digest.rows != part.rows or (part.rows and digest.hexdigest() != part.digest):
             raise StorageError(f"{folder}: what was written for shard {self._shard} cannot be read back")
 
@@ -193,13 +211,18 @@ def read_fragments(folder: Path, fragments: list[dict[str, Any]]) -> Iterator[pa
 
 
 def complete(generation: Path, record: CompletionRecord) -> bool:
-    """Create the completion record; return whether the shard is now done by this attempt. The first writer wins."""
+    """Create the completion record; return whether the shard is done by this attempt. The first writer wins.
+
+    A client that retried after a lost reply is told that its own record exists, so the one that is there is read.
+    Where that cannot be done, `StorageError`: whose record it is is not known, so nobody's files may be deleted.
+    """
     path = record_path(generation, record.shard)
     if create_exclusive(path, record.to_bytes()):
         return True
-    with contextlib.suppress(ValueError, OSError):
-        return CompletionRecord.from_bytes(path.read_bytes()).attempt == record.attempt
-    return False
+    found, problem = read_record(generation, record.shard)
+    if found is None:
+        raise StorageError(problem)
+    return found.attempt == record.attempt
 
 
 def read_record(generation: Path, shard: str) -> tuple[CompletionRecord | None, str]:
@@ -207,7 +230,7 @@ def read_record(generation: Path, shard: str) -> tuple[CompletionRecord | None, 
     path = record_path(generation, shard)
     try:
         return CompletionRecord.from_bytes(path.read_bytes()), ""
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         return None, f"{path}: the completion record cannot be read ({type(error).__name__}: {str(error)[:80]})"
 
 
@@ -226,7 +249,7 @@ def read_records(
             record = CompletionRecord.from_bytes(path.read_bytes())
         except FileNotFoundError:
             continue
-        except (ValueError, TypeError, KeyError, OSError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
             if not sealed:
                 _set_aside(path)
             continue
@@ -285,7 +308,9 @@ def _commit_table(generation: Path, spec: TableSpec, records: list[CompletionRec
         except OSError as error:
             problem = error
             continue
+        reach("commit.unsynced")
         _sync_manifests(folder)
+        reach("commit.table")
         return int(dataset.version)
     raise StorageError(f"{folder}: the commit did not go through ({_reason(problem)})")
 
@@ -302,9 +327,31 @@ def _sync_manifests(folder: Path) -> None:
         inside = folder / name
         if inside.is_dir():
             for path in inside.iterdir():
-                sync(path)
+                with contextlib.suppress(FileNotFoundError):  # another committer's temporary file
+                    sync(path)
             sync(inside)
     sync(folder)
+
+
+def metadata_checksums(generation: Path, specs: tuple[TableSpec, ...]) -> dict[str, str]:
+    """The checksum of each of Lance's own files beside the data, by their path in the generation's folder."""
+    found = {}
+    for spec in specs:
+        folder = table_path(generation, spec.name)
+        for inner in sorted(folder.iterdir()):
+            for path in sorted(inner.rglob("*")) if inner.name.startswith("_") else ():
+                if path.is_file():
+                    found[str(path.relative_to(generation))] = file_checksum(path)
+    return found
+
+
+def damaged_files(generation: Path, checksums: dict[str, str]) -> list[str]:
+    """The files, in words, that are no longer as they were when their checksums were taken."""
+    return [
+        f"{generation}/{name}: not as it was written"
+        for name, checksum in checksums.items()
+        if not _has_checksum(generation / name, checksum)
+    ]
 
 
 def sweep_orphans(generation: Path, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> int:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ import pyarrow as pa
 from danbooru_index.batches import TokenBatch
 from danbooru_index.checkpoint import model_id, resolve_model
 from danbooru_index.config import HISTOGRAM_EDGES, Device, Precision
-from danbooru_index.encoder import Encoder, EncoderStats, Tokenizer
+from danbooru_index.encoder import Encoder, EncoderStats, TextEncoder, Tokenizer
 from danbooru_index.errors import DanbooruIndexError, ModelError
-from danbooru_index.failpoints import Failpoint, reach
+from danbooru_index.failpoints import Failpoint, arm, reach
 from danbooru_index.packing import table_specs
 from danbooru_index.records import Reason, Reject
 from danbooru_index.shards import Shard, read_shard
@@ -56,6 +57,7 @@ class WorkerSettings:
     hang_s: float = HANG_S
     slice_bytes: int = SLICE_BYTES
     board: Any = None
+    encoder: Callable[[WorkerSettings], TextEncoder] | None = None
 
 
 @dataclass(slots=True)
@@ -89,6 +91,7 @@ class TokenizeShard:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._problem = ""
+        arm(settings.failpoints)
         try:
             self._tokenizer = Tokenizer(local_model(settings), settings.max_length)
         except DanbooruIndexError as error:
@@ -105,6 +108,7 @@ class TokenizeShard:
                 problem = self._problem
             else:
                 check_attempts(self._settings, task["id"], "read")
+                reach("read.begin", task["id"])
                 if task["kind"] == "check":
                     tokens = self._tokenizer(task["texts"])
                 else:
@@ -138,15 +142,9 @@ class EncodeShard:
         self._problem = ""
         self._beat = Heartbeat(settings.hang_s)
         self._metrics = _Metrics()
+        arm(settings.failpoints)
         try:
-            self._encoder = Encoder(
-                local_model(settings),
-                Device(settings.device),
-                Precision(settings.precision),
-                tokens_per_batch=settings.tokens_per_batch,
-                threads=settings.threads,
-                half_output=True,
-            )
+            self._encoder = (settings.encoder or load_encoder)(settings)
         except DanbooruIndexError as error:
             self._problem = str(error)
 
@@ -162,9 +160,9 @@ class EncodeShard:
         try:
             check_attempts(self._settings, shard, "encode")
             if task["kind"] == "check":
-                self._reach("encode.check", shard)
+                reach("encode.check", shard)
                 return Receipt(shard, "done").to_table(self._check(tokens))
-            self._reach("encode.begin", shard)
+            reach("encode.begin", shard)
             record = self._encode(_shard(task), tokens, row)
             return Receipt(shard, "done", record=summarize(record)).to_table()
         except TooManyAttemptsError as error:
@@ -185,7 +183,7 @@ class EncodeShard:
         try:
             for start, stop in slices(tokens.lengths, self._settings.dim, self._settings.slice_bytes):
                 with self._beat:
-                    self._reach("encode.forward", shard.id)
+                    reach("encode.forward", shard.id)
                     encoding = self._encoder.encode(tokens.rows(start, stop), report, stats)
                 part = records.slice(start, stop - start)
                 if len(encoding.bad):
@@ -193,7 +191,7 @@ class EncodeShard:
                     mask = np.ones(part.num_rows, dtype=bool)
                     mask[encoding.bad] = False
                     part, encoding = part.filter(pa.array(mask)), encoding.keep(mask)
-                self._reach("encode.before_write", shard.id)
+                reach("encode.before_write", shard.id)
                 at = time.perf_counter()
                 writer.write(part, encoding)
                 clock["write"] += time.perf_counter() - at
@@ -218,15 +216,12 @@ class EncodeShard:
         record = CompletionRecord(
             shard.id, self._settings.fingerprint, writer.attempt, kept, shard.rows, parts, rejects, measured
         )
-        self._reach("encode.before_record", shard.id)
+        reach("encode.before_record", shard.id)
         if not complete(Path(self._settings.generation), record):
             writer.discard()
-        self._reach("encode.after_record", shard.id)
+        reach("encode.after_record", shard.id)
         self._metrics.add(kept, tokens.tokens, clock)
         return record
-
-    def _reach(self, name: str, shard: str) -> None:
-        reach(self._settings.failpoints, name, shard)
 
     def _reporter(self, shard: str, tokens: TokenBatch) -> Any:
         """Called with the rows of each device call: keeps the watchdog quiet, and tells the driver twice a second."""
@@ -257,6 +252,18 @@ class EncodeShard:
             "tokens_per_batch": self._encoder.tokens_per_batch,
             "peak_memory": self._encoder.peak_memory,
         }
+
+
+def load_encoder(settings: WorkerSettings) -> Encoder:
+    """The real encoder, of BGE-M3's format. Raises `ModelError` or `DeviceError`."""
+    return Encoder(
+        local_model(settings),
+        Device(settings.device),
+        Precision(settings.precision),
+        tokens_per_batch=settings.tokens_per_batch,
+        threads=settings.threads,
+        half_output=True,
+    )
 
 
 def describe(error: Exception) -> str:

@@ -87,7 +87,7 @@ def main():
         query = EncodedQuery(made.dense[0].astype(np.float32), made.sparse_row(0), made.colbert.astype(np.float32))
         for mode in times:
             at = time.monotonic()
-            found = rank(reader, query, Mode(mode), 10, nsfw=False)
+            found = rank(reader, query, Mode(mode), 10)
             times[mode].append(time.monotonic() - at)
             assert len(found.rows) == 10 or mode == "sparse"
         if number == 0:

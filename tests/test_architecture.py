@@ -7,14 +7,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "danbooru_index"
 ROOMS = [
-    {"errors", "config", "records", "failpoints"},  # vocabulary
+    {"errors", "config", "records", "failpoints", "versions"},  # vocabulary
     {"batches"},
     {"packing", "uniqueness"},  # press
     {"encoder", "checkpoint", "durable", "sources"},  # model; what intake and vault stand on
     {"shards", "tables"},  # intake, vault
     {"preparation", "generations"},
     {"reader", "throughput", "progress"},
-    {"search", "status"},  # desk
+    {"search", "status", "lifecycle"},  # desk
     {"selfcheck", "workers", "cluster"},  # engine
     {"pipeline"},
     {"rebuild"},

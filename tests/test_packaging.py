@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from danbooru_index import versions
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
-FLOORS = {"ray": (2, 56), "torch": (2, 10), "transformers": (5, 3)}
+FLOORS = {name: tuple(int(part) for part in floor.split(".")[:2]) for name, (floor, _) in versions.FLOORS.items()}
 
 
 def normal(name):
@@ -50,8 +52,8 @@ def test_everything_that_is_needed_is_pinned_at_the_version_installed():
 @pytest.mark.parametrize(("name", "floor"), FLOORS.items())
 def test_security_floors(name, floor):
     pins = {normal(line.split("==")[0]): line.split("==")[1] for line in PINS}
-    assert tuple(int(part) for part in pins[name].split(".")[:2]) >= floor
-    requirement = next(need for need in PROJECT["dependencies"] if normal(need).startswith(name))
+    assert tuple(int(part) for part in pins[normal(name)].split(".")[:2]) >= floor
+    requirement = next(need for need in PROJECT["dependencies"] if normal(need).startswith(normal(name)))
     lowest = re.search(r">=([0-9.]+)", requirement).group(1)
     assert tuple(int(part) for part in lowest.split(".")[:2]) >= floor
 

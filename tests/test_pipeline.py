@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from processes import Family, run_cli, running, wait_for
+from processes import running
 
 from danbooru_index.config import BuildConfig, Device, Mode, Precision, PrepareConfig, RejectLimit
 from danbooru_index.encoder import nvidia_driver
-from danbooru_index.errors import BuildFailedError, DeviceError, IndexBusyError, ModelError, UsageError
+from danbooru_index.errors import DeviceError, IndexBusyError, ModelError, UsageError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.generations import IndexRoot
 from danbooru_index.pipeline import build, exit_code
@@ -248,36 +247,6 @@ def test_a_killed_actor_costs_only_its_shards_in_hand(ray_session, sample_shards
     assert verify(str(tmp_path / "index")).problems == []
 
 
-def test_a_shard_that_kills_its_actor_is_named_and_the_others_go_on(
-    ray_session, sample_shards, checkpoint, tmp_path, undisturbed
-):
-    poison = IndexRoot(undisturbed[0]).current().manifest.shards[2]
-    base = config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32)
-    fault = Failpoint("encode.begin", shard=poison)
-    poisoned = config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32, failpoints=(fault,))
-    with pytest.raises(BuildFailedError, match=f"1 of 8 shards failed, nothing was published: {poison}"):
-        build(poisoned)
-    assert IndexRoot(tmp_path / "index").current_id() is None
-    assert status(str(tmp_path / "index")).generations[0].done == 7
-    report = build(base)
-    assert (report.shards.skipped, report.shards.done) == (7, 1)
-    assert_same(tmp_path / "index", undisturbed[2])
-
-
-def test_a_hanging_actor_is_ended_and_its_shard_done_again(
-    ray_session, sample_shards, checkpoint, tmp_path, undisturbed, monkeypatch
-):
-    """One forward pass that never returns: the watchdog ends its process, another actor does the shard."""
-    from danbooru_index import workers
-
-    monkeypatch.setattr(workers, "HANG_S", 3.0)
-    fault = Failpoint("encode.forward", action="hang", token=str(tmp_path / "token"))
-    report = build(config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32, failpoints=(fault,)))
-    assert (tmp_path / "token").exists()
-    assert report.shards.done == 8
-    assert_same(tmp_path / "index", undisturbed[2])
-
-
 def test_failed_shards_can_be_left_out_on_request(ray_session, sample_shards, checkpoint, tmp_path, undisturbed):
     failing = IndexRoot(undisturbed[0]).current().manifest.shards[5]
     fault = Failpoint("encode.before_write", action="error", shard=failing)
@@ -394,105 +363,3 @@ except DeviceError as error:
     with running([sys.executable, "-c", script]) as process:
         out, err = process.communicate(timeout=120)
     assert "refused: --device cuda, but there is no NVIDIA GPU here" in out, err
-
-
-# ---- the command by itself, with a Ray of its own, killed from outside ----
-
-
-@pytest.fixture(scope="module")
-def many_shards(tmp_path_factory, sample):
-    """4,680 records in 60 shards."""
-    folder = tmp_path_factory.mktemp("many")
-    lines = [
-        record | {"id": f"{n}-{record['id']}", "text": f"{record['text']} {n}"} for n in range(10) for record in sample
-    ]
-    (folder / "a.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    prepare(PrepareConfig((str(folder / "a.jsonl"),), str(folder / "shards"), shard_rows=78))
-    return folder / "shards"
-
-
-def done(index):
-    return len(list(Path(index).glob("generations/*/shards/*.json")))
-
-
-def build_command(shards, index, model):
-    options = ["--model", str(model), "--device", "cpu", "--precision", "fp32", "--json"]
-    return [sys.executable, "-m", "danbooru_index.cli", "build", str(shards), "--index", str(index), *options]
-
-
-def test_kill_the_driver_then_all_of_ray_and_finish(ray_session, many_shards, checkpoint, tmp_path):
-    """kill -9 of the driver; then of its raylet and gcs; the same command finishes the rest and says how many it skipped."""
-    index = tmp_path / "index"
-    command = build_command(many_shards, index, checkpoint)
-    with running(command) as process:
-        wait_for(lambda: done(index) >= 5 or process.poll() is not None)
-        assert process.poll() is None
-        process.kill()
-        process.wait(timeout=30)
-    first = done(index)
-    assert 5 <= first < 60
-    impatient = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_health_check_period_ms": "500"}
-    impatient |= {"RAY_health_check_failure_threshold": "3", "RAY_health_check_initial_delay_ms": "500"}
-    with running(command, env=impatient) as process:
-        wait_for(lambda: done(index) >= first + 5 or process.poll() is not None)
-        family = Family(process.pid)
-        servers = family.named("/raylet/raylet") + family.named("gcs_server")
-        assert len(servers) >= 2
-        for server in servers:
-            server.kill()
-        process.wait(timeout=120)
-        assert process.returncode != 0
-    second = done(index)
-    assert first + 5 <= second < 60
-    assert IndexRoot(index).current_id() is None
-    finished = run_cli(*command[3:])
-    assert finished.returncode == 0, finished.stderr
-    report = json.loads(finished.stdout)
-    assert report["shards"]["total"] == 60
-    assert report["shards"]["skipped"] >= second
-    assert report["shards"]["skipped"] + report["shards"]["done"] == 60
-    assert report["records"] == 4680
-    straight = tmp_path / "straight"
-    build(config(many_shards, straight, checkpoint, precision=Precision.FP32))
-    assert len(set(contents(straight)[0])) == 4680
-    assert_same(index, contents(straight))
-    assert verify(str(index)).problems == []
-
-
-def test_terminated_it_stops_cleanly_and_goes_on(many_shards, checkpoint, tmp_path):
-    index = tmp_path / "index"
-    command = build_command(many_shards, index, checkpoint)
-    with running(command) as process:
-        wait_for(lambda: done(index) >= 3 or process.poll() is not None)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert out == ""
-    assert "completed shards are kept" in err.strip().splitlines()[-1]
-    assert "Traceback" not in err
-
-
-def test_kill_the_driver_at_each_step_of_the_end(sample_shards, checkpoint, tmp_path, undisturbed):
-    """Drivers that die one after the other at the named points of the end; the last one only has to publish."""
-    import ray
-
-    index = tmp_path / "index"
-    address = ray.get_runtime_context().gcs_address
-    for point in ("build.before_commit", "build.after_commit", "build.before_publish"):
-        script = f"""
-from danbooru_index.config import *
-from danbooru_index.failpoints import Failpoint
-from danbooru_index.pipeline import build
-build(BuildConfig({str(sample_shards)!r}, {str(index)!r}, model={str(checkpoint)!r}, device=Device.CPU,
-      precision=Precision.FP32, address={address!r}, failpoints=(Failpoint({point!r}, token={str(tmp_path / point)!r}),)))
-"""
-        with running([sys.executable, "-c", script]) as process:
-            process.wait(timeout=120)
-        assert process.returncode == -signal.SIGKILL
-        assert IndexRoot(index).current_id() is None
-    report = build(config(sample_shards, index, checkpoint, precision=Precision.FP32))
-    assert any("published again" in note for note in report.notes)
-    assert (report.shards.skipped, report.encoded) == (8, 0)
-    assert_same(index, undisturbed[2])
-    assert verify(str(index)).problems == []
-    assert len(IndexRoot(index).generations()) == 1

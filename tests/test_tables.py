@@ -1,6 +1,5 @@
 """The vault without Ray: packing, fragments, completion records, commits, generations; real Lance throughout."""
 
-import json
 import os
 import random
 import threading
@@ -10,16 +9,15 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
-from checkpoints import SAMPLE
+from vault import DIM, SPECS, make_encoding, make_records, manifest, write_shard
 
-from danbooru_index.batches import Encoding, TokenBatch, ragged_take
+from danbooru_index.batches import TokenBatch, ragged_take
+from danbooru_index.config import Filter
 from danbooru_index.durable import create_exclusive, owned
 from danbooru_index.errors import IndexBusyError, StorageError, UsageError
-from danbooru_index.generations import Fingerprint, IndexRoot, Manifest, describe_difference
+from danbooru_index.generations import Fingerprint, IndexRoot, describe_difference
 from danbooru_index.packing import TableDigest, count_non_finite, pack, table_specs
 from danbooru_index.reader import GenerationReader, max_sim
-from danbooru_index.records import parse_line
-from danbooru_index.shards import to_table
 from danbooru_index.tables import (
     CompletionRecord,
     ShardWriter,
@@ -31,58 +29,6 @@ from danbooru_index.tables import (
     table_path,
     verify_table,
 )
-
-DIM = 16
-SPECS = table_specs(DIM, DIM)
-
-
-def make_encoding(count, seed=0):
-    chance = np.random.default_rng(seed)
-    lengths = chance.integers(1, 6, count)
-    sparse = chance.integers(0, 4, count)
-    unit = lambda shape: (v := chance.normal(size=shape)) / np.linalg.norm(v, axis=-1, keepdims=True)  # noqa: E731
-    return Encoding(
-        dense=unit((count, DIM)).astype(np.float16),
-        sparse_ids=np.concatenate([np.arange(n) for n in sparse]).astype(np.int32),
-        sparse_weights=chance.random(int(sparse.sum())).astype(np.float32) + 0.1,
-        sparse_lengths=sparse,
-        colbert=unit((int(lengths.sum()), DIM)).astype(np.float16),
-        colbert_lengths=lengths,
-        bad=np.empty(0, np.int64),
-    )
-
-
-def make_records(count, prefix="r"):
-    lines = SAMPLE.read_text(encoding="utf-8").splitlines()[:count]
-    return to_table([parse_line(json.dumps(json.loads(line) | {"id": f"{prefix}{n}"})) for n, line in enumerate(lines)])
-
-
-def manifest(shards, **changes):
-    fingerprint = Fingerprint("m" * 64, "fp32", 512)
-    fields = {
-        "id": "",
-        "fingerprint": {name: getattr(fingerprint, name) for name in fingerprint.__slots__},
-        "fingerprint_digest": fingerprint.digest,
-        "model": {"name": "m", "path": "/m", "id": "m" * 64},
-        "dim": DIM,
-        "colbert_dim": DIM,
-        "input_digest": "i",
-        "shards": shards,
-        "input": "in",
-    }
-    return Manifest(**fields | changes)
-
-
-def write_shard(generation, shard, count=20, seed=0, finish=True):
-    writer = ShardWriter(generation.path, shard, SPECS)
-    records, encoding = make_records(count, f"{shard}-"), make_encoding(count, seed)
-    writer.write(records.slice(0, 7), encoding.keep(np.arange(count) < 7))
-    writer.write(records.slice(7), encoding.keep(np.arange(count) >= 7))
-    parts = writer.finish()
-    record = CompletionRecord(shard, generation.manifest.fingerprint_digest, writer.attempt, count, count, parts)
-    if finish:
-        assert complete(generation.path, record)
-    return writer, record, encoding
 
 
 @pytest.fixture
@@ -295,6 +241,7 @@ def test_exclusive_creation(tmp_path):
 
 
 def seal(root, generation, at):
+    generation.manifest.versions = generation.manifest.versions or dict.fromkeys(("dense", "sparse", "colbert"), 1)
     generation.manifest.sealed_at = at
     generation.save()
     root.publish(generation)
@@ -386,10 +333,14 @@ def test_a_damaged_current_file_is_named_and_rollback_repairs_it(index):
 def test_why_a_build_starts_anew():
     old = manifest(["a", "b"])
     changed = Fingerprint("n" * 64, "bf16", 256, codec="128")
-    words = describe_difference(old, changed, "j", ["b", "c"])
-    for word in ("model id", "precision (fp32 -> bf16)", "max length (512 -> 256)", "codec", "1 shards new, 1 gone"):
+    fields = {name: getattr(changed, name) for name in changed.__slots__}
+    other = manifest(["b", "c"], fingerprint=fields, input_digest="j", query_instruction="q")
+    words = describe_difference(old, other)
+    for word in (
+        "model id", "precision (fp32 -> bf16)", "max length (512 -> 256)", "codec", "1 shards new, 1 gone", "instruction",
+    ):  # fmt: skip
         assert word in words
-    assert describe_difference(old, Fingerprint("m" * 64, "fp32", 512), "i", ["a", "b"]) == ""
+    assert describe_difference(old, manifest(["a", "b"])) == ""
 
 
 def test_the_folder_of_an_index_is_not_taken_from_others(tmp_path):
@@ -404,7 +355,7 @@ def test_reading_scores_exactly(built):
     reader = GenerationReader(built)
     dense = np.concatenate([make_encoding(20, seed).dense for seed in range(3)]).astype(np.float32)
     query = dense[33]
-    rows, scores = reader.dense_top(query, 5, nsfw=True)
+    rows, scores = reader.dense_top(query, 5, Filter(nsfw=True))
     expected = dense @ query
     assert rows[0] == 33
     assert np.allclose(scores, np.sort(expected)[::-1][:5], atol=2e-3)

@@ -1,0 +1,233 @@
+"""Several processes at once: for one index, for one commit, and readers under a stream of publishes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+import lance
+import vault
+from checkpoints import make_checkpoint
+from faults import LIGHT_SHAPE, TESTS, Outcome, chance_of, compare, contents, finish, kill, said, start
+
+from danbooru_index.config import Mode, Weights
+from danbooru_index.errors import DanbooruIndexError
+from danbooru_index.generations import IndexRoot
+from danbooru_index.search import QueryEncoder, TagIndex
+from danbooru_index.tables import commit, read_records, verify_table
+
+SHARDS = 3
+PROCESSES = 4
+
+
+def owners(seed: int, count: int, folder: Path) -> Outcome:
+    """Four processes for one index; in every fourth race the owner is killed, and the next must own it at once."""
+    outcome = Outcome()
+    names = vault.shard_names(SHARDS)
+    vault.build(folder / "base", names, model="a")
+    vault.build(folder / "b", names, model="b")
+    expected = contents(folder / "b")
+    for number in range(count):
+        index = Path(shutil.copytree(folder / "base", folder / f"race{number}"))
+        killed = chance_of(seed, "owners", number).random() < 0.25
+        _race(outcome, index, number, "kill" if killed else "pause")
+        if killed:
+            began = time.monotonic()
+            following = start(_command(index))
+            outcome.expect(finish(following) == 0, f"race {number}: no owner after a kill: {said(following)[-300:]}")
+            outcome.counts["slowest replacement (ms)"] = max(
+                outcome.counts.get("slowest replacement (ms)", 0), round(1000 * (time.monotonic() - began))
+            )
+        outcome.problems += [f"race {number}: {problem}" for problem in compare(index, expected)]
+        outcome.expect(len(IndexRoot(index).generations()) == 2, f"race {number}: more than one new generation")
+        shutil.rmtree(index)
+    return outcome
+
+
+def _command(index, *options):
+    return [sys.executable, TESTS / "vault.py", index, "--shards", SHARDS, "--model", "b", *options]
+
+
+def _race(outcome, index, number, action):
+    gates = [index.with_name(f"{index.name}.gate{n}") for n in range(PROCESSES)]
+    point = f"generation.started:{action}:{index}.token:0"
+    processes = [start(_command(index, "--wait", gate, "--failpoint", point)) for gate in gates]
+    while not all(gate.exists() for gate in gates):
+        time.sleep(0.005)
+    for gate in gates:
+        gate.unlink()
+    codes = [finish(process) for process in processes]
+    outcome.add("races")
+    if action == "kill":
+        outcome.add("owners killed", codes.count(-9))
+        outcome.expect(codes.count(-9) == 1, f"race {number}: {codes}")
+        losers = [p for p, code in zip(processes, codes, strict=True) if code not in (-9, 0)]
+    else:
+        outcome.expect(sorted(codes) == [0, 1, 1, 1], f"race {number}: {codes}")
+        losers = [p for p, code in zip(processes, codes, strict=True) if code != 0]
+    for loser in losers:
+        words = said(loser)
+        clear = words.count("\n") == 0 and "is at work on this index" in words
+        outcome.expect(clear, f"race {number}: {words[-300:]}")
+        outcome.add("left with a clear line", clear)
+
+
+def commits(seed: int, count: int, folder: Path) -> Outcome:
+    """One commit again and again: alone, its reply lost, or by four at once. The tables stay exactly the records."""
+    outcome = Outcome()
+    index = folder / "index"
+    vault.build(index, vault.shard_names(SHARDS), model="a")
+    expected = contents(index)
+    generation = IndexRoot(index).current()
+    manifest = generation.manifest
+    records = list(read_records(generation.path, manifest.shards, manifest.fingerprint_digest).values())
+    plain = lance.LanceDataset.commit
+    for number in range(count):
+        chance = chance_of(seed, "commits", number)
+        way = ("once more", "reply lost", "four at once")[number % 3]
+        if way == "reply lost":
+            lance.LanceDataset.commit = staticmethod(_lossy(plain, chance.randint(1, 3)))
+        try:
+            if way == "four at once":
+                versions = _together(outcome, generation, manifest, records)
+            else:
+                versions = commit(generation.path, manifest.specs, records)
+        finally:
+            lance.LanceDataset.commit = plain
+        manifest.versions = versions
+        outcome.add("replays")
+        outcome.add(way)
+        for spec in manifest.specs:
+            rows = lance.dataset(str(generation.path / f"{spec.name}.lance"), version=versions[spec.name]).to_table()
+            outcome.expect(
+                rows.to_pylist() == expected[spec.name], f"replay {number} ({way}): other rows in {spec.name}"
+            )
+            outcome.problems += verify_table(generation.path, spec, versions[spec.name], records)
+    return outcome
+
+
+def _lossy(plain, losses):
+    """Lance's commit, whose first replies get lost: it is done, and its caller is told that it failed."""
+    left = [losses]
+
+    def commit_and_lose(*arguments, **options):
+        done = plain(*arguments, **options)
+        if left[0]:
+            left[0] -= 1
+            raise OSError("the reply was lost")
+        return done
+
+    return commit_and_lose
+
+
+def _together(outcome, generation, manifest, records):
+    found, lock = [], threading.Lock()
+
+    def one():
+        try:
+            versions = commit(generation.path, manifest.specs, records)
+        except Exception as error:
+            outcome.problems.append(f"one of four: {type(error).__name__}: {error}")
+            return
+        with lock:
+            found.append(versions)
+
+    threads = [threading.Thread(target=one) for _ in range(PROCESSES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return max(found, key=lambda versions: versions["colbert"])
+
+
+# ---- publishes under readers ----
+
+GRACE_S = 3.0
+QUERIES = ("long_hair", "学生制服", "ツインテール")
+
+
+def publishes(seed: int, count: int, folder: Path) -> Outcome:
+    """`count` generations published and pruned while four processes search; each answer must be of one generation."""
+    outcome = Outcome()
+    index, model = folder / "index", str(make_checkpoint(folder / "model", LIGHT_SHAPE))
+    vault.GRACE_S = GRACE_S
+    names = vault.shard_names(2)
+    vault.build(index, names, 10, path=model, seed=1)
+    stop = folder / "stop"
+    readers = [start([sys.executable, TESTS / "campaign_races.py", index, stop, n]) for n in range(PROCESSES)]
+    while not all("ready" in reader.out.read_text() for reader in readers):
+        time.sleep(0.1)
+        if any(reader.poll() is not None for reader in readers):
+            raise RuntimeError("".join(said(reader)[-500:] for reader in readers))
+    for number in range(2, count + 2):
+        vault.build(index, names, 10, path=model, seed=number, keep=2)
+        outcome.add("publishes")
+    time.sleep(2)
+    stop.write_text("")
+    for reader in readers:
+        outcome.expect(finish(reader, 60) == 0, f"a reader ended with {reader.returncode}: {said(reader)[-500:]}")
+        answer = json.loads(reader.out.read_text().splitlines()[-1])
+        outcome.problems += answer["problems"][:5]
+        outcome.add("answers", answer["answers"])
+        outcome.add("changes of generation noticed", answer["changes"])
+        outcome.expect(answer["changes"] > min(5, count // 10), "a reader did not notice new generations")
+    left = len(list((index / "generations").iterdir()))
+    outcome.add("generations left", left)
+    outcome.expect(left < count or count < 200, "nothing was pruned")
+    for reader in readers:
+        kill(reader.pid)
+    return outcome
+
+
+def read(index: Path, stop: Path, number: int) -> None:
+    """One reader: searches in all modes until told to stop; checks every score against the generation of its hit."""
+    problems, answers, changes, last = [], 0, 0, ""
+    encode, found = None, {}
+    with TagIndex.open(index) as tags:
+        modes = list(Mode)
+        while not stop.exists():
+            mode, query = modes[answers % 4], QUERIES[answers % 3]
+            try:
+                hits = tags.search(query, mode=mode, limit=5, weights=Weights())
+            except DanbooruIndexError as error:
+                problems.append(f"reader {number}: {mode.value}: {error}")
+                continue
+            encode = encode or QueryEncoder(tags.generation)
+            if not answers:
+                print("ready", flush=True)
+            answers += 1
+            sources = {hit.source for hit in hits}
+            if len(sources) > 1:
+                problems.append(f"one answer from generations {sources}")
+            if hits:
+                changes += last not in ("", hits[0].source)
+                last = hits[0].source
+                found[mode] = found.get(mode, 0) + len(hits)
+            problems += _strange_scores(hits, encode([query])[0])
+            time.sleep(0.02)
+    problems += [f"reader {number}: no hit ever by {mode.value}" for mode in modes if not found.get(mode)]
+    print(json.dumps({"problems": problems, "answers": answers, "changes": changes}))
+
+
+def _strange_scores(hits, query):
+    """Scores that are not those of the hit's own generation: its vectors are known from its number."""
+    for hit in hits:
+        shard, _, row = hit.id.rpartition("-")
+        encoding = vault.make_encoding(10, int(shard[-3:]) + 1000 * int(hit.source))
+        row = int(row)
+        dense = float(encoding.dense[row].astype(float) @ query.dense.astype(float))
+        sparse = sum(query.sparse.get(token, 0.0) * weight for token, weight in encoding.sparse_row(row).items())
+        matrix = encoding.colbert_row(row).astype(float)
+        colbert = float((matrix @ query.colbert.astype(float).T).max(0).mean())
+        ours, theirs = (hit.dense, hit.sparse, hit.colbert), (dense, sparse, colbert)
+        if any(abs(a - b) > 5e-3 for a, b in zip(ours, theirs, strict=True)):
+            return [f"hit {hit.id} of generation {hit.source} has scores {ours}, its generation gives {theirs}"]
+    return []
+
+
+if __name__ == "__main__":
+    read(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

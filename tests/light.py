@@ -1,0 +1,158 @@
+"""A build whose forward pass is a table look-up; everything else is the product. For faults by the hundred.
+
+    python tests/light.py SHARDS INDEX MODEL [--address RAY] [--failpoint NAME:ACTION:TOKEN:SKIP] ...
+
+Ends as the command line does: the report as JSON on stdout, or one line on stderr, with the same exit codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from danbooru_index.batches import Encoding
+from danbooru_index.config import BuildConfig, Device, Precision
+from danbooru_index.errors import DanbooruIndexError
+from danbooru_index.failpoints import Failpoint
+
+SPECIAL = 4  # <s> <pad> </s> <unk>
+
+
+class LightEncoder:
+    """Each token has a fixed random vector: the outputs of a text are a function of its tokens, to the bit."""
+
+    tokens_per_batch = 2048
+    peak_memory = 0
+
+    def __init__(self, dim, delay=0.0, log="", fault="", needle=()):
+        self._delay, self._log = delay, log
+        self._fault, self._needle = fault, np.asarray(needle, dtype=np.int32).tobytes()
+        chance = np.random.default_rng(7)
+        self._vectors = chance.normal(size=(4096, dim)).astype(np.float32)
+        self._weights = (chance.random(4096) + 0.05).astype(np.float32)
+
+    def encode(self, batch, on_rows=None, stats=None):
+        if self._log and len(batch.token_ids):
+            with open(self._log, "a", encoding="utf-8") as file:
+                file.write(f"{len(batch.lengths)} {xxhash.xxh64_hexdigest(batch.token_ids.tobytes())} {os.getpid()}\n")
+        time.sleep(self._delay)
+        if self._fault and self._needle in np.asarray(batch.token_ids, dtype=np.int32).tobytes():
+            self._fail()
+        started = time.perf_counter()
+        lengths = np.asarray(batch.lengths, dtype=np.int64)
+        ids = np.asarray(batch.token_ids, dtype=np.int64) % 4096
+        starts = np.cumsum(lengths) - lengths
+        first = np.zeros(len(ids), dtype=bool)
+        first[starts] = True
+        vectors = self._vectors[ids]
+        dense = np.add.reduceat(vectors.astype(np.float64) * (1 + ids % 7)[:, None], starts, axis=0)
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        keys = np.unique((rows << 32) + np.asarray(batch.token_ids)[:])
+        keys = keys[(keys & 0xFFFFFFFF) >= SPECIAL]
+        tokens = keys & 0xFFFFFFFF
+        if on_rows:
+            on_rows(len(lengths))
+        if stats is not None:
+            stats.seconds += time.perf_counter() - started
+            stats.tokens += len(ids)
+            stats.computed += len(ids)
+            stats.processed += len(ids)
+        return Encoding(
+            dense=_unit(dense).astype(np.float16),
+            sparse_ids=tokens.astype(np.int32),
+            sparse_weights=self._weights[tokens % 4096],
+            sparse_lengths=np.bincount(keys >> 32, minlength=len(lengths)).astype(np.int64),
+            colbert=_unit(vectors[~first]).astype(np.float16),
+            colbert_lengths=lengths - 1,
+            bad=np.empty(0, np.int64),
+        )
+
+    def _fail(self):
+        """What a device, a driver or the kernel may do to a process at one text."""
+        if self._fault == "device":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if self._fault == "memory":
+            raise MemoryError("out of memory even at 1 tokens a call")
+        if self._fault == "hang":
+            time.sleep(3600)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Light:
+    """The factory that `BuildConfig.encoder` takes: built on the worker."""
+
+    delay: float = 0.0
+    log: str = ""
+    fault: str = ""
+    needle: tuple[int, ...] = ()
+
+    def __call__(self, settings):
+        return LightEncoder(settings.dim, self.delay, self.log, self.fault, self.needle)
+
+
+def light_config(shards, index, model, *, encoder=Light(), address=None, failpoints=(), **options):
+    options = {"device": Device.CPU, "precision": Precision.FP32} | options
+    return BuildConfig(
+        str(shards),
+        str(index),
+        model=str(model),
+        address=address,
+        failpoints=tuple(failpoints),
+        encoder=encoder,
+        **options,
+    )
+
+
+def parse_failpoint(word):
+    name, action, token, skip = word.split(":")
+    return Failpoint(name, action, token=token, skip=int(skip or 0))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shards")
+    parser.add_argument("index")
+    parser.add_argument("model")
+    parser.add_argument("--address")
+    parser.add_argument("--failpoint", action="append", default=[])
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--log", default="")
+    parser.add_argument("--real", action="store_true", help="the real encoder")
+    arguments = parser.parse_args()
+    from danbooru_index.pipeline import build
+
+    encoder = None if arguments.real else Light(arguments.delay, arguments.log)
+    points = [parse_failpoint(word) for word in arguments.failpoint]
+    try:
+        report = build(
+            light_config(
+                arguments.shards, arguments.index, arguments.model,
+                encoder=encoder, address=arguments.address, failpoints=points,
+            )
+        )  # fmt: skip
+    except DanbooruIndexError as error:
+        print(f"danbooru-index: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(report.to_dict()), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    import light
+
+    sys.exit(light.main())

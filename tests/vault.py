@@ -1,0 +1,200 @@
+"""The storage protocol of a build without Ray and without a model: what the campaigns against disks and locks run.
+
+    python tests/vault.py INDEX [--shards 4] [--rows 20] [--model m] [--failpoint NAME:ACTION:TOKEN:SKIP]
+
+Everything it calls is the product's, in the product's order; the vectors are random, the same for a shard and a seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+from pathlib import Path
+
+import lance
+import numpy as np
+from checkpoints import SAMPLE
+
+from danbooru_index.batches import Encoding
+from danbooru_index.checkpoint import model_id
+from danbooru_index.durable import owned
+from danbooru_index.errors import DanbooruIndexError, StorageError
+from danbooru_index.failpoints import Failpoint, armed
+from danbooru_index.generations import Fingerprint, IndexRoot, Manifest
+from danbooru_index.lifecycle import begin, check_tables, end
+from danbooru_index.packing import table_specs
+from danbooru_index.records import parse_line
+from danbooru_index.shards import to_table
+from danbooru_index.tables import CompletionRecord, ShardWriter, complete, read_records
+
+DIM = 16
+SPECS = table_specs(DIM, DIM)
+
+
+def make_encoding(count, seed=0):
+    chance = np.random.default_rng(seed)
+    lengths = chance.integers(1, 6, count)
+    sparse = chance.integers(0, 4, count)
+    unit = lambda shape: (v := chance.normal(size=shape)) / np.linalg.norm(v, axis=-1, keepdims=True)  # noqa: E731
+    return Encoding(
+        dense=unit((count, DIM)).astype(np.float16),
+        sparse_ids=np.concatenate([np.sort(chance.choice(np.arange(4, 64), n, replace=False)) for n in sparse]).astype(
+            np.int32
+        ),
+        sparse_weights=chance.random(int(sparse.sum())).astype(np.float32) + 0.1,
+        sparse_lengths=sparse,
+        colbert=unit((int(lengths.sum()), DIM)).astype(np.float16),
+        colbert_lengths=lengths,
+        bad=np.empty(0, np.int64),
+    )
+
+
+def make_records(count, prefix="r", source="danbooru", categories=None):
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines()[:count]
+    changes = [{"id": f"{prefix}{n}", "source": source} for n in range(count)]
+    for n, change in enumerate(changes if categories else ()):
+        change |= {"category": categories[n % len(categories)], "nsfw": n % 3 == 0}
+    return to_table([parse_line(json.dumps(json.loads(a) | b)) for a, b in zip(lines, changes, strict=False)])
+
+
+def manifest(shards, **changes):
+    fingerprint = Fingerprint("m" * 64, "fp32", 512)
+    fields = {
+        "id": "",
+        "fingerprint": {name: getattr(fingerprint, name) for name in fingerprint.__slots__},
+        "fingerprint_digest": fingerprint.digest,
+        "model": {"name": "m", "path": "/m", "id": "m" * 64},
+        "dim": DIM,
+        "colbert_dim": DIM,
+        "input_digest": "i",
+        "shards": shards,
+        "input": "in",
+    }
+    return Manifest(**fields | changes)
+
+
+def write_shard(generation, shard, count=20, seed=0, finish=True):
+    writer = ShardWriter(generation.path, shard, SPECS)
+    records, encoding = make_records(count, f"{shard}-"), make_encoding(count, seed)
+    writer.write(records.slice(0, 7), encoding.keep(np.arange(count) < 7))
+    writer.write(records.slice(7), encoding.keep(np.arange(count) >= 7))
+    parts = writer.finish()
+    record = CompletionRecord(shard, generation.manifest.fingerprint_digest, writer.attempt, count, count, parts)
+    if finish:
+        assert complete(generation.path, record)
+    return writer, record, encoding
+
+
+GRACE_S = 0.0
+
+
+def dense_rows(index):
+    """The rows of the dense table, in order."""
+    return lance.dataset(str(IndexRoot(index).current().path / "dense.lance")).to_table().to_pylist()
+
+
+def shard_names(count):
+    return [f"shard{number:03d}" for number in range(count)]
+
+
+def build(index, shards, rows=20, model="m", failpoints=(), keep=None, seed=0, path=None, categories=None):
+    """Go on with, or begin, a generation of `shards`; returns its id. The steps of `pipeline.build`, in their order."""
+    root = IndexRoot(index)
+    root.create()
+    try:
+        with owned(root.path), armed(tuple(failpoints)):
+            return _build_owned(root, shards, rows, model, keep, seed, path, categories)
+    except OSError as error:
+        raise StorageError(f"{error.filename or index}: {error.strerror or error}") from None
+
+
+def _build_owned(root, shards, rows, model, keep, seed, path, categories):
+    fingerprint = Fingerprint(model * 64, "fp32", 512)
+    fields = {name: getattr(fingerprint, name) for name in fingerprint.__slots__}
+    wanted = manifest(
+        shards, fingerprint=fields, fingerprint_digest=fingerprint.digest, input_digest=f"{len(shards)}/{seed}"
+    )
+    wanted.model = {"name": model, "path": path or f"/{model}", "id": model_id(Path(path)) if path else model * 64}
+    beginning = begin(root, wanted)
+    generation = beginning.generation
+    if beginning.finished:
+        return generation.id
+    done = read_records(generation.path, shards, fingerprint.digest)
+    for number, shard in enumerate(shards):
+        if shard not in done:
+            encode_shard(generation, shard, rows, number + 1000 * (seed or ord(model)), str(seed), categories)
+    records = read_records(generation.path, shards, fingerprint.digest)
+    missing = [shard for shard in shards if shard not in records]
+    if missing:
+        raise StorageError(f"{len(missing)} shards have no completion record")
+    end(root, generation, [records[shard] for shard in shards], [], check_tables)
+    if keep:
+        root.prune(keep, grace_s=GRACE_S)
+    return generation.id
+
+
+def encode_shard(generation, shard, rows=20, seed=0, source="danbooru", categories=None):
+    """What an actor does with a shard."""
+    writer = ShardWriter(generation.path, shard, SPECS)
+    records, encoding = make_records(rows, f"{shard}-", source, categories), make_encoding(rows, seed)
+    try:
+        half = rows // 2
+        writer.write(records.slice(0, half), encoding.keep(np.arange(rows) < half))
+        writer.write(records.slice(half), encoding.keep(np.arange(rows) >= half))
+        parts = writer.finish()
+    except BaseException:
+        writer.discard()
+        raise
+    record = CompletionRecord(shard, generation.manifest.fingerprint_digest, writer.attempt, rows, rows, parts)
+    if not complete(generation.path, record):
+        writer.discard()
+
+
+def parse_failpoint(word):
+    name, action, token, skip = word.split(":")
+    return Failpoint(name, action, token=token, skip=int(skip or 0))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("index", type=Path)
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=20)
+    parser.add_argument("--model", default="m")
+    parser.add_argument("--keep", type=int)
+    parser.add_argument("--file-limit", type=int, help="no file may grow beyond this many bytes")
+    parser.add_argument("--wait", help="create this file, and go on when it is gone")
+    parser.add_argument("--failpoint", action="append", default=[])
+    arguments = parser.parse_args()
+    if arguments.wait:
+        wait_at(Path(arguments.wait))
+    if arguments.file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.file_limit, arguments.file_limit))
+    points = [parse_failpoint(word) for word in arguments.failpoint]
+    try:
+        names = shard_names(arguments.shards)
+        done = build(arguments.index, names, arguments.rows, arguments.model, points, arguments.keep)
+    except DanbooruIndexError as error:
+        print(f"danbooru-index: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    try:
+        print(json.dumps({"generation": done}), flush=True)
+    except OSError as error:
+        print(f"danbooru-index: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def wait_at(path):
+    """Tell the harness that everything is imported, and wait for it."""
+    import time
+
+    path.write_text("")
+    while path.exists():
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
