@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and stay so after a power loss; one owner at a time (local file system).
+"""Files that are there whole or not at all, and stay so after a power loss; one owner at a time. Also on `s3://`.
 
 Lance never fsyncs on a local disk, so `sync` is called for its files too, before anything names them.
 """
@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 import uuid
@@ -19,10 +20,13 @@ from typing import Any
 
 from danbooru_index.errors import IndexBusyError, StorageError
 from danbooru_index.failpoints import reach
+from danbooru_index.object_store import Location, ObjectPath, leased
 
 
-def sync(path: Path) -> None:
-    """Make a file, or the entries of a folder, durable."""
+def sync(path: Location) -> None:
+    """Make a file, or the entries of a folder, durable; an object is so once it is written."""
+    if isinstance(path, ObjectPath):
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -30,9 +34,9 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Location) -> None:
     """Create a folder and its parents, durably; raise `StorageError` where that cannot be."""
-    if path.is_dir():
+    if isinstance(path, ObjectPath) or path.is_dir():
         return
     try:
         make_folder(path.parent)
@@ -42,8 +46,16 @@ def make_folder(path: Path) -> None:
         raise StorageError(f"{path}: the folder cannot be made ({error.strerror or error})") from None
 
 
-def create_exclusive(path: Path, content: bytes) -> bool:
-    """Create `path` with `content`, atomically, only if it is absent; return whether this call did."""
+def create_exclusive(path: Location, content: bytes) -> bool:
+    """Create `path` with `content`, atomically, only if it is absent; return whether this call did.
+
+    On an object store False may also mean that this call did, and the reply was lost: read what is there.
+    """
+    if isinstance(path, ObjectPath):
+        reach("create.before_link")
+        created = path.create(content)
+        reach("create.after_link")
+        return created
     temporary = _temporary(path, content)
     reach("create.before_link")
     try:
@@ -57,8 +69,24 @@ def create_exclusive(path: Path, content: bytes) -> bool:
     return True
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def claim(path: Location) -> bool:
+    """Create an empty file only if it is absent; return whether this call did. Durable it need not be."""
+    if isinstance(path, ObjectPath):
+        return path.create(b"")
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def replace_file(path: Location, content: bytes) -> None:
     """Replace `path` by `content`, atomically and durably."""
+    if isinstance(path, ObjectPath):
+        reach("replace.before_rename")
+        path.write(content)
+        reach("replace.after_rename")
+        return
     temporary = _temporary(path, content)
     reach("replace.before_rename")
     os.replace(temporary, path)
@@ -92,12 +120,51 @@ def from_checked_json(content: bytes) -> dict[str, Any]:
     return fields
 
 
-@contextlib.contextmanager
-def owned(root: Path) -> Iterator[None]:
-    """Own the index at `root`; raise `IndexBusyError` when another process does.
+def remove_tree(path: Location) -> None:
+    """Delete a folder and all in it; what cannot be deleted stays."""
+    if isinstance(path, Path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        for inside in path.rglob("*"):
+            inside.unlink()
 
-    A lock of the kernel's: it ends with its process, however that ends, so a killed owner never blocks the next.
-    """
+
+def rename(path: Location, name: str) -> None:
+    """Give a file another name in its folder, durably."""
+    if isinstance(path, ObjectPath):
+        path.rename(path.with_name(name))
+        return
+    path.rename(path.with_name(name))
+    sync(path.parent)
+
+
+def entries(folder: Location) -> list[Location]:
+    """What is directly in a folder, by name; nothing where there is no folder."""
+    if isinstance(folder, ObjectPath):
+        return list[Location](sorted(folder.iterdir()))
+    return list[Location](sorted(folder.iterdir())) if folder.is_dir() else []
+
+
+def file_sizes(folder: Location) -> dict[str, int]:
+    """The size of each file directly in a folder, by name; empty where there is no folder."""
+    if isinstance(folder, ObjectPath):
+        return folder.sizes()
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except FileNotFoundError:
+        return {}
+
+
+def owned(root: Location) -> contextlib.AbstractContextManager[None]:
+    """Own the index at `root` for the length of a block; raise `IndexBusyError` when another process does."""
+    return leased(root) if isinstance(root, ObjectPath) else _locked(root)
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """A lock of the kernel's: it ends with its process, however that ends, so a killed owner never blocks the next."""
     path = root / ".owner.lock"
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

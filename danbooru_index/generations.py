@@ -10,17 +10,24 @@ import contextlib
 import hashlib
 import json
 import re
-import shutil
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from danbooru_index.durable import from_checked_json, make_folder, replace_file, to_checked_json
+from danbooru_index.durable import (
+    entries,
+    file_sizes,
+    from_checked_json,
+    make_folder,
+    remove_tree,
+    replace_file,
+    to_checked_json,
+)
 from danbooru_index.errors import StorageError, UsageError, first_line
 from danbooru_index.failpoints import reach
+from danbooru_index.object_store import Location, ObjectPath, location
 from danbooru_index.packing import SCHEMA_VERSION, TABLES, TableSpec, table_specs
-from danbooru_index.tables import LANCE_STORAGE_VERSION, SHARD_NAME, record_path
+from danbooru_index.tables import LANCE_STORAGE_VERSION, SHARD_NAME
 
 GENERATION_ID = re.compile(r"g[0-9]{6,}-[0-9a-f]{8}")
 TABLE_FILE = re.compile(r"(dense|sparse|colbert)\.lance/_[a-z]+/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
@@ -99,7 +106,7 @@ class Manifest:
 class Generation:
     """One build: its folder and its manifest."""
 
-    path: Path
+    path: Location
     manifest: Manifest
 
     @property
@@ -114,15 +121,15 @@ class Generation:
 class IndexRoot:
     """The folder of an index. Everything that writes is called by its owner only (`durable.owned`)."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Location) -> None:
+        self.path = location(path)
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path}: is a file; an index is a folder")
 
     def create(self) -> None:
         """Make the folder of the index; refuse one that holds other things."""
         if self.path.is_dir():
-            known = {"CURRENT.json", "generations", ".owner.lock", "input"}
+            known = {"CURRENT.json", "generations", ".owner.lock", ".owner.json", "input"}
             strangers = sorted(p.name for p in self.path.iterdir() if p.name not in known and p.suffix != ".tmp")
             if strangers and not (self.path / "generations").is_dir():
                 raise UsageError(
@@ -140,8 +147,7 @@ class IndexRoot:
     def generations(self) -> list[Generation]:
         """All generations, oldest first."""
         found = []
-        folder = self.path / "generations"
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        for path in entries(self.path / "generations"):
             # A name with a dot is a generation on its way to being deleted, by a process that was killed meanwhile.
             if not path.name.startswith(".") and (path / "manifest.json").is_file():
                 found.append(Generation(path, _read_manifest(path / "manifest.json")))
@@ -230,17 +236,20 @@ class IndexRoot:
         kept = {g.id for g in sealed[-keep:]} | {current}
         newest = sealed[-1].id if sealed else ""
         deleted = []
-        for trash in (self.path / "generations").glob(".trash-*"):
-            shutil.rmtree(trash, ignore_errors=True)
+        self._clear_remains(newest)
         for generation in self.generations():
             stale = generation.id < newest if not generation.manifest.sealed else generation.id not in kept
             if stale and time.time() - self._superseded_at(generation, sealed) >= grace_s:
-                trash = generation.path.with_name(f".trash-{generation.id}")
-                generation.path.rename(trash)
-                reach("prune.renamed")
-                shutil.rmtree(trash, ignore_errors=True)
+                _delete(generation)
                 deleted.append(generation.id)
         return deleted
+
+    def _clear_remains(self, newest: str) -> None:
+        """Delete what a killed `prune` left: trash; on an object store, generations without their manifest."""
+        for path in entries(self.path / "generations"):
+            headless = isinstance(path, ObjectPath) and path.name < newest and not (path / "manifest.json").is_file()
+            if path.name.startswith(".trash-") or headless:
+                remove_tree(path)
 
     @staticmethod
     def _superseded_at(generation: Generation, sealed: list[Generation]) -> float:
@@ -251,9 +260,24 @@ class IndexRoot:
         return min(later, default=time.time())
 
 
+def _delete(generation: Generation) -> None:
+    """Delete a generation so that none is ever seen in part: first its name goes, or its manifest."""
+    if isinstance(generation.path, ObjectPath):
+        (generation.path / "manifest.json").unlink()
+        reach("prune.renamed")
+        remove_tree(generation.path)
+        return
+    trash = generation.path.with_name(f".trash-{generation.id}")
+    generation.path.rename(trash)
+    reach("prune.renamed")
+    remove_tree(trash)
+
+
 def done_shards(generation: Generation) -> int:
     """How many shards of a generation have a completion record."""
-    return sum(record_path(generation.path, shard).exists() for shard in generation.manifest.shards)
+    return len(
+        {f"{shard}.json" for shard in generation.manifest.shards} & file_sizes(generation.path / "shards").keys()
+    )
 
 
 def describe_difference(old: Manifest, wanted: Manifest) -> str:
@@ -274,7 +298,7 @@ def describe_difference(old: Manifest, wanted: Manifest) -> str:
     return ", ".join(changes)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Location) -> Manifest:
     try:
         manifest = Manifest(**from_checked_json(path.read_bytes()))
         manifest.validate()

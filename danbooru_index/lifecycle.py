@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from danbooru_index.errors import BuildFailedError
+import pyarrow as pa
+
+from danbooru_index.errors import BuildFailedError, first_line
 from danbooru_index.failpoints import reach
 from danbooru_index.generations import Generation, IndexRoot, Manifest, describe_difference
 from danbooru_index.packing import TABLES
@@ -114,10 +116,16 @@ def check_tables(generation: Generation, records: list[CompletionRecord]) -> dic
         for record in records
         if record.rows + len(record.rejects) != record.read
     ]
-    reader = GenerationReader(generation)
-    counts = reader.counts()
-    problems += [f"{name}: {counts[name]} rows instead of {expected}" for name in TABLES if counts[name] != expected]
-    problems += [] if problems else reader.id_problems()
+    counts: dict[str, int] = {}
+    try:
+        reader = GenerationReader(generation)
+        counts = reader.counts()
+        problems += [
+            f"{name}: {counts[name]} rows instead of {expected}" for name in TABLES if counts[name] != expected
+        ]
+        problems += [] if problems else reader.id_problems()
+    except (OSError, RuntimeError, pa.ArrowException) as error:  # a file that went, or is rotten
+        problems.append(f"the tables cannot be read back ({first_line(error)})")
     if problems:
         raise BuildFailedError(f"checks failed, nothing was published: {'; '.join(problems[:5])}")
     return {"counts": counts, "passed": ["counts", "ids"]}

@@ -11,11 +11,10 @@ import io
 import json
 import os
 import random
-import shutil
 import sys
-import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import EMBEDDED_MODEL, Checkpoint, resolve_model
 from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, plan_cluster, ray_session
 from danbooru_index.config import PRODUCTION_MODEL, BuildConfig, Device, Precision, worker_environment
-from danbooru_index.durable import owned
+from danbooru_index.durable import owned, remove_tree, replace_file
 from danbooru_index.encoder import DeviceInfo, nvidia_driver, probe_device
 from danbooru_index.errors import (
     BuildFailedError,
@@ -43,6 +42,7 @@ from danbooru_index.errors import (
 from danbooru_index.failpoints import armed, reach
 from danbooru_index.generations import Fingerprint, Generation, IndexRoot, Manifest
 from danbooru_index.lifecycle import begin, check_tables, count_rejects, end
+from danbooru_index.object_store import Location
 from danbooru_index.preparation import describe_rejects
 from danbooru_index.progress import Progress
 from danbooru_index.reader import GenerationReader
@@ -298,8 +298,8 @@ def _choose_samples(shards: list[Shard], count: int = SAMPLES) -> list[Sample]:
 def _encode(run: Run, pending: list[Shard]) -> None:
     """All pending shards; then those that may have killed their actor, each alone, so that it takes no other along."""
     with contextlib.ExitStack() as stack:
-        attempts = Path(tempfile.mkdtemp(prefix="attempts-", dir=run.generation.path))
-        stack.callback(shutil.rmtree, attempts, ignore_errors=True)
+        attempts = run.generation.path.resolve() / f"attempts-{uuid.uuid4().hex[:8]}"
+        stack.callback(remove_tree, attempts)
         run.progress = Progress(sum(shard.rows for shard in pending), run.started)
         stack.callback(run.progress.close)
         suspects = _run_pipeline(run, pending, attempts / "all", ATTEMPTS, alone=False)
@@ -309,7 +309,7 @@ def _encode(run: Run, pending: list[Shard]) -> None:
                 run.failed[shard] = f"given up: {message}, alone"
 
 
-def _run_pipeline(run: Run, shards: list[Shard], attempts: Path, limit: int, *, alone: bool) -> dict[str, str]:
+def _run_pipeline(run: Run, shards: list[Shard], attempts: Location, limit: int, *, alone: bool) -> dict[str, str]:
     """Run shards through the two stages; return the suspects, by id, with why."""
     import ray
     from ray.exceptions import RayError
@@ -359,7 +359,7 @@ def _unpack(payload: bytes) -> Encoding:
         return Encoding(**{name: arrays[name] for name in arrays.files})
 
 
-def _settings(run: Run, attempts: Path, limit: int, board: Any) -> WorkerSettings:
+def _settings(run: Run, attempts: Location, limit: int, board: Any) -> WorkerSettings:
     manifest = run.generation.manifest
     return WorkerSettings(
         generation=str(run.generation.path.resolve()),
@@ -556,7 +556,7 @@ def _report(run: Run, records: dict[str, CompletionRecord], state: str) -> Build
             if shard in records
             for reject in records[shard].rejects
         ]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        replace_file(path, ("\n".join(lines) + "\n").encode())
         report.rejects_file = str(path)
     report.seconds.total = time.monotonic() - run.started
     if run.fresh and run.progress is not None:

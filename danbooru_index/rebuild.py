@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from danbooru_index.config import BuildConfig, PrepareConfig
 from danbooru_index.durable import owned
 from danbooru_index.errors import UsageError
 from danbooru_index.generations import IndexRoot
+from danbooru_index.object_store import ObjectPath
 from danbooru_index.pipeline import build_owned, exit_code
 from danbooru_index.preparation import prepare
 from danbooru_index.throughput import BuildReport
@@ -34,10 +34,13 @@ def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
 
     The published generation stays as it is unless every check of the new one passes.
     """
-    index = Path(config.build.index)
-    root = IndexRoot(index)
+    root = IndexRoot(config.build.index)
+    if isinstance(root.path, ObjectPath):
+        raise UsageError(
+            f"{root.path}: rebuild keeps its shards with the index, on a file system; use prepare and build"
+        )
     root.create()
-    shards = str(index / "input")
+    shards = str(root.path / "input")
     settings = replace(config.build, shards=shards)
     with owned(root.path):
         prepared = prepare(

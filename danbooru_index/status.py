@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from danbooru_index.generations import Generation, IndexRoot, done_shards
+from danbooru_index.object_store import Location, ObjectPath
 from danbooru_index.tables import damaged_files, read_record, verify_table
 
 
@@ -85,8 +85,10 @@ def _describe(generation: Generation, published: str | None) -> GenerationStatus
     )
 
 
-def _size(folder: Path) -> int:
+def _size(folder: Location) -> int:
     """Bytes of all files; one that goes while a build runs counts nothing."""
+    if isinstance(folder, ObjectPath):
+        return sum(folder.sizes().values())
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):

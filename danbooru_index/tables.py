@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 os.environ.setdefault("LANCE_LOG", "error")  # Lance logs two warnings for every shard; read when it is imported
@@ -28,9 +28,10 @@ from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
 from danbooru_index.batches import Encoding
-from danbooru_index.durable import create_exclusive, sync
+from danbooru_index.durable import create_exclusive, entries, file_sizes, rename, sync
 from danbooru_index.errors import StorageError
 from danbooru_index.failpoints import reach
+from danbooru_index.object_store import Location, ObjectPath, storage_options
 from danbooru_index.packing import TABLES, TableDigest, TableSpec, count_non_finite, pack
 
 LANCE_STORAGE_VERSION = "2.2"
@@ -96,7 +97,7 @@ class CompletionRecord:
             raise ValueError("names a file that is no data file")
 
 
-def record_path(generation: Path, shard: str) -> Path:
+def record_path(generation: Location, shard: str) -> Location:
     """Where the completion record of a shard is, or would be."""
     return generation / "shards" / f"{shard}.json"
 
@@ -104,13 +105,13 @@ def record_path(generation: Path, shard: str) -> Path:
 class ShardWriter:
     """Writes one shard's fragments: ColBERT slice by slice as it comes, the two small tables at the end."""
 
-    def __init__(self, generation: Path, shard: str, specs: tuple[TableSpec, ...]) -> None:
+    def __init__(self, generation: Location, shard: str, specs: tuple[TableSpec, ...]) -> None:
         self._generation = generation
         self._shard = shard
         self._specs = specs
         self._waiting: dict[str, list[pa.Table]] = {spec.name: [] for spec in specs}
         self._digests = {spec.name: TableDigest() for spec in specs}
-        self._files: list[Path] = []
+        self._files: list[Location] = []
         self.parts = {spec.name: TablePart() for spec in specs}
         self.attempt = uuid.uuid4().hex
 
@@ -153,6 +154,7 @@ class ShardWriter:
                 schema=spec.schema,
                 mode="overwrite",
                 data_storage_version=LANCE_STORAGE_VERSION,
+                storage_options=storage_options(folder),
             )
         except (OSError, RuntimeError) as error:
             raise StorageError(f"{folder}: cannot be written ({_reason(error)})") from None
@@ -180,7 +182,7 @@ class ShardWriter:
             raise StorageError(f"{folder}: what was written for shard {self._shard} cannot be read back")
 
 
-def file_checksum(path: Path) -> str:
+def file_checksum(path: Location) -> str:
     """xxh3-128 of a file's bytes, in hex: any flipped bit shows, also one that no value depends on."""
     checksum = xxhash.xxh3_128()
     with path.open("rb") as file:
@@ -189,28 +191,29 @@ def file_checksum(path: Path) -> str:
     return checksum.hexdigest()
 
 
-def table_path(generation: Path, name: str) -> Path:
+def table_path(generation: Location, name: str) -> Location:
     """The folder of a table."""
     return generation / f"{name}.lance"
 
 
-def fragment_files(folder: Path, fragments: list[dict[str, Any]]) -> list[Path]:
+def fragment_files(folder: Location, fragments: list[dict[str, Any]]) -> list[Location]:
     """The data files that fragments name, in order."""
     return [folder / "data" / file["path"] for fragment in fragments for file in fragment["files"]]
 
 
-def read_fragments(folder: Path, fragments: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+def read_fragments(folder: Location, fragments: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
     """The rows of uncommitted fragments, read from their files; raise `StorageError` for one that is not whole."""
     for path in fragment_files(folder, fragments):
         try:
-            yield from LanceFileReader(str(path)).read_all(batch_size=1024).to_batches()
+            reader = LanceFileReader(str(path), storage_options=storage_options(path))
+            yield from reader.read_all(batch_size=1024).to_batches()
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # Lance's own panics, on rotten bytes, are no Exception
             raise StorageError(f"{path}: cannot be read ({_reason(error)})") from None
 
 
-def complete(generation: Path, record: CompletionRecord) -> bool:
+def complete(generation: Location, record: CompletionRecord) -> bool:
     """Create the completion record; return whether the shard is done by this attempt. The first writer wins.
 
     A client that retried after a lost reply is told that its own record exists, so the one that is there is read.
@@ -225,7 +228,7 @@ def complete(generation: Path, record: CompletionRecord) -> bool:
     return found.attempt == record.attempt
 
 
-def read_record(generation: Path, shard: str) -> tuple[CompletionRecord | None, str]:
+def read_record(generation: Location, shard: str) -> tuple[CompletionRecord | None, str]:
     """One completion record and no problem, or None and what is wrong with it."""
     path = record_path(generation, shard)
     try:
@@ -235,7 +238,7 @@ def read_record(generation: Path, shard: str) -> tuple[CompletionRecord | None, 
 
 
 def read_records(
-    generation: Path, shards: list[str], fingerprint: str, *, sealed: bool = False
+    generation: Location, shards: list[str], fingerprint: str, *, sealed: bool = False
 ) -> dict[str, CompletionRecord]:
     """The completion records that can be believed, by shard: whole, of this fingerprint, their files there in size.
 
@@ -243,6 +246,7 @@ def read_records(
     where nothing is touched. Only the owner may call this.
     """
     found: dict[str, CompletionRecord] = {}
+    sizes = {name: file_sizes(table_path(generation, name) / "data") for name in TABLES}
     for shard in shards:
         path = record_path(generation, shard)
         try:
@@ -253,35 +257,30 @@ def read_records(
             if not sealed:
                 _set_aside(path)
             continue
-        if record.fingerprint == fingerprint and record.shard == shard and _files_are_there(generation, record):
+        if record.fingerprint == fingerprint and record.shard == shard and _files_are_there(sizes, record):
             found[shard] = record
         elif not sealed:
             _set_aside(path)
     return found
 
 
-def _set_aside(path: Path) -> None:
+def _set_aside(path: Location) -> None:
     number = 1
-    while (bad := path.with_name(f"{path.name}.bad-{number}")).exists():
+    while path.with_name(f"{path.name}.bad-{number}").exists():
         number += 1
-    path.rename(bad)
-    sync(path.parent)
+    rename(path, f"{path.name}.bad-{number}")
 
 
-def _files_are_there(generation: Path, record: CompletionRecord) -> bool:
-    for name, part in record.tables.items():
-        folder = table_path(generation, name)
-        for fragment in part.fragments:
-            for file in fragment["files"]:
-                try:
-                    if (folder / "data" / file["path"]).stat().st_size != file["file_size_bytes"]:
-                        return False
-                except OSError:
-                    return False
-    return True
+def _files_are_there(sizes: dict[str, dict[str, int]], record: CompletionRecord) -> bool:
+    return all(
+        sizes[name].get(file["path"]) == file["file_size_bytes"]
+        for name, part in record.tables.items()
+        for fragment in part.fragments
+        for file in fragment["files"]
+    )
 
 
-def commit(generation: Path, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> dict[str, int]:
+def commit(generation: Location, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> dict[str, int]:
     """Make each table exactly the fragments of `records`, in their order; return the version of each.
 
     An overwrite with a read version is a compare-and-swap, and repeating it changes nothing.
@@ -289,7 +288,7 @@ def commit(generation: Path, specs: tuple[TableSpec, ...], records: list[Complet
     return {spec.name: _commit_table(generation, spec, records) for spec in specs}
 
 
-def _commit_table(generation: Path, spec: TableSpec, records: list[CompletionRecord]) -> int:
+def _commit_table(generation: Location, spec: TableSpec, records: list[CompletionRecord]) -> int:
     folder = table_path(generation, spec.name)
     fragments = [
         FragmentMetadata.from_json(json.dumps(fragment))
@@ -304,6 +303,7 @@ def _commit_table(generation: Path, spec: TableSpec, records: list[CompletionRec
                 lance.LanceOperation.Overwrite(spec.schema, fragments),
                 read_version=_latest_version(folder),
                 max_retries=0,
+                storage_options=storage_options(folder),
             )
         except OSError as error:
             problem = error
@@ -315,14 +315,16 @@ def _commit_table(generation: Path, spec: TableSpec, records: list[CompletionRec
     raise StorageError(f"{folder}: the commit did not go through ({_reason(problem)})")
 
 
-def _latest_version(folder: Path) -> int:
+def _latest_version(folder: Location) -> int:
     versions = folder / "_versions"
     if not versions.is_dir() or not any(versions.glob("*.manifest")):
         return 0
-    return int(lance.dataset(str(folder)).version)
+    return int(lance.dataset(str(folder), storage_options=storage_options(folder)).version)
 
 
-def _sync_manifests(folder: Path) -> None:
+def _sync_manifests(folder: Location) -> None:
+    if isinstance(folder, ObjectPath):
+        return
     for name in ("_versions", "_transactions"):
         inside = folder / name
         if inside.is_dir():
@@ -333,19 +335,19 @@ def _sync_manifests(folder: Path) -> None:
     sync(folder)
 
 
-def metadata_checksums(generation: Path, specs: tuple[TableSpec, ...]) -> dict[str, str]:
+def metadata_checksums(generation: Location, specs: tuple[TableSpec, ...]) -> dict[str, str]:
     """The checksum of each of Lance's own files beside the data, by their path in the generation's folder."""
     found = {}
     for spec in specs:
         folder = table_path(generation, spec.name)
-        for inner in sorted(folder.iterdir()):
-            for path in sorted(inner.rglob("*")) if inner.name.startswith("_") else ():
+        for inner in entries(folder):
+            for path in inner.rglob("*") if inner.name.startswith("_") else ():
                 if path.is_file():
-                    found[str(path.relative_to(generation))] = file_checksum(path)
+                    found[str(path).removeprefix(f"{generation}/")] = file_checksum(path)
     return found
 
 
-def damaged_files(generation: Path, checksums: dict[str, str]) -> list[str]:
+def damaged_files(generation: Location, checksums: dict[str, str]) -> list[str]:
     """The files, in words, that are no longer as they were when their checksums were taken."""
     return [
         f"{generation}/{name}: not as it was written"
@@ -354,7 +356,7 @@ def damaged_files(generation: Path, checksums: dict[str, str]) -> list[str]:
     ]
 
 
-def sweep_orphans(generation: Path, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> int:
+def sweep_orphans(generation: Location, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> int:
     """Delete the data files of killed attempts: those that no record names, and only they; return how many."""
     swept = 0
     for spec in specs:
@@ -367,15 +369,16 @@ def sweep_orphans(generation: Path, specs: tuple[TableSpec, ...], records: list[
     return swept
 
 
-def open_table(generation: Path, name: str, version: int) -> lance.LanceDataset:
+def open_table(generation: Location, name: str, version: int) -> lance.LanceDataset:
     """One table at one version; raise `StorageError` when it cannot be opened."""
     try:
-        return lance.dataset(str(table_path(generation, name)), version=version)
+        path = table_path(generation, name)
+        return lance.dataset(str(path), version=version, storage_options=storage_options(path))
     except (OSError, ValueError, RuntimeError) as error:
         raise StorageError(f"{table_path(generation, name)}: cannot be opened ({_reason(error)})") from None
 
 
-def verify_table(generation: Path, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
+def verify_table(generation: Location, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
     """Reread one table and compare it with the completion records; return the problems found."""
     problems: list[str] = []
     folder = table_path(generation, spec.name)
@@ -415,7 +418,7 @@ def verify_table(generation: Path, spec: TableSpec, version: int, records: list[
     return problems
 
 
-def _has_checksum(path: Path, checksum: str) -> bool:
+def _has_checksum(path: Location, checksum: str) -> bool:
     try:
         return file_checksum(path) == checksum
     except OSError:
@@ -431,7 +434,9 @@ def _reason(error: BaseException | None) -> str:
     return text.split(", /home/")[0][:300]
 
 
-def free_bytes(path: Path) -> int:
-    """Free bytes on the disk that holds `path`."""
+def free_bytes(path: Location) -> float:
+    """Free bytes on the disk that holds `path`; an object store has no end."""
+    if isinstance(path, ObjectPath):
+        return math.inf
     status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
+    return float(status.f_bavail * status.f_frsize)

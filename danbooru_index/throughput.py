@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from danbooru_index.config import BASELINE_RECORDS, BASELINE_TAGS_PER_SECOND, BASELINE_VRAM_GB
+from danbooru_index.durable import replace_file
+from danbooru_index.object_store import Location
 from danbooru_index.preparation import describe_rejects
 
 BASELINE_HARDWARE = "one RTX 4090"
@@ -231,17 +234,16 @@ def _fields(item: Any) -> dict[str, Any]:
     return {name: getattr(item, name) for name in item.__slots__}
 
 
-def save_report(report: BuildReport, folder: Path) -> None:
+def save_report(report: BuildReport, folder: Location) -> None:
     """Write `report.json` and `report.svg` beside the generation's tables."""
-    path = folder / "report.svg"
-    report.picture = str(path)
-    draw(report, path)
-    (folder / "report.json").write_text(
-        json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-    )
+    report.picture = str(folder / "report.svg")
+    picture = io.BytesIO()
+    draw(report, picture, "svg")
+    replace_file(folder / "report.svg", picture.getvalue())
+    replace_file(folder / "report.json", (json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n").encode())
 
 
-def draw(report: BuildReport, path: Path) -> None:
+def draw(report: BuildReport, out: Path | io.BytesIO, kind: str) -> None:
     """The run as a picture (SVG): tags/s over time against the baseline, time by stage, token lengths."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -257,7 +259,7 @@ def draw(report: BuildReport, path: Path) -> None:
             f"generation {report.generation}",
             fontsize=10,
         )
-        figure.savefig(path, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _draw_rates(report: BuildReport, axes: Any) -> None:

@@ -23,9 +23,11 @@ import pyarrow as pa
 from danbooru_index.batches import TokenBatch
 from danbooru_index.checkpoint import model_id, resolve_model
 from danbooru_index.config import HISTOGRAM_EDGES, Device, Precision
+from danbooru_index.durable import claim, make_folder
 from danbooru_index.encoder import Encoder, EncoderStats, TextEncoder, Tokenizer
 from danbooru_index.errors import DanbooruIndexError, ModelError
 from danbooru_index.failpoints import Failpoint, arm, reach
+from danbooru_index.object_store import location
 from danbooru_index.packing import table_specs
 from danbooru_index.records import Reason, Reject
 from danbooru_index.shards import Shard, read_shard
@@ -175,7 +177,7 @@ class EncodeShard:
     def _encode(self, shard: Shard, tokens: TokenBatch, row: dict[str, Any]) -> CompletionRecord:
         """Slices of bounded size through the model and into fragments; then the completion record, last."""
         records, rejects = _from_ipc(row["records"].as_py()), json.loads(row["rejects"].as_py())
-        writer = ShardWriter(Path(self._settings.generation), shard.id, self._specs)
+        writer = ShardWriter(location(self._settings.generation), shard.id, self._specs)
         clock = {"started": time.time(), "write": 0.0}
         stats = EncoderStats()
         report = self._reporter(shard.id, tokens)
@@ -217,7 +219,7 @@ class EncodeShard:
             shard.id, self._settings.fingerprint, writer.attempt, kept, shard.rows, parts, rejects, measured
         )
         reach("encode.before_record", shard.id)
-        if not complete(Path(self._settings.generation), record):
+        if not complete(location(self._settings.generation), record):
             writer.discard()
         reach("encode.after_record", shard.id)
         self._metrics.add(kept, tokens.tokens, clock)
@@ -278,14 +280,11 @@ class TooManyAttemptsError(Exception):
 
 def check_attempts(settings: WorkerSettings, shard: str, stage: str) -> None:
     """Count one more attempt at a shard, in files, which outlive the actor; raise `TooManyAttemptsError` at the limit."""
-    folder = Path(settings.attempts)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = location(settings.attempts)
+    make_folder(folder)
     for number in range(settings.attempt_limit):
-        try:
-            os.close(os.open(folder / f"{shard}.{stage}.{number}", os.O_CREAT | os.O_EXCL))
+        if claim(folder / f"{shard}.{stage}.{number}"):
             return
-        except FileExistsError:
-            continue
     raise TooManyAttemptsError(f"its {stage} actor died {settings.attempt_limit} times")
 
 

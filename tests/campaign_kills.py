@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from contextlib import nullcontext
@@ -150,7 +151,9 @@ def failpoints(seed: int, count: int, folder: Path) -> Outcome:
     bench = make_workbench(folder, shard_rows=SHARD_ROWS)
     points = list(ACTOR_POINTS + DRIVER_POINTS)
     chance = chance_of(seed, "failpoints")
-    if count < 1:
+    if chosen := os.environ.get("CHAOS_NAMES"):
+        points, count = chosen.split(","), 1
+    elif count < 1:
         points, count = chance.sample(points, -count), 1
     with head_node() as address:
         expected = undisturbed(bench, "--address", address)

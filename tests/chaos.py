@@ -23,6 +23,7 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT)]  # this tree's package, also in a copy of the project
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ CAMPAIGNS = {
     "power-loss": Campaign("survives power loss", "campaign_disk:power_loss", 100, 20),
     "rot": Campaign("detects rot", "campaign_disk:rot", 200, 60),
     "owners": Campaign("one owner", "campaign_races:owners", 100, 4),
+    "attempts": Campaign("the first attempt wins", "campaign_races:attempts", 100, 20),
+    "unsound": Campaign("published only when sound", "campaign_races:unsound", 60, 12),
     "commits": Campaign("repeat-safe commit", "campaign_races:commits", 102, 12),
     "publishes": Campaign("atomic publish", "campaign_races:publishes", 1000, 40),
     "never-mixed": Campaign("never mixed", "campaign_edits:never_mixed", 22, 3),
@@ -56,7 +59,10 @@ CAMPAIGNS = {
     "hostile": Campaign("runs no code", "campaign_input:hostile", 34, 34),
     "filters": Campaign("typed filters", "campaign_input:filters", 10_000, 1000),
     "secrets": Campaign("no secrets, no open heads", "campaign_input:secrets_and_clusters", 1, 1),
+    "s3": Campaign("the same on s3://", "campaign_s3:object_store", 10, 1),
+    "kills-s3": Campaign("kill-safe on s3://", "campaign_s3:kills_on_s3", 20, 1),
     "stops": Campaign("clean stop", "campaign_edits:stops", 20, 2),
+    "teeth": Campaign("the campaigns bite", "campaign_teeth:planted_bugs", 19, 7),
     "failpoints": Campaign("a kill at every named point", "campaign_kills:failpoints", 3, -3),
 }
 

@@ -23,6 +23,7 @@ from checkpoints import SAMPLE, Shape, make_checkpoint
 
 from danbooru_index.config import PrepareConfig
 from danbooru_index.generations import IndexRoot
+from danbooru_index.object_store import storage_options
 from danbooru_index.preparation import prepare
 from danbooru_index.status import verify
 
@@ -178,7 +179,8 @@ def contents(index: Path) -> dict[str, list]:
     """All three tables of the published generation, as lists."""
     import lancedb
 
-    database = lancedb.connect(str(IndexRoot(index).current().path))
+    path = IndexRoot(index).current().path
+    database = lancedb.connect(str(path), storage_options=storage_options(path))
     return {name: database.open_table(name).to_arrow().to_pylist() for name in ("dense", "sparse", "colbert")}
 
 

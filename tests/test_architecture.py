@@ -10,8 +10,9 @@ ROOMS = [
     {"errors", "config", "records", "failpoints", "versions"},  # vocabulary
     {"batches"},
     {"packing", "uniqueness"},  # press
-    {"encoder", "checkpoint", "durable", "sources"},  # model; what intake and vault stand on
-    {"shards", "tables"},  # intake, vault
+    {"encoder", "checkpoint", "object_store", "sources"},  # model; what intake and vault stand on
+    {"shards", "durable"},  # intake, vault
+    {"tables"},
     {"preparation", "generations"},
     {"reader", "throughput", "progress"},
     {"search", "status", "lifecycle"},  # desk
@@ -25,6 +26,7 @@ HOMES = {
     "FlagEmbedding": {"encoder"},
     "transformers": {"encoder"},
     "ray": {"pipeline", "cluster", "workers"},
+    "obstore": {"object_store"},
     "lance": {"tables", "reader"},
     "lancedb": {"tables", "reader"},
 }

@@ -1,4 +1,4 @@
-"""The chaos campaigns at reduced size; `make chaos` runs them in full. Each in a process of its own, which owns all it starts."""
+"""The chaos campaigns at reduced size; `make chaos` runs them in full. Each in a process that owns all it starts."""
 
 import pytest
 from chaos import CAMPAIGNS, run_apart

@@ -129,7 +129,7 @@ def test_the_picture_shows_the_baseline_and_is_saved_with_the_report(tmp_path):
     assert len(paths) > 50
     assert "#d62728" in (tmp_path / "report.svg").read_text(), "the baseline's line"
     assert json.loads((tmp_path / "report.json").read_text())["picture"] == str(tmp_path / "report.svg")
-    draw(BuildReport("i", "g", "s", "m", "a", "CPU", "fp32", "f"), tmp_path / "empty.png")
+    draw(BuildReport("i", "g", "s", "m", "a", "CPU", "fp32", "f"), tmp_path / "empty.png", "png")
     assert (tmp_path / "empty.png").stat().st_size > 1000
 
 

@@ -17,6 +17,7 @@ import lance
 import numpy as np
 from checkpoints import SAMPLE
 
+from danbooru_index import object_store
 from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import model_id
 from danbooru_index.durable import owned
@@ -159,17 +160,19 @@ def parse_failpoint(word):
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("index", type=Path)
+    parser.add_argument("index")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--model", default="m")
     parser.add_argument("--keep", type=int)
+    parser.add_argument("--lease", type=float, help="seconds that an owner on an object store holds an index")
     parser.add_argument("--file-limit", type=int, help="no file may grow beyond this many bytes")
     parser.add_argument("--wait", help="create this file, and go on when it is gone")
     parser.add_argument("--failpoint", action="append", default=[])
     arguments = parser.parse_args()
     if arguments.wait:
         wait_at(Path(arguments.wait))
+    object_store.LEASE_S = arguments.lease or object_store.LEASE_S
     if arguments.file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.file_limit, arguments.file_limit))
     points = [parse_failpoint(word) for word in arguments.failpoint]

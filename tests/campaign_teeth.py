@@ -1,0 +1,96 @@
+"""Do the campaigns bite? Bugs planted in a copy of the package, one at a time: each must be caught by the campaign named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults import ROOT, Outcome
+
+
+@dataclass(frozen=True)
+class Bug:
+    """What is planted: in `module`, `old` becomes `new`; the campaign, its size, and what it is limited to."""
+
+    module: str
+    old: str
+    new: str
+    campaign: str
+    count: int
+    names: str = ""
+
+
+BUGS = {
+    "a non-exclusive create": Bug("durable", "os.link(temporary, path)", "os.replace(temporary, path); temporary.touch()", "attempts", 12),
+    "a loser that deletes the winner's files": Bug("tables", "path.unlink(missing_ok=True)\n\n    def _flush", "[p.unlink() for p in path.parent.iterdir()]\n\n    def _flush", "attempts", 12),
+    "append instead of overwrite": Bug("tables", "lance.LanceOperation.Overwrite(spec.schema, fragments)", "(lance.LanceOperation.Append(fragments) if _latest_version(folder) else lance.LanceOperation.Overwrite(spec.schema, fragments))", "commits", 6),
+    "publish without the checks": Bug("lifecycle", "manifest.checks = check(generation, records)", "manifest.checks = {}", "unsound", 6),
+    "records believed without their files": Bug("tables", "return all(\n        sizes", "return True or all(\n        sizes", "unsound", 12),
+    "no owner": Bug("durable", "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "owners", 3),
+    "a checksum that is not compared": Bug("durable", "if to_checked_json(fields) != content:", "if False:", "rot", 600),
+    "Lance's manifests not in the seal": Bug("lifecycle", "manifest.files = metadata_checksums(generation.path, manifest.specs)", "manifest.files = {}", "rot", 40),
+    "extension types let through": Bug("sources", "if _declares_extension_types(_footer(Path(path))):", "if False:", "hostile", 34),
+    "the fsync of data skipped": Bug("tables", "        for path in fragment_files(folder, part.fragments):\n            sync(path)\n", "        for path in fragment_files(folder, part.fragments):\n", "power-loss", 80),
+    "the fsync of folders skipped": Bug("tables", "                sync(inner)\n", "                pass\n", "power-loss", 80),
+    "the fsync of documents skipped": Bug("durable", "        file.flush()\n        os.fsync(file.fileno())\n", "        file.flush()\n", "power-loss", 80),
+    "documents written in place": Bug("durable", "    os.replace(temporary, path)\n", "    path.write_bytes(content); temporary.unlink()\n", "power-loss", 120),
+    "Lance's manifests not synced": Bug("tables", "        _sync_manifests(folder)\n", "", "power-loss", 80),
+    "what was written not read back": Bug("tables", "        for batch in read_fragments(folder, part.fragments):\n            digest.update(batch)\n        if part.fragments:", "        digest = self._digests[spec.name]\n        if part.fragments:", "failed-writes", 90),
+    "the record before the fragments": Bug("workers", "            parts = writer.finish()\n", "            parts = writer.parts\n            complete(location(self._settings.generation), CompletionRecord(shard.id, self._settings.fingerprint, writer.attempt, kept, shard.rows, parts, rejects, {}))\n            parts = writer.finish()\n", "failpoints", 1, "shard.flushed"),
+    "the fingerprint dropped": Bug("lifecycle", "old.fingerprint_digest == wanted.fingerprint_digest", "True", "never-mixed", 1, "max length"),
+    "a lost reply taken for a loss": Bug("tables", "return found.attempt == record.attempt", "return False", "s3", 2),
+    "a lease that holds nobody off": Bug("object_store", "elif time.time() < note[\"until\"] or not self._take(version):", "elif not self._take(version):", "s3", 2),
+}  # fmt: skip
+CHEAP = 9  # the first so many take seconds
+
+
+def planted_bugs(seed: int, count: int, folder: Path) -> Outcome:
+    """Plant each of the first `count` bugs in a copy, run its campaign there, and see that it breaks."""
+    outcome = Outcome()
+    for number, (name, bug) in enumerate(list(BUGS.items())[:count]):
+        tree = folder / f"tree{number}"
+        for part in ("danbooru_index", "tests"):
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+        module = tree / "danbooru_index" / f"{bug.module}.py"
+        source = module.read_text(encoding="utf-8")
+        if source.count(bug.old) != 1:
+            outcome.problems.append(f"{name}: its place is there {source.count(bug.old)} times")
+            continue
+        module.write_text(source.replace(bug.old, bug.new), encoding="utf-8")
+        caught, words = _run(tree, bug, seed)
+        outcome.add("bugs planted")
+        outcome.add("caught", caught)
+        outcome.expect(caught, f"{name}: not caught by {bug.campaign}: {words}")
+        shutil.rmtree(tree)
+    return outcome
+
+
+def _run(tree, bug, seed):
+    """Whether the campaign found a breach in the copy; and what it said."""
+    command = [
+        sys.executable,
+        tree / "tests/chaos.py",
+        "--only",
+        bug.campaign,
+        "--seed",
+        str(seed),
+        "--count",
+        str(bug.count),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "AWS_ENDPOINT_URL"}
+    environment["PYTHONPATH"] = f"{tree}:{tree}/tests"
+    done = subprocess.run(
+        command, cwd=tree, env=environment | ({"CHAOS_NAMES": bug.names} if bug.names else {}), capture_output=True,
+        text=True, check=False, timeout=600,
+    )  # fmt: skip
+    try:
+        outcome = json.loads(done.stdout.strip().splitlines()[-1])
+        return bool(outcome["problems"]), str(outcome)[:300]
+    except (ValueError, IndexError):
+        broken = "danbooru_index.errors" in done.stderr or "panicked" in done.stderr
+        return broken, done.stderr[-600:]
