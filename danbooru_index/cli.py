@@ -69,6 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def entry(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and end the process with its exit code.
+
+    At once, without the interpreter's own teardown: there, threads of Ray and Lance that a stop has left running
+    crashed 1 in 10 stopped builds after their last line (measured). Ray is shut down by then.
+    """
+    code = main(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM ends a command as Ctrl-C does: with one line, and with what it started ended too."""
@@ -400,4 +413,4 @@ def _print_dict(fields: dict[str, Any], text: str, arguments: argparse.Namespace
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -76,6 +76,9 @@ def ray_session(address: str | None) -> Iterator[None]:
         raise ClusterError(
             f"Ray at {where}: {type(error).__name__}: {first_line(error)}; check --address, and RAY_AUTH_MODE"
         ) from None
+    except BaseException:  # stopped while it starts: what it has started so far must not stay
+        ray.shutdown()
+        raise
     try:
         with _terminable():
             if not private:

@@ -457,7 +457,7 @@ def _watching(run: Run, board: Any) -> Iterator[None]:
     def watch() -> None:
         while not ended.wait(1.0):
             with contextlib.suppress(Exception):
-                rows = ray.get(board.total.remote(), timeout=5)
+                rows = ray.get(board.total.remote(), timeout=1)
                 if run.progress is not None:
                     run.progress.show(before + rows)
 
@@ -467,7 +467,7 @@ def _watching(run: Run, board: Any) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(timeout=6)
+        thread.join(timeout=1.5)
         if run.progress is not None:
             run.progress.show(sum(record["read"] for record in run.fresh))
 

@@ -8,7 +8,7 @@ Takes the options of `danbooru-index rebuild`. What is published changes only wh
 
 import sys
 
-from danbooru_index.cli import main
+from danbooru_index.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main(["rebuild", *sys.argv[1:]]))
+    entry(["rebuild", *sys.argv[1:]])
