@@ -34,6 +34,7 @@ CPU_TOKENS_PER_BATCH = 2048
 LARGEST_GPU_TOKENS_PER_BATCH = 32_768
 SMALLEST_TOKENS_PER_BATCH = 512
 HALVINGS = 8
+SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if it hung
 SPECIAL_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -68,6 +69,8 @@ class TextEncoder(Protocol):
 
     @property
     def peak_memory(self) -> int: ...
+
+    def call_s(self, max_length: int) -> float: ...
 
     def encode(
         self, batch: TokenBatch, on_rows: Callable[[int], None] | None = None, stats: EncoderStats | None = None
@@ -179,6 +182,13 @@ class Encoder:
         import torch
 
         return torch.cuda.max_memory_allocated() if self._device == "cuda" else 0
+
+    def call_s(self, max_length: int) -> float:
+        """Seconds in which a device call must have ended, even on a slow device that warms up."""
+        tokens = max(self.tokens_per_batch, max_length)
+        dense = self._layers * (4 * self.dim**2 + 2 * self.dim * self._intermediate)
+        flops = 2 * tokens * (dense + self._layers * max_length * self.dim * 2)
+        return 60.0 + float(flops) / SLOWEST_FLOPS[self._device]
 
     def _run_counted(self, plan: _Plan, on_rows: Callable[[int], None] | None, stats: EncoderStats) -> dict[str, Array]:
         """Run with ever smaller token budgets while memory runs out; count the time and the work."""

@@ -113,8 +113,13 @@ class Generation:
     def id(self) -> str:
         return self.manifest.id
 
+    def is_sealed_by_now(self) -> bool:
+        """Whether some process has finished this generation since it was read."""
+        return _read_manifest(self.path / "manifest.json").sealed
+
     def save(self) -> None:
-        """Write the manifest, atomically."""
+        """Write the manifest, atomically; raise `ValueError` for one that could not be read back."""
+        self.manifest.validate()
         replace_file(self.path / "manifest.json", to_checked_json(asdict(self.manifest)))
 
 

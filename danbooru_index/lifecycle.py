@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from danbooru_index.errors import BuildFailedError, first_line
+from danbooru_index.errors import BuildFailedError, StorageError, first_line
 from danbooru_index.failpoints import reach
 from danbooru_index.generations import Generation, IndexRoot, Manifest, describe_difference
 from danbooru_index.packing import TABLES
@@ -87,6 +87,10 @@ def end(
     """Commit the three tables from the records, `check` them (it raises where one fails), seal, publish."""
     manifest = generation.manifest
     reach("build.before_commit")
+    if generation.is_sealed_by_now():
+        raise StorageError(
+            f"generation {generation.id} was finished by another process meanwhile: run the same command again"
+        )
     began = time.monotonic()
     manifest.versions = commit(generation.path, manifest.specs, records)
     reach("build.after_commit")

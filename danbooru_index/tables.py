@@ -28,7 +28,7 @@ from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
 from danbooru_index.batches import Encoding
-from danbooru_index.durable import create_exclusive, entries, file_sizes, rename, sync
+from danbooru_index.durable import create_exclusive, entries, file_sizes, remove_tree, rename, sync
 from danbooru_index.errors import StorageError
 from danbooru_index.failpoints import reach
 from danbooru_index.object_store import Location, ObjectPath, storage_options
@@ -38,6 +38,7 @@ LANCE_STORAGE_VERSION = "2.2"
 RECORD_VERSION = 1
 COMMIT_TRIES = 20
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
+METADATA_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.(manifest|txn|idx|lance)")
 DATA_FILE = re.compile(r"[A-Za-z0-9_-]+\.lance")
 
 
@@ -301,7 +302,7 @@ def _commit_table(generation: Location, spec: TableSpec, records: list[Completio
             dataset = lance.LanceDataset.commit(
                 str(folder),
                 lance.LanceOperation.Overwrite(spec.schema, fragments),
-                read_version=_latest_version(folder),
+                read_version=_latest_version(folder, spec),
                 max_retries=0,
                 storage_options=storage_options(folder),
             )
@@ -315,11 +316,19 @@ def _commit_table(generation: Location, spec: TableSpec, records: list[Completio
     raise StorageError(f"{folder}: the commit did not go through ({_reason(problem)})")
 
 
-def _latest_version(folder: Location) -> int:
-    versions = folder / "_versions"
-    if not versions.is_dir() or not any(versions.glob("*.manifest")):
+def _latest_version(folder: Location, spec: TableSpec) -> int:
+    """The version of a table, 0 for none. What a power loss left of versions (cut short, or zeros, which Lance opens
+    as a table without columns) is deleted: nobody reads a generation that is not sealed, and the commit makes its
+    tables anew from the completion records."""
+    if not any(path.name.endswith(".manifest") for path in entries(folder / "_versions")):
         return 0
-    return int(lance.dataset(str(folder), storage_options=storage_options(folder)).version)
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        dataset = lance.dataset(str(folder), storage_options=storage_options(folder))
+        if dataset.schema.names == spec.schema.names:
+            return int(dataset.version)
+    for name in ("_versions", "_transactions"):
+        remove_tree(folder / name)
+    return 0
 
 
 def _sync_manifests(folder: Location) -> None:
@@ -342,7 +351,7 @@ def metadata_checksums(generation: Location, specs: tuple[TableSpec, ...]) -> di
         folder = table_path(generation, spec.name)
         for inner in entries(folder):
             for path in inner.rglob("*") if inner.name.startswith("_") else ():
-                if path.is_file():
+                if path.is_file() and METADATA_FILE.fullmatch(path.name):  # not what a killed commit left unfinished
                     found[str(path).removeprefix(f"{generation}/")] = file_checksum(path)
     return found
 

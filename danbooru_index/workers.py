@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import threading
 import time
@@ -35,7 +36,9 @@ from danbooru_index.tables import CompletionRecord, ShardWriter, complete
 
 SLICE_BYTES = 128 << 20
 LARGEST_SLICE_ROWS = 16_384
-HANG_S = 900.0
+HANG_S: float | None = None  # None: from the model's size and the calls measured
+SHORTEST_HANG_S = 60.0
+SLOWER = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class WorkerSettings:
     attempts: str
     attempt_limit: int
     failpoints: tuple[Failpoint, ...] = ()
-    hang_s: float = HANG_S
+    hang_s: float | None = HANG_S
     slice_bytes: int = SLICE_BYTES
     board: Any = None
     encoder: Callable[[WorkerSettings], TextEncoder] | None = None
@@ -147,6 +150,7 @@ class EncodeShard:
         arm(settings.failpoints)
         try:
             self._encoder = (settings.encoder or load_encoder)(settings)
+            self._beat.expect(self._encoder.call_s(settings.max_length))
         except DanbooruIndexError as error:
             self._problem = str(error)
 
@@ -289,20 +293,36 @@ def check_attempts(settings: WorkerSettings, shard: str, stage: str) -> None:
 
 
 class Heartbeat:
-    """A watchdog: ends this process when one device call takes longer than `HANG_S`, so that a hang ends too."""
+    """A watchdog: ends this process when a device call does not end, so that a hang ends too.
 
-    def __init__(self, limit_s: float = HANG_S) -> None:
-        self._limit_s = limit_s
+    The limit is what the encoder says that a call may take on a slow device, or `SLOWER` times the slowest so far where
+    that is more; never less than a minute. A limit given is the limit.
+    """
+
+    def __init__(self, limit_s: float | None = None) -> None:
+        self._fixed = limit_s
+        self._expected_s = math.inf
+        self._limit_s = limit_s or math.inf
         self._running = 0
         self._last = time.monotonic()
+        self._slowest = 0.0
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
+    def expect(self, call_s: float) -> None:
+        """Say how long a device call may take."""
+        self._expected_s = max(SHORTEST_HANG_S, call_s)
+        self._limit_s = self._fixed or self._expected_s
+
     def tick(self) -> None:
-        self._last = time.monotonic()
+        """A device call has ended."""
+        now = time.monotonic()
+        self._slowest = max(self._slowest, now - self._last)
+        self._last = now
+        self._limit_s = self._fixed or max(self._expected_s, SLOWER * self._slowest)
 
     def __enter__(self) -> None:
         if not self._running:
-            self.tick()
+            self._last = time.monotonic()
         self._running += 1
 
     def __exit__(self, *_: object) -> None:

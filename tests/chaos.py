@@ -51,7 +51,7 @@ CAMPAIGNS = {
     "attempts": Campaign("the first attempt wins", "campaign_races:attempts", 100, 20),
     "unsound": Campaign("published only when sound", "campaign_races:unsound", 60, 12),
     "commits": Campaign("repeat-safe commit", "campaign_races:commits", 102, 12),
-    "publishes": Campaign("atomic publish", "campaign_races:publishes", 1000, 40),
+    "publishes": Campaign("atomic publish", "campaign_races:publishes", 1000, 30),
     "never-mixed": Campaign("never mixed", "campaign_edits:never_mixed", 22, 3),
     "clean-vectors": Campaign("clean vectors", "campaign_edits:clean_vectors", 30, 10),
     "bounded": Campaign("bounded failure", "campaign_edits:bounded", 4, 2),
@@ -62,7 +62,7 @@ CAMPAIGNS = {
     "s3": Campaign("the same on s3://", "campaign_s3:object_store", 10, 1),
     "kills-s3": Campaign("kill-safe on s3://", "campaign_s3:kills_on_s3", 20, 1),
     "stops": Campaign("clean stop", "campaign_edits:stops", 20, 2),
-    "teeth": Campaign("the campaigns bite", "campaign_teeth:planted_bugs", 19, 7),
+    "teeth": Campaign("the campaigns bite", "campaign_teeth:planted_bugs", 18, 7),
     "failpoints": Campaign("a kill at every named point", "campaign_kills:failpoints", 3, -3),
 }
 

@@ -40,6 +40,9 @@ class LightEncoder:
         self._vectors = chance.normal(size=(4096, dim)).astype(np.float32)
         self._weights = (chance.random(4096) + 0.05).astype(np.float32)
 
+    def call_s(self, max_length):
+        return 60.0
+
     def encode(self, batch, on_rows=None, stats=None):
         if self._log and len(batch.token_ids):
             with open(self._log, "a", encoding="utf-8") as file:

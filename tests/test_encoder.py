@@ -332,3 +332,13 @@ def test_devices_and_precisions(monkeypatch):
         probe_device(Device.CUDA, Precision.AUTO)
     with pytest.raises(DeviceError, match="fp16 on a CPU"):
         probe_device(Device.CPU, Precision.FP16)
+
+
+def test_a_device_call_has_a_time_in_which_it_must_end(encoder):
+    """The watchdog's limit: a minute and a little for a tiny model, minutes for BGE-M3 on a slow CPU."""
+    assert 60 < encoder.call_s(512) < 61
+    bge = object.__new__(Encoder)
+    bge._layers, bge.dim, bge._intermediate, bge.tokens_per_batch, bge._device = 24, 1024, 4096, 2048, "cpu"
+    assert 300 < bge.call_s(512) < 600
+    bge._device, bge.tokens_per_batch = "cuda", 32_768
+    assert 60 < bge.call_s(8192) < 180
