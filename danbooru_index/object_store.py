@@ -250,7 +250,8 @@ def _as_os_errors(path: ObjectPath) -> Iterator[None]:
         if isinstance(error, (FileNotFoundError, NotFoundError)):
             raise FileNotFoundError(2, "no such object", str(path)) from None
         if isinstance(error, BaseError):
-            raise OSError(5, f"{type(error).__name__}: {first_line(error)}", str(path)) from None
+            said = f"cannot be used ({first_line(error, 240)}); check the bucket, AWS_ENDPOINT_URL and the credentials"
+            raise OSError(5, said, str(path)) from None
         raise
 
 
@@ -289,9 +290,7 @@ class _Lease:
             self._path.create(self._content(time.time() + LEASE_S))
             content, version = self._path.read_version()
         except OSError as error:
-            raise StorageError(
-                f"{root}: cannot be written ({error.strerror}); check the bucket, AWS_ENDPOINT_URL and the credentials"
-            ) from None
+            raise StorageError(f"{root}: {error.strerror}") from None
         note = _read_note(content)
         if note["holder"] == self._holder:  # created now, even if the reply to that was lost
             self._version, self._until = version, float(note["until"])
