@@ -236,17 +236,6 @@ def test_rejects_of_any_parquet_are_counted_and_kept(ray_session, checkpoint, tm
     ]
 
 
-def test_a_killed_actor_costs_only_its_shards_in_hand(ray_session, sample_shards, checkpoint, tmp_path, undisturbed):
-    """kill -9 of the encoding actor, once, between the fragments and the completion record of its third shard."""
-    shards = IndexRoot(undisturbed[0]).current().manifest.shards
-    fault = Failpoint("encode.before_record", shard=shards[3], token=str(tmp_path / "token"))
-    report = build(config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32, failpoints=(fault,)))
-    assert (tmp_path / "token").exists()
-    assert report.shards.done == 8
-    assert_same(tmp_path / "index", undisturbed[2])
-    assert verify(str(tmp_path / "index")).problems == []
-
-
 def test_failed_shards_can_be_left_out_on_request(ray_session, sample_shards, checkpoint, tmp_path, undisturbed):
     failing = IndexRoot(undisturbed[0]).current().manifest.shards[5]
     fault = Failpoint("encode.before_write", action="error", shard=failing)
