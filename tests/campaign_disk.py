@@ -58,7 +58,7 @@ def failed_writes(seed: int, count: int, folder: Path) -> Outcome:
     return outcome
 
 
-def _judge(outcome, index, process, code, expected, case):
+def _judge(outcome, index, process, code, expected, case, *, mute=False):
     """Exit 0 means whole; anything else one line, the old generation still there, and the same command goes on."""
     words = said(process)
     outcome.add("points")
@@ -67,8 +67,9 @@ def _judge(outcome, index, process, code, expected, case):
         outcome.problems += [f"{case}: exit 0, but {problem}" for problem in compare(index, expected["b"])]
         return
     outcome.add("refused")
-    outcome.expect(code == 1, f"{case}: exit {code}: {words[-300:]}")
-    outcome.expect(len(words.splitlines()) == 1 and words.startswith("danbooru-index: "), f"{case}: {words[-600:]}")
+    outcome.expect(code == 1 or mute, f"{case}: exit {code}: {words[-300:]}")
+    said_it = len(words.splitlines()) == 1 and words.startswith("danbooru-index: ")
+    outcome.expect(said_it or mute, f"{case}: {words[-600:]}")
     current = IndexRoot(index).current().manifest.model["id"][0]
     outcome.problems += [f"{case}, then: {problem}" for problem in compare(index, expected[current])]
     again = start(vault_command(index, "b"))
@@ -127,7 +128,9 @@ def _injected(outcome, place, base, expected, chance, number):
     kill(tracer.pid)
     tracer.wait()
     outcome.add("of injected errors")
-    _judge(outcome, place, process, code, expected, f"point {number}, {call} {when} gives {error}")
+    # Where no write works any more, none to stderr does, and the threads of Lance cannot wake each other: it may abort.
+    mute = call == "write" and str(when).endswith("+")
+    _judge(outcome, place, process, code, expected, f"point {number}, {call} {when} gives {error}", mute=mute)
 
 
 def _wait_until_traced(pid):
