@@ -38,7 +38,7 @@ LANCE_STORAGE_VERSION = "2.2"
 RECORD_VERSION = 1
 COMMIT_TRIES = 20
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
-METADATA_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.(manifest|txn|idx|lance)")
+METADATA_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.(manifest|txn|idx|lance|json)")
 DATA_FILE = re.compile(r"[A-Za-z0-9_-]+\.lance")
 
 
