@@ -9,11 +9,8 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from danbooru_index.config import (
@@ -28,6 +25,7 @@ from danbooru_index.config import (
     Weights,
 )
 from danbooru_index.errors import DanbooruIndexError, UsageError
+from danbooru_index.signals import terminable
 from danbooru_index.versions import check_versions
 
 Command = Callable[[argparse.Namespace, TextIO], int]
@@ -45,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed = _parser().parse_args(arguments)
         check_versions()
-        with _stdout_for_results() as out, _terminable():
+        with _stdout_for_results() as out, terminable():
             command: Command = parsed.command
             return command(parsed, out)
     except DanbooruIndexError as error:
@@ -80,23 +78,6 @@ def entry(arguments: Sequence[str] | None = None) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does: with one line, and with what it started ended too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -8,19 +8,17 @@ import ipaddress
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from danbooru_index.config import BuildConfig, Device
 from danbooru_index.encoder import cpu_count, nvidia_driver
 from danbooru_index.errors import ClusterError, DeviceError, first_line
+from danbooru_index.signals import terminable
 
 OBJECT_STORE_BYTES = 256 << 20
 CORES_PER_ENCODER = 8
@@ -80,7 +78,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         ray.shutdown()
         raise
     try:
-        with _terminable():
+        with terminable():  # after `ray.init`, which installs its own handler
             if not private:
                 refuse_open_head(ray.get_runtime_context().gcs_address, context.dashboard_url)
             yield
@@ -191,23 +189,6 @@ def _serves_jobs(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does. Installed after `ray.init`, which installs its own handler."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def plan_cluster(config: BuildConfig, pending: int) -> ClusterPlan:

@@ -106,7 +106,7 @@ def build(config: BuildConfig) -> BuildReport:
     root = IndexRoot(config.index)
     find_parquet(config.shards)  # before anything is made for a path that was mistyped
     root.create()
-    with owned(root.path), armed(config.failpoints):
+    with owned(root.path):
         return build_owned(config, root)
 
 
@@ -123,7 +123,7 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
         _expect_gpu(config)
     checkpoint = resolve_model(config.model) if config.model else None
     try:
-        with ray_session(config.address):
+        with ray_session(config.address), armed(config.failpoints):
             plan = plan_cluster(config, len(shards))
             if checkpoint is None:
                 if plan.device is not Device.CUDA:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -201,7 +200,3 @@ def _publish_something_first(bench, address, index):
     process = start([*light_build(bench, index)[:2], few, index, bench.model, "--address", address])
     if finish(process) != 0:
         raise RuntimeError(said(process)[-1000:])
-
-
-def report_of(process) -> dict:
-    return json.loads(process.out.read_text().strip().splitlines()[-1])

@@ -45,7 +45,6 @@ BUGS = {
     "a lost reply taken for a loss": Bug("tables", "return found.attempt == record.attempt", "return False", "s3", 8, "lost"),
     "a lease that holds nobody off": Bug("object_store", "elif time.time() < note[\"until\"] or not self._take(version):", "elif not self._take(version):", "s3", 2),
 }  # fmt: skip
-CHEAP = 9  # the first so many take seconds
 
 
 def planted_bugs(seed: int, count: int, folder: Path) -> Outcome:

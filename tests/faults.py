@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import random
-import secrets
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import psutil
 from checkpoints import SAMPLE, Shape, make_checkpoint
 
 from danbooru_index.config import PrepareConfig
+from danbooru_index.failpoints import Failpoint
 from danbooru_index.generations import IndexRoot
 from danbooru_index.object_store import storage_options
 from danbooru_index.preparation import prepare
@@ -275,5 +275,7 @@ def chance_of(seed: int, *names: object) -> random.Random:
     return random.Random(f"{seed}/{'/'.join(map(str, names))}")
 
 
-def random_name() -> str:
-    return secrets.token_hex(4)
+def parse_failpoint(word: str) -> Failpoint:
+    """`NAME:ACTION:TOKEN:SKIP` of a command line."""
+    name, action, token, skip = word.split(":")
+    return Failpoint(name, action, token=token, skip=int(skip or 0))

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+from faults import parse_failpoint
 
 from danbooru_index.batches import Encoding
 from danbooru_index.config import BuildConfig, Device, Precision
 from danbooru_index.errors import DanbooruIndexError
-from danbooru_index.failpoints import Failpoint
 
 SPECIAL = 4  # <s> <pad> </s> <unk>
 
@@ -118,11 +118,6 @@ def light_config(shards, index, model, *, encoder=Light(), address=None, failpoi
         encoder=encoder,
         **options,
     )
-
-
-def parse_failpoint(word):
-    name, action, token, skip = word.split(":")
-    return Failpoint(name, action, token=token, skip=int(skip or 0))
 
 
 def main() -> int:

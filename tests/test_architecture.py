@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "danbooru_index"
 ROOMS = [
-    {"errors", "config", "records", "failpoints", "versions"},  # vocabulary
+    {"errors", "config", "records", "failpoints", "signals", "versions"},  # vocabulary
     {"batches"},
     {"packing", "uniqueness"},  # press
     {"encoder", "checkpoint", "object_store", "sources"},  # model; what intake and vault stand on

@@ -16,13 +16,14 @@ from pathlib import Path
 import lance
 import numpy as np
 from checkpoints import SAMPLE
+from faults import parse_failpoint
 
 from danbooru_index import object_store
 from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import model_id
 from danbooru_index.durable import owned
 from danbooru_index.errors import DanbooruIndexError, StorageError
-from danbooru_index.failpoints import Failpoint, armed
+from danbooru_index.failpoints import armed
 from danbooru_index.generations import Fingerprint, IndexRoot, Manifest
 from danbooru_index.lifecycle import begin, check_tables, end
 from danbooru_index.packing import table_specs
@@ -151,11 +152,6 @@ def encode_shard(generation, shard, rows=20, seed=0, source="danbooru", categori
     record = CompletionRecord(shard, generation.manifest.fingerprint_digest, writer.attempt, rows, rows, parts)
     if not complete(generation.path, record):
         writer.discard()
-
-
-def parse_failpoint(word):
-    name, action, token, skip = word.split(":")
-    return Failpoint(name, action, token=token, skip=int(skip or 0))
 
 
 def main() -> int:
