@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from danbooru_index.config import BuildConfig, Device
-from danbooru_index.encoder import cpu_count, nvidia_driver
+from danbooru_index.devices import cpu_count, nvidia_driver
 from danbooru_index.errors import ClusterError, DeviceError, first_line
 from danbooru_index.signals import terminable
 

@@ -1,23 +1,20 @@
 """The encoder: texts -> token batches -> dense vectors, sparse weights and ColBERT matrices (BGE-M3).
 
 Weights, tokenizer and heads are loaded by FlagEmbedding; the numbers are those of `BGEM3FlagModel.encode`. What differs
-is the work around them: rows are grouped by exact token count, so that nothing is padded and attention needs no mask;
-equal rows are encoded once; the heads' results stay on the device, in flat buffers, until a whole batch is done.
-The only module, with the fine-tuning one, that imports torch.
+is the work around them: rows are sorted by token count and packed (`forward`), so that nothing is padded; equal rows
+are encoded once; the heads' results stay on the device, in flat buffers, until a whole batch is done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,7 +22,8 @@ import numpy.typing as npt
 
 from danbooru_index.batches import Array, Encoding, TokenBatch, ragged_take, replace_rows
 from danbooru_index.config import Device, Precision
-from danbooru_index.errors import DeviceError, ModelError, first_line
+from danbooru_index.errors import ModelError, first_line
+from danbooru_index.forward import PackedModel, pack_calls
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +33,14 @@ LARGEST_GPU_TOKENS_PER_BATCH = 32_768
 SMALLEST_TOKENS_PER_BATCH = 512
 HALVINGS = 8
 SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if it hung
+OUTPUTS = ("dense", "sparse_ids", "sparse_weights", "colbert", "finite")
 SPECIAL_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclass(slots=True)
 class EncoderStats:
     """What an encoder has done: `tokens` of the texts, `computed` of them (equal rows once), `processed` on the device
-    (with padding: none, so the same), seconds in the forward pass, floating-point operations."""
+    (with the calls' tails), seconds in the forward pass, useful floating-point operations."""
 
     tokens: int = 0
     computed: int = 0
@@ -49,17 +48,6 @@ class EncoderStats:
     seconds: float = 0.0
     flops: float = 0.0
     recomputed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
-    """A device as a worker sees it; memory in bytes (0 on a CPU)."""
-
-    kind: str
-    name: str
-    precision: str
-    memory: int = 0
-    free_memory: int = 0
 
 
 class TextEncoder(Protocol):
@@ -104,7 +92,7 @@ class Tokenizer:
         )
         rows = batch["input_ids"]
         lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
-        token_ids = np.fromiter((t for row in rows for t in row), dtype=np.int32, count=int(lengths.sum()))
+        token_ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
         full = np.flatnonzero(lengths >= self._max_length)
         truncated = sum(1 for row in full if batch.encodings[int(row)].overflowing)
         return TokenBatch(token_ids, lengths, truncated)
@@ -128,7 +116,8 @@ def quiet_loading() -> Iterator[None]:
 class Encoder:
     """BGE-M3 on one device. `encode` may be called from several threads: one forward pass runs at a time.
 
-    `half_output`: dense and ColBERT come as float16, cast on the device, else as float32.
+    `half_output`: dense and ColBERT come as float16, cast on the device, else as float32. `projection` [D, C] float32:
+    ColBERT vectors have C values instead of D (`codec`).
     """
 
     def __init__(
@@ -140,6 +129,7 @@ class Encoder:
         tokens_per_batch: int | None = None,
         threads: int | None = None,
         half_output: bool = False,
+        projection: npt.NDArray[np.float32] | None = None,
     ) -> None:
         import torch
 
@@ -147,14 +137,16 @@ class Encoder:
         self._forwards = ThreadPoolExecutor(1, "forward", torch.set_num_threads, (threads or torch.get_num_threads(),))
         self._path = path
         self._device = "cuda" if device is Device.CUDA else "cpu"
-        self._embedder = _load(path, self._device, precision)
-        self._model = self._embedder.model
+        embedder = _load(path, self._device, precision)
+        config = embedder.model.model.config
         self._output_dtype = torch.float16 if half_output else torch.float32
-        config = self._model.model.config
         self.dim: int = config.hidden_size
+        self.colbert_dim: int = self.dim if projection is None else projection.shape[1]
         self._layers, self._intermediate = config.num_hidden_layers, config.intermediate_size
-        special = [getattr(self._embedder.tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
-        self._special = torch.tensor([s for s in special if s is not None], device=self._device)
+        self._padding: int = config.pad_token_id
+        special = [getattr(embedder.tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
+        self._projection = projection
+        self._forward = PackedModel(embedder.model, self._device, [s for s in special if s is not None], projection)
         self.tokens_per_batch = tokens_per_batch or self._default_tokens_per_batch()
         self.stats = EncoderStats()
         self._recomputing = threading.Lock()
@@ -173,8 +165,23 @@ class Encoder:
         """
         plan = _Plan(batch)
         outputs = self._forwards.submit(self._run_counted, plan, on_rows, stats or EncoderStats()).result()
-        encoding, suspects = plan.assemble(outputs)
+        encoding, suspects = plan.assemble(_to_host(outputs))
         return self._recompute(batch, encoding, suspects, on_rows) if len(suspects) else encoding
+
+    def second_moment(self, batch: TokenBatch) -> Array:
+        """The sum of v vT over all ColBERT vectors v of the distinct texts, [D, D] float64, summed on the device."""
+        import torch
+
+        def run() -> Array:
+            total = torch.zeros(self.dim, self.dim, dtype=torch.float32, device=self._device)
+            with torch.inference_mode():
+                for call in pack_calls(_Plan(batch).groups, self.tokens_per_batch, self._padding):
+                    vectors = self._forward(call)[OUTPUTS.index("colbert")]
+                    vectors = vectors[torch.isfinite(vectors).all(1)]
+                    total += vectors.T @ vectors
+            return total.double().cpu().numpy()
+
+        return self._forwards.submit(run).result()
 
     @property
     def peak_memory(self) -> int:
@@ -190,63 +197,50 @@ class Encoder:
         flops = 2 * tokens * (dense + self._layers * max_length * self.dim * 2)
         return 60.0 + float(flops) / SLOWEST_FLOPS[self._device]
 
-    def _run_counted(self, plan: _Plan, on_rows: Callable[[int], None] | None, stats: EncoderStats) -> dict[str, Array]:
+    def _run_counted(
+        self, plan: _Plan, on_rows: Callable[[int], None] | None, stats: EncoderStats
+    ) -> dict[str, torch.Tensor]:
         """Run with ever smaller token budgets while memory runs out; count the time and the work."""
         started = time.perf_counter()
         for attempt in range(HALVINGS + 1):
             try:
-                outputs = self._run(plan, on_rows)
+                outputs, processed = self._run(plan, on_rows)
                 break
             except Exception as error:
                 if not _is_out_of_memory(error) or attempt == HALVINGS or self.tokens_per_batch <= 1:
                     raise self._failure(error) from None
             self._halve()
         for counted in (self.stats, stats):
-            self._count(counted, plan, time.perf_counter() - started)
+            self._count(counted, plan, processed, time.perf_counter() - started)
         return outputs
 
-    def _run(self, plan: _Plan, on_rows: Callable[[int], None] | None = None) -> dict[str, Array]:
+    def _run(self, plan: _Plan, on_rows: Callable[[int], None] | None = None) -> tuple[dict[str, torch.Tensor], int]:
+        """All calls of a plan, on the device: flat buffers in the plan's order, and the tokens that went through."""
         import torch
 
+        sizes = {"dense": plan.unique_rows, "colbert": plan.vectors, "finite": plan.unique_rows}
+        sizes |= {"sparse_ids": plan.unique_tokens, "sparse_weights": plan.unique_tokens}
+        widths = {"dense": (self.dim,), "colbert": (self.colbert_dim,)}
+        kinds = {"sparse_ids": torch.int32, "sparse_weights": torch.float32, "finite": torch.bool}
         out = {
-            "dense": torch.empty(plan.unique_rows, self.dim, dtype=self._output_dtype, device=self._device),
-            "colbert": torch.empty(plan.vectors, self.dim, dtype=self._output_dtype, device=self._device),
-            "sparse_ids": torch.empty(plan.unique_tokens, dtype=torch.int32, device=self._device),
-            "sparse_weights": torch.empty(plan.unique_tokens, dtype=torch.float32, device=self._device),
-            "finite": torch.empty(plan.unique_rows, dtype=torch.bool, device=self._device),
+            name: torch.empty(
+                (size, *widths.get(name, ())), dtype=kinds.get(name, self._output_dtype), device=self._device
+            )
+            for name, size in sizes.items()
         }
-        row = token = vector = 0
+        filled = dict.fromkeys(out, 0)
+        processed = 0
         with torch.inference_mode():
-            for group in plan.groups:
-                count, length = group.shape
-                step = max(1, self.tokens_per_batch // length)
-                for start in range(0, count, step):
-                    ids = torch.from_numpy(group[start : start + step].astype(np.int64)).to(self._device)
-                    dense, ids_sorted, weights, colbert, finite = self._forward(ids)
-                    n = ids.shape[0]
-                    out["dense"][row : row + n] = dense
-                    out["finite"][row : row + n] = finite
-                    out["sparse_ids"][token : token + n * length] = ids_sorted.flatten()
-                    out["sparse_weights"][token : token + n * length] = weights.flatten()
-                    out["colbert"][vector : vector + n * (length - 1)] = colbert.flatten(0, 1)
-                    if on_rows:
-                        on_rows(n)
-                    row, token, vector = row + n, token + n * length, vector + n * (length - 1)
-            return {name: value.cpu().numpy() for name, value in out.items()}
-
-    def _forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One call of the model on rows of one length, ids [n, L]: no padding, hence no attention mask."""
-        import torch
-        from torch.nn.functional import normalize
-
-        hidden = self._model.model(input_ids=ids, return_dict=True).last_hidden_state
-        # Normalised in fp32: a bf16 norm is off by up to 0.4%, and every score with it.
-        dense = normalize(hidden[:, 0].float(), dim=-1)
-        colbert = normalize(self._model.colbert_linear(hidden[:, 1:]).float(), dim=-1)
-        weights = torch.relu(self._model.sparse_linear(hidden)).squeeze(-1).float()
-        finite = torch.isfinite(dense.sum(1) + weights.sum(1) + colbert.sum((1, 2)))
-        weights = weights.masked_fill(torch.isin(ids, self._special), 0.0)
-        return dense, *_segment_max(ids, weights), colbert, finite
+            for call in pack_calls(plan.groups, self.tokens_per_batch, self._padding):
+                for name, part in zip(OUTPUTS, self._forward(call), strict=True):
+                    out[name][filled[name] : filled[name] + len(part)] = part
+                    filled[name] += len(part)
+                processed += len(call.ids)
+                if on_rows:
+                    on_rows(call.rows)
+            if self._device == "cuda":
+                torch.cuda.current_stream().synchronize()  # the time counted is the device's
+        return out, processed
 
     def _recompute(
         self,
@@ -259,7 +253,8 @@ class Encoder:
         again = []
         with self._recomputing:
             if self._reference is None:
-                self._reference = Encoder(self._path, half_output=self._output_dtype.itemsize == 2)
+                half = self._output_dtype.itemsize == 2
+                self._reference = Encoder(self._path, half_output=half, projection=self._projection)
             self.stats.recomputed += len(suspects)
             for row in suspects.tolist():
                 again.append(self._reference._encode_once(batch.rows(row, row + 1)))
@@ -270,7 +265,7 @@ class Encoder:
     def _encode_once(self, batch: TokenBatch) -> tuple[Encoding, bool]:
         """One text, and whether its output is finite; never recomputed."""
         plan = _Plan(batch)
-        encoding, suspects = plan.assemble(self._run(plan))
+        encoding, suspects = plan.assemble(_to_host(self._run(plan)[0]))
         return encoding, not len(suspects)
 
     def _default_tokens_per_batch(self) -> int:
@@ -300,13 +295,13 @@ class Encoder:
             f"the model failed on {self._device}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         )
 
-    def _count(self, stats: EncoderStats, plan: _Plan, seconds: float) -> None:
+    def _count(self, stats: EncoderStats, plan: _Plan, processed: int, seconds: float) -> None:
         hidden = self.dim
         per_token = self._layers * 2 * (4 * hidden**2 + 2 * hidden * self._intermediate) + 2 * hidden**2 + 2 * hidden
         attention = sum(g.shape[0] * g.shape[1] ** 2 for g in plan.groups) * self._layers * 4 * hidden
         stats.tokens += plan.tokens
         stats.computed += plan.unique_tokens
-        stats.processed += sum(g.size for g in plan.groups)
+        stats.processed += processed
         stats.seconds += seconds
         stats.flops += plan.unique_tokens * per_token + attention
 
@@ -356,17 +351,21 @@ class _Plan:
         return encoding, np.flatnonzero(~out["finite"][self.unique_of])
 
 
-def _segment_max(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per row: ids ascending, and at each first occurrence the maximum weight of that id, 0 at the others; [n, L]."""
+def _to_host(outputs: dict[str, torch.Tensor]) -> dict[str, Array]:
+    """Device buffers as numpy arrays: from a GPU through pinned memory, on a stream of its own, so that the copy runs
+    beside the next forward pass (which another thread has begun by now)."""
     import torch
 
-    ordered, places = torch.sort(ids, dim=1, stable=True)
-    weights = weights.gather(1, places)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    segment = first.long().cumsum(1) - 1
-    highest = torch.zeros_like(weights).scatter_reduce_(1, segment, weights, reduce="amax")
-    return ordered, highest.gather(1, segment).masked_fill(~first, 0.0)
+    if not outputs["dense"].is_cuda:
+        return {name: value.numpy() for name, value in outputs.items()}
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        copies = {
+            name: torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+            for name, value in outputs.items()
+        }
+    stream.synchronize()
+    return {name: value.numpy() for name, value in copies.items()}
 
 
 def gpu_tokens_per_batch(free: int, dim: int, intermediate: int) -> int:
@@ -403,76 +402,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def probe_device(device: Device, precision: Precision) -> DeviceInfo:
-    """What this process can run on, with AUTO resolved. Raises `DeviceError` where an NVIDIA card is there, or was
-    asked for, and torch cannot use it: never a silent run on the CPU."""
-    if device is not Device.CPU and (device is Device.CUDA or nvidia_driver() is not None):
-        import torch
-
-        if torch.cuda.is_available():
-            free, total = torch.cuda.mem_get_info()
-            chosen = Precision.FP16 if precision is Precision.AUTO else precision
-            return DeviceInfo("cuda", torch.cuda.get_device_name(), chosen.value, total, free)
-        _refuse_unusable_card(device, torch.__version__, torch.version.cuda)
-    if precision is Precision.FP16:
-        raise DeviceError("--precision fp16 on a CPU is 8 times slower than fp32 there: use bf16 or fp32")
-    if precision is Precision.AUTO:
-        precision = Precision.BF16 if cpu_has_bf16() else Precision.FP32
-    return DeviceInfo("cpu", cpu_name(), precision.value)
-
-
-def _refuse_unusable_card(device: Device, torch_version: str, cuda: str | None) -> None:
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1")
-    card = nvidia_driver()
-    if device is Device.CUDA and (card is None or hidden):
-        why = "CUDA_VISIBLE_DEVICES hides them all" if hidden else "nvidia-smi finds none"
-        raise DeviceError(f"--device cuda, but there is no NVIDIA GPU here ({why}); pass --device cpu")
-    if card is None or hidden:
-        return
-    name, driver = card
-    if cuda is None:
-        remedy = f"install a CUDA build: pip install --force-reinstall torch=={torch_version.split('+')[0]}"
-        wheel = f"torch {torch_version} is a CPU build"
-    else:
-        remedy = f"update the driver to one for CUDA {cuda} or later, or install torch for the CUDA of this driver"
-        wheel = f"torch {torch_version} is built for CUDA {cuda}"
-    raise DeviceError(f"{name} (driver {driver}) cannot be used: {wheel}; {remedy}; or pass --device cpu")
-
-
-def nvidia_driver() -> tuple[str, str] | None:
-    """(name, driver version) of the first NVIDIA card, as `nvidia-smi` says; None where there is none."""
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    first = answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""
-    name, _, driver = first.partition(",")
-    return (name.strip(), driver.strip()) if driver else None
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX; Arm bf16)."""
-    with contextlib.suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text()
-        return any(word in flags for word in ("avx512_bf16", "amx_bf16", " bf16"))
-    return False
-
-
-def cpu_name() -> str:
-    """The processor's name and its cores, such as `AMD EPYC (2 cores)`."""
-    name = "CPU"
-    with contextlib.suppress(OSError, IndexError):
-        name = Path("/proc/cpuinfo").read_text().split("model name")[1].split(":")[1].split("\n")[0].strip()
-    return f"{name} ({cpu_count()} cores)"
-
-
-def cpu_count() -> int:
-    """The cores this process may use: its affinity, and its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores

@@ -27,8 +27,8 @@ from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import EMBEDDED_MODEL, Checkpoint, resolve_model
 from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, plan_cluster, ray_session
 from danbooru_index.config import PRODUCTION_MODEL, BuildConfig, Device, Precision, worker_environment
+from danbooru_index.devices import DeviceInfo, nvidia_driver, probe_device
 from danbooru_index.durable import owned, remove_tree, replace_file
-from danbooru_index.encoder import DeviceInfo, nvidia_driver, probe_device
 from danbooru_index.errors import (
     BuildFailedError,
     ClusterError,

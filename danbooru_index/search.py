@@ -20,7 +20,8 @@ import pyarrow as pa
 from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import resolve_model
 from danbooru_index.config import Device, Filter, Mode, Precision, Weights
-from danbooru_index.encoder import Encoder, Tokenizer, probe_device
+from danbooru_index.devices import probe_device
+from danbooru_index.encoder import Encoder, Tokenizer
 from danbooru_index.errors import ModelError, StorageError, UsageError
 from danbooru_index.generations import Generation, IndexRoot
 from danbooru_index.reader import GenerationReader, Rows, Scores

@@ -34,9 +34,10 @@ from faults import (
 from light import Light, light_config
 
 from danbooru_index.config import Precision
-from danbooru_index.encoder import Encoder, Tokenizer
+from danbooru_index.encoder import Tokenizer
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError
 from danbooru_index.failpoints import PAUSE_S, Failpoint
+from danbooru_index.forward import PackedModel
 from danbooru_index.generations import IndexRoot
 from danbooru_index.pipeline import build
 from danbooru_index.search import TagIndex
@@ -284,23 +285,24 @@ class NonFinite:
         self._spoiled, self._hopeless = spoiled, hopeless
 
     def __call__(self, settings):
-        import torch
-
         encoder = load_encoder(settings)
-        forward, spoiled, hopeless = Encoder._forward, self._spoiled, self._hopeless
+        forward, spoiled, hopeless = PackedModel.__call__, self._spoiled, self._hopeless
 
-        def spoiling(self, ids):
-            dense, sorted_ids, weights, colbert, finite = forward(self, ids)
-            for row, tokens in enumerate(ids.tolist()):
-                if tuple(tokens) in (spoiled | hopeless if self is encoder else hopeless):
+        def spoiling(self, call):
+            dense, sorted_ids, weights, colbert, finite = forward(self, call)
+            at = 0
+            for row, length in enumerate(length for rows, length in call.spans for _ in range(rows)):
+                tokens = call.ids[at : at + length].tolist()
+                if tuple(tokens) in (spoiled | hopeless if self is encoder._forward else hopeless):
                     kind = sum(tokens) % 3
                     dense[row] = float("nan") if kind == 0 else dense[row]
-                    colbert[row, 0] = float("inf") if kind == 1 else colbert[row, 0]
-                    weights[row, 0] = float("-inf") if kind == 2 else weights[row, 0]
+                    colbert[at - row, 0] = float("inf") if kind == 1 else colbert[at - row, 0]
+                    weights[at] = float("-inf") if kind == 2 else weights[at]
                     finite[row] = False
-            return dense, sorted_ids, weights, colbert, torch.as_tensor(finite)
+                at += length
+            return dense, sorted_ids, weights, colbert, finite
 
-        Encoder._forward = spoiling
+        PackedModel.__call__ = spoiling
         return encoder
 
 

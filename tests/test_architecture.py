@@ -10,7 +10,8 @@ ROOMS = [
     {"errors", "config", "records", "failpoints", "signals", "versions"},  # vocabulary
     {"batches"},
     {"packing", "uniqueness"},  # press
-    {"encoder", "checkpoint", "object_store", "sources"},  # model; what intake and vault stand on
+    {"forward", "devices", "checkpoint", "object_store", "sources"},  # model; what intake and vault stand on
+    {"encoder"},
     {"shards", "durable"},  # intake, vault
     {"tables"},
     {"preparation", "generations"},
@@ -22,7 +23,7 @@ ROOMS = [
     {"cli"},  # door
 ]
 HOMES = {
-    "torch": {"encoder"},
+    "torch": {"encoder", "forward", "devices"},
     "FlagEmbedding": {"encoder"},
     "transformers": {"encoder"},
     "ray": {"pipeline", "cluster", "workers"},

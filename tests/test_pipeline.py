@@ -14,7 +14,7 @@ import pytest
 from processes import running
 
 from danbooru_index.config import BuildConfig, Device, Mode, Precision, PrepareConfig, RejectLimit
-from danbooru_index.encoder import nvidia_driver
+from danbooru_index.devices import nvidia_driver
 from danbooru_index.errors import DeviceError, IndexBusyError, ModelError, UsageError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.generations import IndexRoot

@@ -1,0 +1,96 @@
+"""What this machine runs a model on: its NVIDIA cards as torch sees them, else its CPU; never a silent fall-back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from danbooru_index.config import Device, Precision
+from danbooru_index.errors import DeviceError
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device as a worker sees it; memory in bytes (0 on a CPU)."""
+
+    kind: str
+    name: str
+    precision: str
+    memory: int = 0
+    free_memory: int = 0
+
+
+def probe_device(device: Device, precision: Precision) -> DeviceInfo:
+    """What this process can run on, with AUTO resolved. Raises `DeviceError` where an NVIDIA card is there, or was
+    asked for, and torch cannot use it: never a silent run on the CPU."""
+    if device is not Device.CPU and (device is Device.CUDA or nvidia_driver() is not None):
+        import torch
+
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()
+            chosen = Precision.FP16 if precision is Precision.AUTO else precision
+            return DeviceInfo("cuda", torch.cuda.get_device_name(), chosen.value, total, free)
+        _refuse_unusable_card(device, torch.__version__, torch.version.cuda)
+    if precision is Precision.FP16:
+        raise DeviceError("--precision fp16 on a CPU is 8 times slower than fp32 there: use bf16 or fp32")
+    if precision is Precision.AUTO:
+        precision = Precision.BF16 if cpu_has_bf16() else Precision.FP32
+    return DeviceInfo("cpu", cpu_name(), precision.value)
+
+
+def _refuse_unusable_card(device: Device, torch_version: str, cuda: str | None) -> None:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1")
+    card = nvidia_driver()
+    if device is Device.CUDA and (card is None or hidden):
+        why = "CUDA_VISIBLE_DEVICES hides them all" if hidden else "nvidia-smi finds none"
+        raise DeviceError(f"--device cuda, but there is no NVIDIA GPU here ({why}); pass --device cpu")
+    if card is None or hidden:
+        return
+    name, driver = card
+    if cuda is None:
+        remedy = f"install a CUDA build: pip install --force-reinstall torch=={torch_version.split('+')[0]}"
+        wheel = f"torch {torch_version} is a CPU build"
+    else:
+        remedy = f"update the driver to one for CUDA {cuda} or later, or install torch for the CUDA of this driver"
+        wheel = f"torch {torch_version} is built for CUDA {cuda}"
+    raise DeviceError(f"{name} (driver {driver}) cannot be used: {wheel}; {remedy}; or pass --device cpu")
+
+
+def nvidia_driver() -> tuple[str, str] | None:
+    """(name, driver version) of the first NVIDIA card, as `nvidia-smi` says; None where there is none."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    first = answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""
+    name, _, driver = first.partition(",")
+    return (name.strip(), driver.strip()) if driver else None
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX; Arm bf16)."""
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text()
+        return any(word in flags for word in ("avx512_bf16", "amx_bf16", " bf16"))
+    return False
+
+
+def cpu_name() -> str:
+    """The processor's name and its cores, such as `AMD EPYC (2 cores)`."""
+    name = "CPU"
+    with contextlib.suppress(OSError, IndexError):
+        name = Path("/proc/cpuinfo").read_text().split("model name")[1].split(":")[1].split("\n")[0].strip()
+    return f"{name} ({cpu_count()} cores)"
+
+
+def cpu_count() -> int:
+    """The cores this process may use: its affinity, and its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
