@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TextIO
 
 from danbooru_index.config import (
     DEFAULT_MAX_LENGTH,
+    DEFAULT_MIN_FIDELITY,
     DEFAULT_SHARD_ROWS,
     BuildConfig,
     Device,
@@ -167,6 +168,19 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="N", help="tokens a text (default %(default)s)"
     )
     parser.add_argument("--tokens-per-batch", type=int, metavar="N", help="tokens a device call (default: from memory)")
+    parser.add_argument(
+        "--colbert-dim",
+        type=int,
+        metavar="N",
+        help="project ColBERT vectors to N values (default: in full)",
+    )
+    parser.add_argument(
+        "--min-fidelity",
+        type=float,
+        default=DEFAULT_MIN_FIDELITY,
+        metavar="SHARE",
+        help="refuse a projection that finds less than this share of the full top 10 again (default %(default)s)",
+    )
     parser.add_argument("--query-instruction", default="", metavar="TEXT", help="put before every query (default none)")
     parser.add_argument("--address", metavar="RAY", help="a running Ray cluster, such as auto (default: start one)")
     parser.add_argument("--allow-failed-shards", action="store_true", help="publish without failed shards, exit 3")
@@ -283,6 +297,8 @@ def _build_config(arguments: argparse.Namespace, shards: str) -> BuildConfig:
         address=arguments.address,
         allow_failed_shards=arguments.allow_failed_shards,
         query_instruction=arguments.query_instruction,
+        colbert_dim=arguments.colbert_dim,
+        min_fidelity=arguments.min_fidelity,
     )
 
 

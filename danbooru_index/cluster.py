@@ -10,12 +10,12 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.config import BuildConfig, Device
+from danbooru_index.config import BuildConfig, Device, worker_environment
 from danbooru_index.devices import cpu_count, nvidia_driver
 from danbooru_index.errors import ClusterError, DeviceError, first_line
 from danbooru_index.signals import terminable
@@ -23,6 +23,7 @@ from danbooru_index.signals import terminable
 OBJECT_STORE_BYTES = 256 << 20
 CORES_PER_ENCODER = 8
 TOKENIZER_CPUS = 0.25
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,24 @@ def _serves_jobs(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def on_worker(plan: ClusterPlan, num_cpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `function` once in a worker with a GPU where the plan has one; raise `ClusterError` where that fails."""
+    import ray
+    from ray.exceptions import RayError
+
+    environment = {"env_vars": worker_environment()}
+    remote = ray.remote(max_calls=1)(function).options(
+        num_cpus=num_cpus, num_gpus=plan.num_gpus, runtime_env=environment
+    )
+    reference = remote.remote(*arguments)
+    try:
+        while not ray.wait([reference], timeout=PATIENCE_S)[0]:
+            print("waiting for a worker of the cluster (other jobs may hold its GPUs)", file=sys.stderr)
+        return ray.get(reference)
+    except RayError as error:
+        raise ClusterError(f"a worker of this cluster cannot run the job: {first_line(error)}") from None
 
 
 def plan_cluster(config: BuildConfig, pending: int) -> ClusterPlan:

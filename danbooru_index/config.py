@@ -17,6 +17,8 @@ BASELINE_VRAM_GB = 4.2
 PRODUCTION_MODEL = "BAAI/bge-m3"
 DEFAULT_SHARD_ROWS = 4096
 DEFAULT_MAX_LENGTH = 512
+DEFAULT_MIN_FIDELITY = 0.7
+SMALLEST_COLBERT_DIM = 8
 LONGEST_MAX_LENGTH = 8192
 MAX_TEXT_BYTES = 1 << 20
 HISTOGRAM_EDGES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8193)
@@ -109,6 +111,9 @@ class PrepareConfig:
 class BuildConfig:
     """What `build` is asked to do. `model` None: BAAI/bge-m3 on a usable GPU, an error elsewhere.
 
+    `colbert_dim` None: ColBERT vectors in full; else projected to so many values, and refused where fewer than
+    `min_fidelity` of the full top 10 are found again.
+
     `failpoints` and `encoder` have no option: faults for tests, and a factory (worker settings -> encoder) that takes
     the place of the model's forward pass, for tests and benchmarks of everything around it.
     """
@@ -126,6 +131,8 @@ class BuildConfig:
     address: str | None = None
     allow_failed_shards: bool = False
     query_instruction: str = ""
+    colbert_dim: int | None = None
+    min_fidelity: float = DEFAULT_MIN_FIDELITY
     failpoints: tuple[Failpoint, ...] = ()
     encoder: Any = None
 
@@ -136,6 +143,10 @@ class BuildConfig:
             raise UsageError(f"--tokens-per-batch must be positive, not {self.tokens_per_batch}")
         if self.num_gpus is not None and self.num_gpus < 1:
             raise UsageError(f"--num-gpus must be at least 1, not {self.num_gpus}; without GPUs use --device cpu")
+        if self.colbert_dim is not None and self.colbert_dim < SMALLEST_COLBERT_DIM:
+            raise UsageError(f"--colbert-dim must be at least {SMALLEST_COLBERT_DIM}, not {self.colbert_dim}")
+        if not 0 <= self.min_fidelity <= 1:
+            raise UsageError(f"--min-fidelity must be between 0 and 1, not {self.min_fidelity}")
         if self.device is Device.CPU and self.num_gpus is not None:
             raise UsageError("--num-gpus and --device cpu contradict each other: leave one out")
         if self.device is Device.CPU and self.precision is Precision.FP16:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from danbooru_index.batches import Array, Encoding, TokenBatch, ragged_take, replace_rows
 from danbooru_index.config import Device, Precision
 from danbooru_index.errors import ModelError, first_line
-from danbooru_index.forward import PackedModel, pack_calls
+from danbooru_index.forward import PackedModel, max_sim_matrix, pack_calls
 
 if TYPE_CHECKING:
     import torch
@@ -182,6 +182,10 @@ class Encoder:
             return total.double().cpu().numpy()
 
         return self._forwards.submit(run).result()
+
+    def max_sim(self, questions: Encoding, records: Encoding, projection: Array | None = None) -> Array:
+        """MaxSim of every question with every record, [questions, records]; both projected first, where asked."""
+        return self._forwards.submit(max_sim_matrix, questions, records, projection, self._device).result()
 
     @property
     def peak_memory(self) -> int:

@@ -14,6 +14,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from danbooru_index.codec import FILE as CODEC_FILE
+from danbooru_index.codec import FULL, Codec, load_codec
 from danbooru_index.durable import (
     entries,
     file_sizes,
@@ -42,7 +44,7 @@ class Fingerprint:
     model_id: str
     precision: str
     max_length: int
-    codec: str = "full"
+    codec: str = FULL
     schema: int = SCHEMA_VERSION
     lance: str = LANCE_STORAGE_VERSION
 
@@ -74,6 +76,7 @@ class Manifest:
     failed_shards: list[str] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    codec: dict[str, Any] = field(default_factory=dict)
 
     def validate(self) -> None:
         """Raise `ValueError` where a field is of another type, or a name could leave the generation's folder."""
@@ -86,7 +89,7 @@ class Manifest:
             and all(isinstance(name, str) and SHARD_NAME.fullmatch(name) for name in names)
             and all(isinstance(self.model.get(name), str) for name in ("name", "path", "id"))
             and isinstance(self.fingerprint.get("max_length"), int)
-            and isinstance(self.fingerprint.get("precision"), str)
+            and all(isinstance(self.fingerprint.get(name), str) for name in ("precision", "codec"))
             and (self.sealed_at is None or set(self.versions) == set(TABLES))
             and all(TABLE_FILE.fullmatch(name) for name in self.files)
         )
@@ -112,6 +115,10 @@ class Generation:
     @property
     def id(self) -> str:
         return self.manifest.id
+
+    def load_codec(self) -> Codec | None:
+        """How ColBERT vectors are stored here, None: in full. Raises `StorageError` where its file is not whole."""
+        return load_codec(self.path, self.manifest.fingerprint["codec"])
 
     def is_sealed_by_now(self) -> bool:
         """Whether some process has finished this generation since it was read."""
@@ -189,13 +196,15 @@ class IndexRoot:
             )
         return Generation(path, _read_manifest(path / "manifest.json"))
 
-    def start(self, manifest: Manifest) -> Generation:
-        """A new, unfinished generation."""
+    def start(self, manifest: Manifest, codec: Codec | None = None) -> Generation:
+        """A new, unfinished generation; with its codec, which is there before it is."""
         numbers = [int(g.id[1:7]) for g in self.generations() if g.id[1:7].isdigit()]
         manifest.id = f"g{max(numbers, default=0) + 1:06d}-{manifest.fingerprint_digest[:8]}"
         manifest.created_at = time.time()
         generation = Generation(self.path / "generations" / manifest.id, manifest)
         make_folder(generation.path / "shards")
+        if codec is not None:
+            replace_file(generation.path / CODEC_FILE, codec.to_bytes())
         reach("generation.folder")
         generation.save()
         reach("generation.started")

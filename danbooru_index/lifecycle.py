@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from danbooru_index.codec import Codec
 from danbooru_index.errors import BuildFailedError, StorageError, first_line
 from danbooru_index.failpoints import reach
 from danbooru_index.generations import Generation, IndexRoot, Manifest, describe_difference
@@ -30,7 +31,7 @@ class Beginning:
     finished: bool = False
 
 
-def begin(root: IndexRoot, wanted: Manifest) -> Beginning:
+def begin(root: IndexRoot, wanted: Manifest, codec: Codec | None = None) -> Beginning:
     """Go on with the unfinished generation that equals `wanted` in all that must not be mixed, else start a new one.
 
     A finished one is published again where it is not; a damaged one is left alone and built anew.
@@ -58,7 +59,7 @@ def begin(root: IndexRoot, wanted: Manifest) -> Beginning:
         last = known[-1]
         why = describe_difference(last.manifest, wanted) or "its failed shards are tried again"
         notes.append(f"new generation, since these differ from {last.id}: {why}")
-    return Beginning(root.start(wanted), notes)
+    return Beginning(root.start(wanted, codec), notes)
 
 
 def _same(old: Manifest, wanted: Manifest) -> bool:

@@ -10,13 +10,11 @@ import hashlib
 import io
 import json
 import os
-import random
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,8 @@ import numpy as np
 from danbooru_index import workers
 from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import EMBEDDED_MODEL, Checkpoint, resolve_model
-from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, plan_cluster, ray_session
+from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, on_worker, plan_cluster, ray_session
+from danbooru_index.codec import Codec, Fidelity
 from danbooru_index.config import PRODUCTION_MODEL, BuildConfig, Device, Precision, worker_environment
 from danbooru_index.devices import DeviceInfo, nvidia_driver, probe_device
 from danbooru_index.durable import owned, remove_tree, replace_file
@@ -45,9 +44,11 @@ from danbooru_index.lifecycle import begin, check_tables, count_rejects, end
 from danbooru_index.object_store import Location
 from danbooru_index.preparation import describe_rejects
 from danbooru_index.progress import Progress
+from danbooru_index.projection import obtain, refuse_below
 from danbooru_index.reader import GenerationReader
-from danbooru_index.selfcheck import Sample, self_queries
-from danbooru_index.shards import Shard, find_parquet, list_shards, mark_duplicates, read_shard
+from danbooru_index.sampling import Sample, choose_samples
+from danbooru_index.selfcheck import self_queries
+from danbooru_index.shards import Shard, find_parquet, list_shards, mark_duplicates
 from danbooru_index.tables import CompletionRecord, free_bytes, read_records
 from danbooru_index.throughput import BuildReport, ShardCounts, save_report
 from danbooru_index.versions import check_versions
@@ -62,7 +63,6 @@ from danbooru_index.workers import (
 )
 
 SAMPLES = 16
-PATIENCE_S = 60.0
 ESTIMATE_TEXTS = 2000
 ATTEMPTS = 2
 SOLO_ATTEMPTS = 2
@@ -80,6 +80,7 @@ class Run:
     checkpoint: Checkpoint
     plan: ClusterPlan
     device: DeviceInfo
+    recipe: WorkerSettings
     generation: Generation
     notes: list[str]
     skipped: int = 0
@@ -162,16 +163,23 @@ def _build(
 ) -> BuildReport:
     device = _on_worker(plan, config)
     hidden = _hidden_size(checkpoint, config.max_length)
+    recipe = _recipe(config, plan, device, checkpoint, hidden)
     fingerprint = Fingerprint(checkpoint.model_id, device.precision, config.max_length)
-    beginning = begin(root, _wanted(config, shards, checkpoint, fingerprint, hidden))
-    run = Run(config, started, shards, checkpoint, plan, device, beginning.generation, beginning.notes)
+    projected = None
+    if recipe.colbert_dim < hidden:
+        projected = obtain(root, fingerprint, _input_digest(shards), shards, plan, recipe)
+        refuse_below(projected[1], config.min_fidelity)
+        fingerprint = replace(fingerprint, codec=projected[0].name)
+    wanted = _wanted(config, shards, checkpoint, fingerprint, recipe, projected)
+    beginning = begin(root, wanted, projected[0] if projected else None)
+    run = Run(config, started, shards, checkpoint, plan, device, recipe, beginning.generation, beginning.notes)
     if beginning.finished:
         return _report(run, _records(run, sealed=True), "already published: nothing to do")
     done = _records(run)
     run.skipped = len(done)
     pending = [shard for shard in shards if shard.id not in done]
     _check_space(run, pending)
-    run.samples = _choose_samples(shards)
+    run.samples = choose_samples(shards, SAMPLES)
     _encode(run, pending)
     reach("build.encoded")
     return _finish(run, root)
@@ -202,46 +210,68 @@ def _on_worker(plan: ClusterPlan, config: BuildConfig) -> DeviceInfo:
 
 
 def _probe_remotely(plan: ClusterPlan, device: Device, precision: Precision) -> DeviceInfo:
-    import ray
-    from ray.exceptions import RayError
-
     def probe(device: Device, precision: Precision) -> DeviceInfo | str:
         try:
             return probe_device(device, precision)
         except DeviceError as error:
             return str(error)
 
-    remote = ray.remote(probe).options(
-        num_cpus=TOKENIZER_CPUS, num_gpus=plan.num_gpus, runtime_env={"env_vars": worker_environment()}
-    )
-    reference = remote.remote(device, precision)
-    try:
-        while not ray.wait([reference], timeout=PATIENCE_S)[0]:
-            print("waiting for the cluster to have a free worker (other jobs may hold its GPUs)", file=sys.stderr)
-        answer: DeviceInfo | str = ray.get(reference)
-    except RayError as error:
-        raise ClusterError(f"a worker of this cluster cannot run the job: {first_line(error)}") from None
+    answer: DeviceInfo | str = on_worker(plan, TOKENIZER_CPUS, probe, device, precision)
     if isinstance(answer, str):
         raise DeviceError(answer)
     return answer
 
 
+def _recipe(
+    config: BuildConfig, plan: ClusterPlan, device: DeviceInfo, checkpoint: Checkpoint, hidden: int
+) -> WorkerSettings:
+    """What every actor of this build needs to make its tokeniser or encoder; raise `UsageError` for too wide a codec."""
+    if config.colbert_dim and config.colbert_dim > hidden:
+        raise UsageError(f"--colbert-dim {config.colbert_dim}: {checkpoint.name} has {hidden} values a vector")
+    return WorkerSettings(
+        model=checkpoint.name,
+        model_path=checkpoint.path,
+        model_id=checkpoint.model_id,
+        device=plan.device.value,
+        precision=device.precision,
+        max_length=config.max_length,
+        dim=hidden,
+        colbert_dim=config.colbert_dim or hidden,
+        tokens_per_batch=config.tokens_per_batch,
+        threads=plan.threads,
+        failpoints=config.failpoints,
+        hang_s=workers.HANG_S,
+        slice_bytes=workers.SLICE_BYTES,
+        encoder=config.encoder,
+    )
+
+
 def _wanted(
-    config: BuildConfig, shards: list[Shard], checkpoint: Checkpoint, fingerprint: Fingerprint, hidden: int
+    config: BuildConfig,
+    shards: list[Shard],
+    checkpoint: Checkpoint,
+    fingerprint: Fingerprint,
+    recipe: WorkerSettings,
+    projected: tuple[Codec, Fidelity] | None,
 ) -> Manifest:
     """What the generation of this build must be."""
     return Manifest(
         id="",
-        fingerprint={name: getattr(fingerprint, name) for name in fingerprint.__slots__},
+        fingerprint=asdict(fingerprint),
         fingerprint_digest=fingerprint.digest,
         model={"name": checkpoint.name, "path": checkpoint.path, "id": checkpoint.model_id},
-        dim=hidden,
-        colbert_dim=hidden,
-        input_digest=hashlib.sha256(json.dumps([(s.id, s.drop) for s in shards]).encode()).hexdigest(),
+        dim=recipe.dim,
+        colbert_dim=recipe.colbert_dim,
+        input_digest=_input_digest(shards),
         shards=[shard.id for shard in shards],
         input=config.shards,
         query_instruction=config.query_instruction,
+        codec=asdict(projected[1]) if projected else {},
     )
+
+
+def _input_digest(shards: list[Shard]) -> str:
+    return hashlib.sha256(json.dumps([(s.id, s.drop) for s in shards]).encode()).hexdigest()
 
 
 def _records(run: Run, *, sealed: bool = False) -> dict[str, CompletionRecord]:
@@ -251,9 +281,9 @@ def _records(run: Run, *, sealed: bool = False) -> dict[str, CompletionRecord]:
 def _check_space(run: Run, pending: list[Shard]) -> None:
     """Refuse a build whose tables would not fit the disk, before it begins."""
     records = sum(shard.rows for shard in pending)
-    dim = run.generation.manifest.dim
+    dim, colbert_dim = run.recipe.dim, run.recipe.colbert_dim
     tokens = _tokens_per_text(run.checkpoint, pending, run.config.max_length)
-    needed = int(records * (2 * dim + 2 * dim * tokens + 8 * tokens + 200) * DISK_SLACK)
+    needed = int(records * (2 * dim + 2 * colbert_dim * tokens + 8 * tokens + 200) * DISK_SLACK)
     free = free_bytes(run.generation.path)
     if needed > free:
         raise StorageError(
@@ -267,7 +297,7 @@ def _check_space(run: Run, pending: list[Shard]) -> None:
 def _tokens_per_text(checkpoint: Checkpoint, shards: list[Shard], max_length: int) -> float:
     """The mean number of tokens of a text, from a sample of the shards."""
     tokenizer = Path(checkpoint.path) / "tokenizer.json"
-    texts = [sample.text for sample in _choose_samples(shards, ESTIMATE_TEXTS)]
+    texts = [sample.text for sample in choose_samples(shards, ESTIMATE_TEXTS)]
     if not texts or not tokenizer.is_file():
         return 40.0
     from tokenizers import Tokenizer
@@ -280,19 +310,6 @@ def _tokens_per_text(checkpoint: Checkpoint, shards: list[Shard], max_length: in
     fast.no_truncation()
     encodings = fast.encode_batch(texts)
     return float(np.mean([min(len(encoding.ids), max_length) for encoding in encodings]))
-
-
-def _choose_samples(shards: list[Shard], count: int = SAMPLES) -> list[Sample]:
-    """Some records of the input, from shards all over it; the same ones every time."""
-    chooser = random.Random(0)
-    samples: list[Sample] = []
-    chosen = shards[:: max(1, len(shards) // 8)][:8]
-    for shard in chosen:
-        records, _ = read_shard(shard)
-        rows = sorted(chooser.sample(range(records.num_rows), min(records.num_rows, -(-count // len(chosen)))))
-        for record in records.select(["id", "text"]).take(rows).to_pylist():
-            samples.append(Sample(record["id"], record["text"], shard.id))
-    return samples[:count]
 
 
 def _encode(run: Run, pending: list[Shard]) -> None:
@@ -360,26 +377,14 @@ def _unpack(payload: bytes) -> Encoding:
 
 
 def _settings(run: Run, attempts: Location, limit: int, board: Any) -> WorkerSettings:
-    manifest = run.generation.manifest
-    return WorkerSettings(
+    return replace(
+        run.recipe,
         generation=str(run.generation.path.resolve()),
-        model=run.checkpoint.name,
-        model_path=run.checkpoint.path,
-        model_id=run.checkpoint.model_id,
         fingerprint=run.fingerprint,
-        device=run.plan.device.value,
-        precision=run.device.precision,
-        max_length=run.config.max_length,
-        dim=manifest.dim,
-        tokens_per_batch=run.config.tokens_per_batch,
-        threads=run.plan.threads,
+        codec=run.generation.manifest.fingerprint["codec"],
         attempts=str(attempts.resolve()),
         attempt_limit=limit,
-        failpoints=run.config.failpoints,
-        hang_s=workers.HANG_S,
-        slice_bytes=workers.SLICE_BYTES,
         board=board,
-        encoder=run.config.encoder,
     )
 
 
@@ -539,6 +544,7 @@ def _report(run: Run, records: dict[str, CompletionRecord], state: str) -> Build
         precision=run.device.precision,
         fingerprint=run.fingerprint,
         notes=run.notes,
+        codec={"name": manifest.fingerprint["codec"], "colbert_dim": manifest.colbert_dim, **manifest.codec},
     )
     for record in records.values():
         report.add_shard(summarize(record))

@@ -78,7 +78,10 @@ class QueryEncoder:
         info = probe_device(device, Precision.AUTO)
         precision = Precision.FP16 if info.kind == "cuda" else Precision.FP32
         self._tokenizer = Tokenizer(checkpoint.path, generation.manifest.fingerprint["max_length"])
-        self._encoder = Encoder(checkpoint.path, Device(info.kind), precision)
+        codec = generation.load_codec()
+        self._encoder = Encoder(
+            checkpoint.path, Device(info.kind), precision, projection=None if codec is None else codec.matrix
+        )
         self._instruction = generation.manifest.query_instruction
 
     def __call__(self, queries: list[str]) -> list[EncodedQuery]:
@@ -133,7 +136,7 @@ class TagIndex:
             return False
         latest = self._root.current()
         reader = GenerationReader(latest)
-        if latest.manifest.model["id"] != self.generation.manifest.model["id"]:
+        if latest.manifest.fingerprint_digest != self.generation.manifest.fingerprint_digest:
             self._encode = None
         self.generation, self._reader = latest, reader
         return True

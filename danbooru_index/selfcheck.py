@@ -5,26 +5,16 @@ Called by `pipeline` on the committed tables, before they are sealed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from danbooru_index.batches import Encoding
 from danbooru_index.config import Filter, Mode
 from danbooru_index.reader import GenerationReader
+from danbooru_index.sampling import Sample
 from danbooru_index.search import EncodedQuery, query_of
 
 TIE = 2e-3
 COLBERT_CANDIDATES = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A record of the input that must be in the tables."""
-
-    id: str
-    text: str
-    shard: str
 
 
 def self_queries(reader: GenerationReader, samples: list[Sample], encoding: Encoding) -> list[str]:

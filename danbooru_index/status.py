@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from danbooru_index.errors import StorageError
 from danbooru_index.generations import Generation, IndexRoot, done_shards
 from danbooru_index.object_store import Location, ObjectPath
 from danbooru_index.tables import damaged_files, read_record, verify_table
@@ -28,13 +29,15 @@ class GenerationStatus:
     created_at: float
     sealed_at: float | None
     bytes: int
+    colbert_dim: int
 
     def to_text(self) -> str:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.sealed_at or self.created_at))
         rows = f"{self.records:,} records" if self.sealed_at else f"{self.done} of {self.shards} shards done"
         return (
             f"  {self.id}  {self.state:<10} {when}  {rows}, {self.bytes / 1e6:,.1f} MB, "
-            f"{self.model} (id {self.model_id[:12]}) in {self.precision}, up to {self.max_length} tokens"
+            f"{self.model} (id {self.model_id[:12]}) in {self.precision}, up to {self.max_length} tokens, "
+            f"ColBERT at {self.colbert_dim} values"
         )
 
 
@@ -82,6 +85,7 @@ def _describe(generation: Generation, published: str | None) -> GenerationStatus
         created_at=manifest.created_at,
         sealed_at=manifest.sealed_at,
         bytes=_size(generation.path),
+        colbert_dim=manifest.colbert_dim,
     )
 
 
@@ -122,6 +126,10 @@ def verify(path: str) -> VerifyReport:
     generation = IndexRoot(path).current()
     manifest = generation.manifest
     problems = damaged_files(generation.path, manifest.files)
+    try:
+        generation.load_codec()
+    except StorageError as error:
+        problems.append(str(error))
     records = []
     for shard in manifest.shards:
         if shard in manifest.failed_shards:

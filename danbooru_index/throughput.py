@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from danbooru_index.codec import Fidelity
 from danbooru_index.config import BASELINE_RECORDS, BASELINE_TAGS_PER_SECOND, BASELINE_VRAM_GB
 from danbooru_index.durable import replace_file
 from danbooru_index.object_store import Location
@@ -85,6 +86,7 @@ class BuildReport:
     timeline: list[tuple[float, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     picture: str | None = None
+    codec: dict[str, Any] = field(default_factory=dict)
 
     @property
     def padding_waste(self) -> float:
@@ -142,6 +144,7 @@ class BuildReport:
             },
             "devices": [_fields(device) for device in self.devices],
             "fingerprint": self.fingerprint,
+            "codec": self.codec,
             "notes": self.notes,
             "picture": self.picture,
         }
@@ -155,6 +158,8 @@ class BuildReport:
         lines.append(f"  records   {self.records:,} in each of the three tables{rejected}")
         if self.rejects_file:
             lines.append(f"            each one left out is in {self.rejects_file}")
+        if "overlap" in self.codec:
+            lines.append(f"  codec     {Fidelity(**{n: self.codec[n] for n in Fidelity.__slots__}).to_text()}")
         counts = self.shards
         lines.append(
             f"  shards    {counts.total}: {counts.done} done now, {counts.skipped} before, {counts.failed} failed"

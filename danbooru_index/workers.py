@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from danbooru_index.batches import TokenBatch
 from danbooru_index.checkpoint import model_id, resolve_model
+from danbooru_index.codec import FULL, load_codec
 from danbooru_index.config import HISTOGRAM_EDGES, Device, Precision
 from danbooru_index.durable import claim, make_folder
 from danbooru_index.encoder import Encoder, EncoderStats, TextEncoder, Tokenizer
@@ -45,19 +46,21 @@ SLOWER = 20
 class WorkerSettings:
     """The recipe from which an actor builds its tokeniser or encoder."""
 
-    generation: str
     model: str
     model_path: str
     model_id: str
-    fingerprint: str
     device: str
     precision: str
     max_length: int
     dim: int
+    colbert_dim: int
     tokens_per_batch: int | None
     threads: int | None
-    attempts: str
-    attempt_limit: int
+    generation: str = ""
+    fingerprint: str = ""
+    codec: str = FULL
+    attempts: str = ""
+    attempt_limit: int = 1
     failpoints: tuple[Failpoint, ...] = ()
     hang_s: float | None = HANG_S
     slice_bytes: int = SLICE_BYTES
@@ -98,7 +101,7 @@ class TokenizeShard:
         self._problem = ""
         arm(settings.failpoints)
         try:
-            self._tokenizer = Tokenizer(local_model(settings), settings.max_length)
+            self._tokenizer = load_tokenizer(settings)
         except DanbooruIndexError as error:
             self._problem = str(error)
 
@@ -143,7 +146,7 @@ class EncodeShard:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._specs = table_specs(settings.dim, settings.dim)
+        self._specs = table_specs(settings.dim, settings.colbert_dim)
         self._problem = ""
         self._beat = Heartbeat(settings.hang_s)
         self._metrics = _Metrics()
@@ -187,7 +190,7 @@ class EncodeShard:
         report = self._reporter(shard.id, tokens)
         kept = 0
         try:
-            for start, stop in slices(tokens.lengths, self._settings.dim, self._settings.slice_bytes):
+            for start, stop in slices(tokens.lengths, self._settings.colbert_dim, self._settings.slice_bytes):
                 with self._beat:
                     reach("encode.forward", shard.id)
                     encoding = self._encoder.encode(tokens.rows(start, stop), report, stats)
@@ -260,8 +263,14 @@ class EncodeShard:
         }
 
 
+def load_tokenizer(settings: WorkerSettings) -> Tokenizer:
+    """The tokenizer of the model. Raises `ModelError`."""
+    return Tokenizer(local_model(settings), settings.max_length)
+
+
 def load_encoder(settings: WorkerSettings) -> Encoder:
-    """The real encoder, of BGE-M3's format. Raises `ModelError` or `DeviceError`."""
+    """The real encoder, of BGE-M3's format. Raises `ModelError`, `DeviceError` or `StorageError` (for its codec)."""
+    codec = load_codec(location(settings.generation), settings.codec)
     return Encoder(
         local_model(settings),
         Device(settings.device),
@@ -269,6 +278,7 @@ def load_encoder(settings: WorkerSettings) -> Encoder:
         tokens_per_batch=settings.tokens_per_batch,
         threads=settings.threads,
         half_output=True,
+        projection=None if codec is None else codec.matrix,
     )
 
 

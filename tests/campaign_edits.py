@@ -151,7 +151,7 @@ EDITS = {
     "precision": (_settings(precision=Precision.BF16), "precision (fp32 -> bf16)"),
     "max length": (_settings(max_length=64), "max length (512 -> 64)"),
     "query instruction": (_settings(query_instruction="q: "), "query instruction"),
-    "codec": (_in_manifest("codec", "128"), "codec (128 -> full)"),
+    "codec": (_in_manifest("codec", "svd-128-0"), "codec (svd-128-0 -> full)"),
     "schema": (_in_manifest("schema", 0), "schema (0 -> 1)"),
     "Lance version": (_in_manifest("lance", "2.0"), "lance (2.0 -> 2.2)"),
     "weights": (_flip("model.safetensors"), "model id"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -207,8 +209,22 @@ def compare(index: Path, expected: dict[str, list]) -> list[str]:
 @contextmanager
 def head_node(cpus: int = 2, *, dashboard: bool = False, node: str = "127.0.0.1", env: dict | None = None):
     """A Ray head node of our own, on loopback and without authentication unless told otherwise; yields its address."""
-    import socket
+    for _ in range(3):
+        process, base, ports = _start_head(cpus, dashboard, node, env)
+        if _answers(process, node, ports, dashboard):
+            break
+        said_last = said(process)[-500:]
+        _end_head(process, base)  # a port may have been taken meanwhile
+    else:
+        raise RuntimeError(f"the head node did not start: {said_last}")
+    os.environ["RAY_DASHBOARD"] = f"http://127.0.0.1:{ports[4]}"
+    try:
+        yield f"{node}:{ports[0]}"
+    finally:
+        _end_head(process, base)
 
+
+def _start_head(cpus, dashboard, node, env):
     base = Path(tempfile.mkdtemp(prefix="rh", dir="/tmp"))
     ports = []
     for _ in range(5):
@@ -224,27 +240,30 @@ def head_node(cpus: int = 2, *, dashboard: bool = False, node: str = "127.0.0.1"
     ]  # fmt: skip
     if node != "127.0.0.1":
         env = (env or {}) | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
-    process = start(command, env=env)
-    address = f"{node}:{ports[0]}"
+    return start(command, env=env), base, ports
+
+
+def _answers(process, node, ports, dashboard) -> bool:
     end = time.monotonic() + 60
-    while time.monotonic() < end:
+    while time.monotonic() < end and process.poll() is None:
         try:
             socket.create_connection((node, ports[0]), timeout=1).close()
             if dashboard:
                 urllib.request.urlopen(f"http://127.0.0.1:{ports[4]}/api/jobs/", timeout=2).close()
             if "Ray runtime started" in process.out.read_text():
-                break
+                return True
         except OSError:
             pass
         time.sleep(0.2)
-    os.environ["RAY_DASHBOARD"] = f"http://127.0.0.1:{ports[4]}"
-    try:
-        yield address
-    finally:
+    return False
+
+
+def _end_head(process, base) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
         for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
             kill(member.pid)
-        process.wait()
-        shutil.rmtree(base, ignore_errors=True)
+    process.wait()
+    shutil.rmtree(base, ignore_errors=True)
 
 
 def prepare_environment() -> None:

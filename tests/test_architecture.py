@@ -11,13 +11,14 @@ ROOMS = [
     {"batches"},
     {"packing", "uniqueness"},  # press
     {"forward", "devices", "checkpoint", "object_store", "sources"},  # model; what intake and vault stand on
-    {"encoder"},
+    {"encoder", "codec"},
     {"shards", "durable"},  # intake, vault
-    {"tables"},
+    {"tables", "sampling"},
     {"preparation", "generations"},
     {"reader", "throughput", "progress"},
     {"search", "status", "lifecycle"},  # desk
     {"selfcheck", "workers", "cluster"},  # engine
+    {"projection"},
     {"pipeline"},
     {"rebuild"},
     {"cli"},  # door
