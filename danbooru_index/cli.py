@@ -116,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_verify,
         _add_rollback,
         _add_prune,
+        _add_benchmark,
     ):
         add(verbs)
     return parser
@@ -264,6 +265,34 @@ def _add_prune(verbs: Any) -> None:
     parser.add_argument("--keep", type=int, default=3, metavar="N", help="generations to keep (default %(default)s)")
 
 
+def _add_benchmark(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "benchmark",
+        _benchmark,
+        "Measure this job against what you would use instead, here, as ratios; the last line is one JSON document.",
+        "danbooru-index benchmark encoder job --model BAAI/bge-m3 --input tags.jsonl --rows 4096",
+    )
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help="encoder (default), packing, colbert, job, overhead; with a simulated forward: device, scaling, shards",
+    )
+    parser.add_argument(
+        "--against", default="flagembedding", metavar="flagembedding|nothing", help="(default %(default)s)"
+    )
+    parser.add_argument("--model", required=True, metavar="NAME_OR_PATH")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    parser.add_argument(
+        "--input", action="append", metavar="INPUT", help="a tag dump (default: the sample of 468 tags)"
+    )
+    parser.add_argument("--rows", type=int, default=2048, metavar="N", help="records of it (default %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="rounds of each contestant (default %(default)s)"
+    )
+
+
 def _prepare(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.preparation import prepare
 
@@ -398,6 +427,28 @@ def _prune(arguments: argparse.Namespace, out: TextIO) -> int:
         deleted = root.prune(arguments.keep)
     said = f"{root.path}: deleted {', '.join(deleted)}" if deleted else f"{root.path}: nothing to delete"
     _print_dict({"deleted": deleted}, said, arguments, out)
+    return 0
+
+
+def _benchmark(arguments: argparse.Namespace, out: TextIO) -> int:
+    from danbooru_index.benchmark import SAMPLE, BenchmarkConfig, Part, benchmark
+
+    if arguments.against not in ("flagembedding", "nothing"):
+        raise UsageError(f"--against takes flagembedding or nothing, not {arguments.against!r}")
+    report = benchmark(
+        BenchmarkConfig(
+            model=arguments.model,
+            parts=tuple(Part.parse(word) for word in arguments.parts or ["encoder"]),
+            inputs=tuple(arguments.input or [str(SAMPLE)]),
+            rows=arguments.rows,
+            repeats=arguments.repeats,
+            device=Device.parse(arguments.device),
+            against=arguments.against == "flagembedding",
+        )
+    )
+    if not arguments.json:
+        print(report.to_text(), file=out)
+    print(json.dumps(report.to_dict(), ensure_ascii=False), file=out)
     return 0
 
 

@@ -187,6 +187,10 @@ class Encoder:
         """MaxSim of every question with every record, [questions, records]; both projected first, where asked."""
         return self._forwards.submit(max_sim_matrix, questions, records, projection, self._device).result()
 
+    def gemm_tflops(self) -> float:
+        """The device's TFLOP/s in this model's own largest matrix products, at the token budget."""
+        return self._forwards.submit(self._forward.gemm_tflops, self.tokens_per_batch).result()
+
     @property
     def peak_memory(self) -> int:
         """The most device memory held by tensors so far, in bytes (0 on a CPU)."""

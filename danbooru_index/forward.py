@@ -9,6 +9,7 @@ Called by `encoder`, which plans the calls.
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +26,7 @@ Attend = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tenso
 Attention = Callable[[tuple[tuple[int, int], ...], str], Attend]
 
 QUESTION_VECTORS = 256
+GEMMS = 8
 TAIL_STEPS = ((64, 1), (512, 32), (1 << 62, 128))
 
 
@@ -138,6 +140,11 @@ class PackedModel:
         weights = weights.masked_fill(torch.isin(ids, self._special), 0.0)
         return dense, *segment_max(ids, weights, rows), colbert, finite
 
+    def gemm_tflops(self, rows: int) -> float:
+        """What this device reaches in the largest products of this model alone: the limit of a forward pass."""
+        layer = self._layers[0]
+        return max(gemm_tflops(weight, rows) for weight in (layer.intermediate.dense.weight, layer.output.dense.weight))
+
     def _hidden(self, ids: torch.Tensor, positions: torch.Tensor, call: PackedCall) -> torch.Tensor:
         """The last layer's output for every token, [P, D]."""
         from torch.nn.functional import linear
@@ -250,3 +257,22 @@ def max_sim_matrix(
         counts = torch.from_numpy(questions.colbert_lengths).to(device).clamp(min=1)
         scores: npt.NDArray[np.float32] = (sums / counts[:, None]).cpu().numpy()
     return scores
+
+
+def gemm_tflops(weight: torch.Tensor, rows: int, seconds: float = 3.0) -> float:
+    """The best TFLOP/s of one matrix product [rows, D] x [D, N] after another, with this weight [N, D]'s type and device."""
+    import torch
+    from torch.nn.functional import linear
+
+    best = 0.0
+    with torch.inference_mode():
+        source = torch.randn(rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            for _ in range(GEMMS):
+                linear(source, weight)
+            if weight.is_cuda:
+                torch.cuda.synchronize()
+            best = max(best, GEMMS * 2 * rows * weight.numel() / (time.perf_counter() - started) / 1e12)
+    return best

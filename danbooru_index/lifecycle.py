@@ -19,7 +19,14 @@ from danbooru_index.failpoints import reach
 from danbooru_index.generations import Generation, IndexRoot, Manifest, describe_difference
 from danbooru_index.packing import TABLES
 from danbooru_index.reader import GenerationReader
-from danbooru_index.tables import CompletionRecord, commit, metadata_checksums, read_records, sweep_orphans
+from danbooru_index.tables import (
+    CompletionRecord,
+    commit,
+    metadata_checksums,
+    panics_as_errors,
+    read_records,
+    sweep_orphans,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +130,13 @@ def check_tables(generation: Generation, records: list[CompletionRecord]) -> dic
     ]
     counts: dict[str, int] = {}
     try:
-        reader = GenerationReader(generation)
-        counts = reader.counts()
-        problems += [
-            f"{name}: {counts[name]} rows instead of {expected}" for name in TABLES if counts[name] != expected
-        ]
-        problems += [] if problems else reader.id_problems()
+        with panics_as_errors():
+            reader = GenerationReader(generation)
+            counts = reader.counts()
+            problems += [
+                f"{name}: {counts[name]} rows instead of {expected}" for name in TABLES if counts[name] != expected
+            ]
+            problems += [] if problems else reader.id_problems()
     except (OSError, RuntimeError, pa.ArrowException) as error:  # a file that went, or is rotten
         problems.append(f"the tables cannot be read back ({first_line(error)})")
     if problems:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -195,7 +195,9 @@ def _hidden_size(checkpoint: Checkpoint, max_length: int) -> int:
 
 
 def _on_worker(plan: ClusterPlan, config: BuildConfig) -> DeviceInfo:
-    """The device and precision as a worker with the encoder's resources sees them."""
+    """The device and precision as a worker with the encoder's resources sees them; a simulated one says so itself."""
+    if (simulated := getattr(config.encoder, "device", None)) is not None:
+        return cast(DeviceInfo, simulated)
     wanted = Device.CUDA if plan.device is Device.CUDA else config.device
     if plan.device is Device.CPU and plan.local:
         info = probe_device(wanted, config.precision)

@@ -25,6 +25,7 @@ from danbooru_index.encoder import Encoder, Tokenizer
 from danbooru_index.errors import ModelError, StorageError, UsageError
 from danbooru_index.generations import Generation, IndexRoot
 from danbooru_index.reader import GenerationReader, Rows, Scores
+from danbooru_index.tables import panics_as_errors
 
 CANDIDATES = 200
 LARGEST_LIMIT = 1000
@@ -189,7 +190,8 @@ class TagIndex:
             self._encode = QueryEncoder(self.generation, self._model, self._device)
         encoded = self._encode([query])[0]
         try:
-            return _hits(self._reader, rank(self._reader, encoded, mode, limit, weights, wanted))
+            with panics_as_errors():
+                return _hits(self._reader, rank(self._reader, encoded, mode, limit, weights, wanted))
         except (OSError, RuntimeError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())[:200]
             raise StorageError(

@@ -149,14 +149,15 @@ class ShardWriter:
             return
         folder = table_path(self._generation, spec.name)
         try:
-            fragments = write_fragments(
-                pa.concat_tables(tables),
-                str(folder),
-                schema=spec.schema,
-                mode="overwrite",
-                data_storage_version=LANCE_STORAGE_VERSION,
-                storage_options=storage_options(folder),
-            )
+            with panics_as_errors():
+                fragments = write_fragments(
+                    pa.concat_tables(tables),
+                    str(folder),
+                    schema=spec.schema,
+                    mode="overwrite",
+                    data_storage_version=LANCE_STORAGE_VERSION,
+                    storage_options=storage_options(folder),
+                )
         except (OSError, RuntimeError) as error:
             raise StorageError(f"{folder}: cannot be written ({_reason(error)})") from None
         if not isinstance(fragments, list):
@@ -183,6 +184,17 @@ class ShardWriter:
             raise StorageError(f"{folder}: what was written for shard {self._shard} cannot be read back")
 
 
+@contextlib.contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """A panic inside Lance (on rotten bytes, on a failing disk) as `OSError`: by itself it is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise OSError(f"Lance panicked: {_reason(error)}") from None
+
+
 def file_checksum(path: Location) -> str:
     """xxh3-128 of a file's bytes, in hex: any flipped bit shows, also one that no value depends on."""
     checksum = xxhash.xxh3_128()
@@ -206,11 +218,14 @@ def read_fragments(folder: Location, fragments: list[dict[str, Any]]) -> Iterato
     """The rows of uncommitted fragments, read from their files; raise `StorageError` for one that is not whole."""
     for path in fragment_files(folder, fragments):
         try:
-            reader = LanceFileReader(str(path), storage_options=storage_options(path))
-            yield from reader.read_all(batch_size=1024).to_batches()
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            with panics_as_errors():
+                reader = LanceFileReader(str(path), storage_options=storage_options(path))
+                batches = reader.read_all(batch_size=1024).to_batches()
+                while (batch := next(batches, None)) is not None:
+                    yield batch
+        except StorageError:
             raise
-        except BaseException as error:  # Lance's own panics, on rotten bytes, are no Exception
+        except Exception as error:
             raise StorageError(f"{path}: cannot be read ({_reason(error)})") from None
 
 
@@ -299,13 +314,14 @@ def _commit_table(generation: Location, spec: TableSpec, records: list[Completio
     problem: Exception | None = None
     for _ in range(COMMIT_TRIES):
         try:
-            dataset = lance.LanceDataset.commit(
-                str(folder),
-                lance.LanceOperation.Overwrite(spec.schema, fragments),
-                read_version=_latest_version(folder, spec),
-                max_retries=0,
-                storage_options=storage_options(folder),
-            )
+            with panics_as_errors():
+                dataset = lance.LanceDataset.commit(
+                    str(folder),
+                    lance.LanceOperation.Overwrite(spec.schema, fragments),
+                    read_version=_latest_version(folder, spec),
+                    max_retries=0,
+                    storage_options=storage_options(folder),
+                )
         except OSError as error:
             problem = error
             continue
@@ -382,7 +398,8 @@ def open_table(generation: Location, name: str, version: int) -> lance.LanceData
     """One table at one version; raise `StorageError` when it cannot be opened."""
     try:
         path = table_path(generation, name)
-        return lance.dataset(str(path), version=version, storage_options=storage_options(path))
+        with panics_as_errors():
+            return lance.dataset(str(path), version=version, storage_options=storage_options(path))
     except (OSError, ValueError, RuntimeError) as error:
         raise StorageError(f"{table_path(generation, name)}: cannot be opened ({_reason(error)})") from None
 
@@ -393,7 +410,8 @@ def verify_table(generation: Location, spec: TableSpec, version: int, records: l
     folder = table_path(generation, spec.name)
     expected = sum(record.rows for record in records)
     try:
-        rows = open_table(generation, spec.name, version).count_rows()
+        with panics_as_errors():
+            rows = open_table(generation, spec.name, version).count_rows()
     except (StorageError, OSError, RuntimeError) as error:
         problems.append(str(error))
         rows = expected

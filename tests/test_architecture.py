@@ -20,14 +20,16 @@ ROOMS = [
     {"selfcheck", "workers", "cluster"},  # engine
     {"projection"},
     {"pipeline"},
-    {"rebuild"},
+    {"rebuild", "rivals", "simulation"},
+    {"benchmark"},
+    {"encoder_benchmark", "job_benchmark"},
     {"cli"},  # door
 ]
 HOMES = {
-    "torch": {"encoder", "forward", "devices"},
-    "FlagEmbedding": {"encoder"},
+    "torch": {"encoder", "forward", "devices", "rivals"},
+    "FlagEmbedding": {"encoder", "rivals"},
     "transformers": {"encoder"},
-    "ray": {"pipeline", "cluster", "workers"},
+    "ray": {"pipeline", "cluster", "workers", "job_benchmark"},
     "obstore": {"object_store"},
     "lance": {"tables", "reader"},
     "lancedb": {"tables", "reader"},

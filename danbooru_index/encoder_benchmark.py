@@ -1,0 +1,191 @@
+"""The encoder against `BGEM3FlagModel.encode`, what each of its habits is worth, and what a projection costs.
+
+Parts of `benchmark`; everything here runs in one process, on the device that will do the work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from danbooru_index.batches import Encoding, TokenBatch
+from danbooru_index.benchmark import Bench, in_turn, ratio, summary
+from danbooru_index.codec import Fidelity, agreement, fit
+from danbooru_index.config import Device, Precision
+from danbooru_index.devices import cpu_count
+from danbooru_index.encoder import Encoder, EncoderStats, Tokenizer
+from danbooru_index.rivals import FlagEmbedding
+
+MAX_LENGTH = 512
+CALLS = (1024, 256)
+WARM_UP = 64
+DIMS = (256, 128, 64)
+QUESTIONS = 1000
+
+
+def encoder(bench: Bench) -> dict[str, Any]:
+    """Texts to three outputs: this encoder in each precision, FlagEmbedding at its best and as it is often called."""
+    tokenizer = Tokenizer(bench.checkpoint.path, MAX_LENGTH)
+    encoders = {precision: _load(bench, precision) for precision in bench.precisions}
+    outputs: dict[str, Any] = {}
+
+    def ours(precision: Precision) -> Callable[[], None]:
+        def run() -> None:
+            outputs[precision.value] = encoders[precision].encode(tokenizer(bench.texts))
+
+        return run
+
+    def theirs(size: int | None) -> Callable[[], None]:
+        def run() -> None:
+            found = rival.encode(bench.texts, size)
+            if size is None:
+                outputs["flagembedding"] = found
+
+        return run
+
+    contestants: dict[str, Callable[[], Any]] = {f"ours, {p.value}": ours(p) for p in encoders}
+    for one in encoders.values():
+        one.encode(tokenizer(bench.texts[:WARM_UP]))
+    measured: dict[str, Any] = {}
+    if bench.config.against:
+        rival = FlagEmbedding(bench.checkpoint.path, bench.device.kind, MAX_LENGTH)
+        rival.sweep(bench.texts)
+        measured["flagembedding_batch_size"] = rival.batch_size
+        contestants["flagembedding"] = theirs(None)
+        contestants |= {f"flagembedding, calls of {n}": theirs(n) for n in CALLS if n < len(bench.texts)}
+    for one in encoders.values():
+        one.stats = EncoderStats()
+    seconds = in_turn(contestants, bench.config.repeats)
+    measured["seconds"] = {name: summary(times, len(bench.texts)) for name, times in seconds.items()}
+    measured["ratios"] = {
+        f"{precision.value} against {name}": ratio(seconds[name], seconds[f"ours, {precision.value}"])
+        for precision in encoders
+        for name in seconds
+        if name.startswith("flagembedding")
+    }
+    measured["device"] = {p.value: _use(bench, one) for p, one in encoders.items()}
+    if bench.config.against:
+        measured["agreement"] = {
+            precision.value: _agreement(outputs["flagembedding"], outputs[precision.value]) for precision in encoders
+        }
+    return measured
+
+
+def _load(bench: Bench, precision: Precision, **options: Any) -> Encoder:
+    options = {"threads": cpu_count(), "half_output": precision is not Precision.FP32} | options
+    return Encoder(bench.checkpoint.path, Device(bench.device.kind), precision, **options)
+
+
+def _use(bench: Bench, one: Encoder) -> dict[str, Any]:
+    """Useful TFLOP/s while encoding, and what share of the device's own matrix products that is."""
+    achieved = one.stats.flops / one.stats.seconds / 1e12
+    peak = one.gemm_tflops()
+    return {
+        "tflops_per_second": round(achieved, 3),
+        "gemm_peak": round(peak, 3),
+        "share_of_peak": round(achieved / peak, 3),
+        "padding": round(1 - one.stats.computed / one.stats.processed, 4),
+        "tokens_per_call": one.tokens_per_batch,
+        "peak_memory_gb": round(one.peak_memory / 1e9, 2),
+    }
+
+
+def _agreement(expected: dict[str, Any], found: Encoding) -> dict[str, Any]:
+    """The largest difference and the least cosine between FlagEmbedding's outputs and ours."""
+    vectors = np.concatenate(expected["colbert_vecs"]).astype(np.float32)
+    ours = found.colbert.astype(np.float32)
+    dense, other = found.dense.astype(np.float32), expected["dense_vecs"].astype(np.float32)
+    keys = sum(
+        {int(t) for t in weights} != found.sparse_row(row).keys()
+        for row, weights in enumerate(expected["lexical_weights"])
+    )
+    return {
+        "dense_difference": float(np.abs(dense - other).max()),
+        "colbert_difference": float(np.abs(ours - vectors).max()),
+        "least_dense_cosine": float(_cosine(dense, other).min()),
+        "least_colbert_cosine": float(_cosine(ours, vectors).min()),
+        "rows_with_other_sparse_keys": int(keys),
+    }
+
+
+def _cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    product: np.ndarray[Any, Any] = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    return product
+
+
+def packing(bench: Bench) -> dict[str, Any]:
+    """What packing, the token budget and encoding equal texts once are worth, in the device's best precision."""
+    precision = bench.precisions[-1]
+    one = _load(bench, precision)
+    started = time.perf_counter()
+    batch = Tokenizer(bench.checkpoint.path, MAX_LENGTH)(bench.texts)
+    tokenising = time.perf_counter() - started
+    default = one.tokens_per_batch
+
+    def at(budget: int) -> Callable[[], None]:
+        def run() -> None:
+            one.tokens_per_batch = budget
+            one.encode(batch)
+
+        return run
+
+    def exact_lengths() -> None:
+        one.tokens_per_batch = default
+        for rows in _by_length(batch):
+            one.encode(rows)
+
+    contestants: dict[str, Callable[[], Any]] = {f"packed, {default} tokens a call": at(default)}
+    contestants |= {f"packed, {size} tokens a call": at(size) for size in (default // 4, default // 2, default * 2)}
+    contestants["one length a call"] = exact_lengths
+    one.encode(batch.rows(0, min(WARM_UP, len(batch.lengths))))
+    seconds = in_turn(contestants, bench.config.repeats)
+    first = next(iter(seconds))
+    return {
+        "tokenising_us_a_text": round(tokenising / len(bench.texts) * 1e6, 1),
+        "seconds": {name: summary(times, len(bench.texts)) for name, times in seconds.items()},
+        "slower_than_the_default": {
+            name: ratio(times, seconds[first]) for name, times in seconds.items() if name != first
+        },
+    }
+
+
+def _by_length(batch: TokenBatch) -> list[TokenBatch]:
+    order = np.argsort(batch.lengths, kind="stable")
+    offsets = np.concatenate(([0], np.cumsum(batch.lengths)))
+    rows: dict[int, list[np.ndarray[Any, Any]]] = {}
+    for row in order.tolist():
+        rows.setdefault(int(batch.lengths[row]), []).append(batch.token_ids[offsets[row] : offsets[row + 1]])
+    return [TokenBatch(np.concatenate(some), np.full(len(some), n, np.int32)) for n, some in rows.items()]
+
+
+def colbert(bench: Bench) -> dict[str, Any]:
+    """Bytes against fidelity: projections fitted on one half of the records, measured on the other."""
+    tokenizer, one = Tokenizer(bench.checkpoint.path, MAX_LENGTH), _load(bench, bench.precisions[-1])
+    texts = bench.texts
+    moment = one.second_moment(tokenizer(texts[::2]))
+    known = one.encode(tokenizer(texts[1::2]))
+    questions = [r.aliases[0] if r.aliases else r.tag.replace("_", " ") for r in bench.records if r.tag][:QUESTIONS]
+    asked = one.encode(tokenizer(questions))
+    full = one.max_sim(asked, known)
+    table: dict[str, Any] = {"full": {"values": one.dim, "bytes_a_text": _bytes(known, one.dim), "overlap": 1.0}}
+    for dim in DIMS:
+        if dim < one.dim:
+            codec, energy = fit(moment, dim)
+            overlap, spearman = agreement(full, one.max_sim(asked, known, codec.matrix))
+            found = Fidelity(
+                dim, one.dim, overlap, spearman, energy, len(questions), len(texts) // 2, -(-len(texts) // 2)
+            )
+            table[str(dim)] = {"values": dim, "bytes_a_text": _bytes(known, dim), **_rounded(asdict(found))}
+    return table
+
+
+def _bytes(encoding: Encoding, dim: int) -> int:
+    return int(2 * dim * encoding.colbert_lengths.mean())
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}

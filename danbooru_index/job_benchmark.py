@@ -1,0 +1,282 @@
+"""The whole job: against the script that users run, against bare encoding, and with a simulated forward pass.
+
+Parts of `benchmark`. The simulated ones measure everything around the model, on a Ray of their own whose GPUs are
+logical: they say nothing about a model's speed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from danbooru_index.benchmark import Bench, in_turn, ratio, summary
+from danbooru_index.config import BuildConfig, Device, Precision, PrepareConfig
+from danbooru_index.devices import cpu_count
+from danbooru_index.encoder import Encoder, Tokenizer
+from danbooru_index.errors import BuildFailedError
+from danbooru_index.generations import IndexRoot
+from danbooru_index.pipeline import build
+from danbooru_index.preparation import prepare
+from danbooru_index.shards import list_shards, read_shard
+from danbooru_index.simulation import Simulation, make_shape
+from danbooru_index.tables import commit, read_records
+from danbooru_index.throughput import BuildReport
+
+OBJECT_STORE_BYTES = 200 << 20
+GPUS = (1, 2, 4, 8)
+SCALING_SHARDS = {2.0: 8, 0.2: 60}
+SCALING_ROWS = 32
+DEVICE_SHARDS = 40
+DEVICE_ROWS = 4096
+SHARD_ROWS = 4
+WIDTHS = (128, 1024)
+
+
+def job(bench: Bench) -> dict[str, Any]:
+    """`prepare` and `build`, all three outputs, against JSON lines -> FlagEmbedding, 32 at a time -> Chroma, dense only."""
+    dump = _write_dump(bench, bench.scratch / "tags.jsonl")
+    details: dict[str, Any] = {}
+    rounds = iter(range(1 << 30))
+
+    def ours() -> None:
+        out = bench.scratch / f"ours-{next(rounds)}"
+        _command("prepare", str(dump), "--out", str(out / "shards"))
+        options = ["--model", bench.checkpoint.path, "--device", bench.device.kind]
+        report = _command("build", str(out / "shards"), "--index", str(out / "index"), *options)
+        details["ours"] = {"seconds": report["seconds"], "records": report["records"]}
+
+    def script() -> None:
+        out = bench.scratch / f"chroma-{next(rounds)}"
+        command = [sys.executable, "-m", "danbooru_index.rivals", str(dump), bench.checkpoint.path, str(out)]
+        details["script"] = _json(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False), "the script")
+
+    contestants: dict[str, Callable[[], Any]] = {"ours": ours}
+    if bench.config.against:
+        contestants["script"] = script
+    seconds = in_turn(contestants, bench.config.repeats)
+    measured: dict[str, Any] = {
+        "end_to_end": {
+            name: summary(times, len(bench.records), "records_per_second") for name, times in seconds.items()
+        }
+    }
+    if "script" in seconds:
+        measured["ratio"] = ratio(seconds["script"], seconds["ours"])
+        script_rate = details["script"]["records"] / details["script"]["seconds"]
+        measured["script_without_startup"] = {"records_per_second": round(script_rate, 1)}
+    return measured | {"last_round": details}
+
+
+def _write_dump(bench: Bench, path: Path) -> Path:
+    with path.open("w", encoding="utf-8") as lines:
+        for record in bench.records:
+            lines.write(json.dumps({"id": record.id, "text": record.text}, ensure_ascii=False) + "\n")
+    return path
+
+
+def _command(*words: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "danbooru_index.cli", *words, "--json"]
+    return _json(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False), words[0])
+
+
+def _json(done: subprocess.CompletedProcess[str], name: str) -> dict[str, Any]:
+    if done.returncode:
+        raise BuildFailedError(f"the benchmark's {name} ended with {done.returncode}; its last words are above")
+    document: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return document
+
+
+def overhead(bench: Bench) -> dict[str, Any]:
+    """(wall - start-up) of the job over the bare encoding time of the same token batches, in turn."""
+    dump = _write_dump(bench, bench.scratch / "tags.jsonl")
+    shards = bench.scratch / "shards"
+    prepare(PrepareConfig((str(dump),), str(shards)))
+    tokenizer = Tokenizer(bench.checkpoint.path, 512)
+    batches = [tokenizer(read_shard(shard)[0]["text"].to_pylist()) for shard in list_shards(str(shards))]
+    precision = Precision(bench.device.precision)
+    one = Encoder(bench.checkpoint.path, Device(bench.device.kind), precision, threads=cpu_count(), half_output=True)
+    one.encode(batches[0].rows(0, min(64, len(batches[0].lengths))))
+    rounds: dict[str, list[float]] = {"bare": [], "job": []}
+    last: dict[str, Any] = {}
+    for number in range(bench.config.repeats):
+        started = time.perf_counter()
+        for batch in batches:
+            one.encode(batch)
+        rounds["bare"].append(time.perf_counter() - started)
+        index = bench.scratch / f"index-{number}"
+        options = ["--model", bench.checkpoint.path, "--device", bench.device.kind]
+        last = _command("build", str(shards), "--index", str(index), *options)
+        rounds["job"].append(last["seconds"]["total"] - last["seconds"]["startup"])
+    return {
+        "seconds": {name: summary(times, len(bench.records), "records_per_second") for name, times in rounds.items()},
+        "job_over_bare": ratio(rounds["job"], rounds["bare"]),
+        "last_build": {"seconds": last["seconds"], "stages": last["stages"], "busy": last["devices"][0]["busy_share"]},
+    }
+
+
+@contextlib.contextmanager
+def _cluster(gpus: int) -> Iterator[None]:
+    """A Ray of this process with so many logical GPUs, and CPUs enough not to bind."""
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4 * gpus + 4,
+        num_gpus=gpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _simulate(bench: Bench, name: str, shards: Path, width: int, forward_s: float) -> BuildReport:
+    """One build of these shards with a forward pass of `forward_s`, vectors `width` wide."""
+    model = bench.scratch / f"model-{width}"
+    if not model.is_dir():
+        make_shape(Path(bench.checkpoint.path), model, width)
+    index = bench.scratch / f"index-{name}"
+    return build(BuildConfig(str(shards), str(index), model=str(model), encoder=Simulation(forward_s)))
+
+
+def _shards(bench: Bench, rows: int, count: int) -> Path:
+    """`count` shards of `rows` real records each, ids made different where the input is used more than once."""
+    out, dump = bench.scratch / f"shards-{rows}-{count}", bench.scratch / f"tags-{rows}-{count}.jsonl"
+    with dump.open("w", encoding="utf-8") as lines:
+        for number in range(rows * count):
+            record = bench.records[number % len(bench.records)]
+            lines.write(json.dumps({"id": str(number), "text": record.text}, ensure_ascii=False) + "\n")
+    prepare(PrepareConfig((str(dump),), str(out), shard_rows=rows))
+    return out
+
+
+def device(bench: Bench) -> dict[str, Any]:
+    """How busy one device is kept, 200 ms a shard of 4,096 rows, outputs at 128 values and in full width."""
+    shards = _shards(bench, DEVICE_ROWS, DEVICE_SHARDS)
+    measured: dict[str, Any] = {}
+    with _cluster(1):
+        for width in WIDTHS:
+            report = _simulate(bench, f"device-{width}", shards, width, 0.2)
+            use = report.devices[0]
+            measured[f"{width} values"] = {
+                "busy_share": use.busy_share,
+                "shards_per_second": round(DEVICE_SHARDS / report.seconds.encode, 2),
+                "mb_per_second": round(report.bytes / report.seconds.encode / 1e6, 1),
+                "write_seconds_a_shard": round(report.stages["write"] / DEVICE_SHARDS, 3),
+                "tokenise_seconds_a_shard": round(report.stages["read"] / DEVICE_SHARDS, 3),
+            }
+    return measured
+
+
+def scaling(bench: Bench) -> dict[str, Any]:
+    """1 to 8 logical GPUs, small shards, forwards of 2 s and of 200 ms: shards a second against as many times one."""
+    measured: dict[str, Any] = {}
+    for forward_s, per_gpu in SCALING_SHARDS.items():
+        alone = 0.0
+        for gpus in GPUS:
+            shards = _shards(bench, SCALING_ROWS, per_gpu * gpus)
+            with _cluster(gpus):
+                report = _simulate(bench, f"scaling-{forward_s}-{gpus}", shards, 64, forward_s)
+            rate = per_gpu * gpus / report.seconds.encode
+            alone = alone or rate
+            measured[f"{forward_s} s, {gpus} GPUs"] = {
+                "shards_per_second": round(rate, 3),
+                "efficiency": round(rate / gpus / alone, 4),
+                "of_the_ideal": round(rate / gpus * forward_s, 4),
+            }
+    return measured
+
+
+def shards(bench: Bench) -> dict[str, Any]:
+    """Many small shards through the whole job: the driver's cost of each, memory over time, the commit as the list grows.
+
+    `rows` of the configuration is the number of shards.
+    """
+    count = bench.config.rows
+    folder = _shards(bench, SHARD_ROWS, count)
+    before = time.process_time()
+    with _cluster(1), _Memory(bench.scratch / "index-shards") as memory:
+        started = time.process_time()
+        report = _simulate(bench, "shards", folder, 64, 0.0)
+        used = time.process_time() - started
+    generation = IndexRoot(bench.scratch / "index-shards").current()
+    listed = [shard.id for shard in list_shards(str(folder))]
+    began = time.perf_counter()
+    known = read_records(generation.path, listed, generation.manifest.fingerprint_digest, sealed=True)
+    reading = time.perf_counter() - began
+    commits = {}
+    for part in (count // 8, count // 4, count // 2, count):
+        began = time.perf_counter()
+        commit(generation.path, generation.manifest.specs, [known[shard] for shard in listed[:part]])
+        commits[str(part)] = round((time.perf_counter() - began) / part * 1e3, 4)
+    return {
+        "shards": count,
+        "driver_cpu_ms_a_shard": round(used / count * 1e3, 3),
+        "wall_ms_a_shard": round(report.seconds.encode / count * 1e3, 3),
+        "start_to_published_s": round(report.seconds.total, 1),
+        "reading_records_ms_a_shard": round(reading / count * 1e3, 3),
+        "commit_ms_a_shard_by_shards": commits,
+        "seconds": {name: round(value, 2) for name, value in asdict(report.seconds).items()},
+        "memory_mb_by_tenths": memory.tenths(),
+        "process_cpu_s": round(time.process_time() - before, 1),
+    }
+
+
+class _Memory:
+    """Resident memory of the driver and of its largest actor, and the object store's use, once a second."""
+
+    def __init__(self, index: Path) -> None:
+        import psutil
+
+        self._own, self._index = psutil.Process(), index
+        self._samples: list[dict[str, float]] = []
+
+    def __enter__(self) -> _Memory:
+        import threading
+
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+        import ray
+
+        while not self._ended.wait(1.0):
+            with contextlib.suppress(psutil.Error, Exception):
+                workers = [p for p in self._own.children(recursive=True) if "EncodeShard" in "".join(p.cmdline())]
+                total, free = ray.cluster_resources(), ray.available_resources()
+                name = "object_store_memory"
+                self._samples.append(
+                    {
+                        "driver": self._own.memory_info().rss / 1e6,
+                        "encoder": max((p.memory_info().rss / 1e6 for p in workers), default=0.0),
+                        "object_store": (total.get(name, 0) - free.get(name, 0)) / 1e6,
+                    }
+                )
+
+    def tenths(self) -> dict[str, list[int]]:
+        """The largest value of each tenth of the time in which the encoder ran."""
+        samples = [sample for sample in self._samples if sample["encoder"]]
+        size = max(1, len(samples) // 10)
+        return {
+            name: [round(max(s[name] for s in samples[at : at + size])) for at in range(0, len(samples), size)]
+            for name in (samples[0] if samples else {})
+        }
