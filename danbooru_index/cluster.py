@@ -18,7 +18,7 @@ from typing import Any
 from danbooru_index.config import BuildConfig, Device, worker_environment
 from danbooru_index.devices import cpu_count, nvidia_driver
 from danbooru_index.errors import ClusterError, DeviceError, first_line
-from danbooru_index.signals import terminable
+from danbooru_index.signals import interrupting_exit, terminable
 
 OBJECT_STORE_BYTES = 256 << 20
 CORES_PER_ENCODER = 8
@@ -69,7 +69,8 @@ def ray_session(address: str | None) -> Iterator[None]:
             _check_reachable(address)
             options["address"] = address
     try:
-        context = ray.init(**options)
+        with interrupting_exit():
+            context = ray.init(**options)
     except Exception as error:
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
         raise ClusterError(
@@ -79,7 +80,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         ray.shutdown()
         raise
     try:
-        with terminable():  # after `ray.init`, which installs its own handler
+        with interrupting_exit(), terminable():  # after `ray.init`, which installs its own handler
             if not private:
                 refuse_open_head(ray.get_runtime_context().gcs_address, context.dashboard_url)
             yield

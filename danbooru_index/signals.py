@@ -24,3 +24,14 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def interrupting_exit() -> Iterator[None]:
+    """The exit that Ray's own handler of SIGTERM makes, in place while Ray starts, as `KeyboardInterrupt`."""
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None

@@ -53,6 +53,9 @@ class Outcome:
 def become_subreaper() -> None:
     """Orphans of every process started from here come to this process, not to init: so all of them can be ended."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore Ctrl-C, and so would ours
 
 
 def descendants() -> list[psutil.Process]:
