@@ -31,10 +31,39 @@ test: $(BIN)/.installed
 chaos: $(BIN)/.installed
 	$(BIN)/python tests/chaos.py --seed $(or $(SEED),0) $(if $(ONLY),--only $(ONLY))
 
+# Against what you would use instead, as ratios (two hours on two cores; parts: make benchmark PARTS="encoder job").
+SHARED := ../shared
+INPUT := $(or $(wildcard $(SHARED)/data/danbooru_tags.jsonl.gz),danbooru_index/sample_tags.jsonl)
+TOKENIZER := $(addprefix --tokenizer ,$(wildcard $(SHARED)/xlmr_tokenizer/tokenizer.json))
+PARTS ?= encoder packing colbert job overhead device scaling shards
+MODEL_encoder := wide
+MODEL_packing := six
+MODEL_colbert := wide
+MODEL_job := six
+MODEL_overhead := six
+ROWS_job := 20000
+ROWS_overhead := 20000
+ROWS_colbert := 8192
+ROWS_shards := 10000
+
+benchmark: $(addprefix benchmark-,$(PARTS))
+
+$(BIN)/.benchmark: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[benchmark]'
+	touch $@
+
+.benchmark/%: $(BIN)/.benchmark
+	$(BIN)/python tests/checkpoints.py $@ --size $* $(TOKENIZER)
+
+.SECONDEXPANSION:
+benchmark-%: $(BIN)/.benchmark .benchmark/$$(or $$(MODEL_$$*),tiny)
+	$(BIN)/danbooru-index benchmark $* --model .benchmark/$(or $(MODEL_$*),tiny) --input $(INPUT) \
+		--rows $(or $(ROWS_$*),2048) $(if $(REPEATS),--repeats $(REPEATS))
+
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .demo .benchmark .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -18,7 +18,7 @@ from typing import Any
 from danbooru_index.config import BuildConfig, Device, worker_environment
 from danbooru_index.devices import cpu_count, nvidia_driver
 from danbooru_index.errors import ClusterError, DeviceError, first_line
-from danbooru_index.signals import interrupting_exit, terminable
+from danbooru_index.signals import deaf, interrupting_exit, restoring, terminable
 
 OBJECT_STORE_BYTES = 256 << 20
 CORES_PER_ENCODER = 8
@@ -68,25 +68,34 @@ def ray_session(address: str | None) -> Iterator[None]:
         if address is not None:
             _check_reachable(address)
             options["address"] = address
+    with restoring():
+        context = _start(options, address)
+        try:
+            with interrupting_exit(), terminable():  # after `ray.init`, which installs its own handlers
+                if not private:
+                    refuse_open_head(ray.get_runtime_context().gcs_address, context.dashboard_url)
+                yield
+        finally:
+            with deaf(), contextlib.suppress(Exception):
+                ray.shutdown()
+
+
+def _start(options: dict[str, Any], address: str | None) -> Any:
+    """`ray.init`; raise `ClusterError` where it fails, and leave nothing behind where it is stopped."""
+    import ray
+
     try:
         with interrupting_exit():
-            context = ray.init(**options)
+            return ray.init(**options)
     except Exception as error:
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
         raise ClusterError(
             f"Ray at {where}: {type(error).__name__}: {first_line(error)}; check --address, and RAY_AUTH_MODE"
         ) from None
     except BaseException:  # stopped while it starts: what it has started so far must not stay
-        ray.shutdown()
-        raise
-    try:
-        with interrupting_exit(), terminable():  # after `ray.init`, which installs its own handler
-            if not private:
-                refuse_open_head(ray.get_runtime_context().gcs_address, context.dashboard_url)
-            yield
-    finally:
-        with contextlib.suppress(Exception):
+        with deaf():
             ray.shutdown()
+        raise
 
 
 def _prepare_private_ray() -> None:

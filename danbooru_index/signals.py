@@ -23,7 +23,7 @@ def terminable() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -31,7 +31,36 @@ def interrupting_exit() -> Iterator[None]:
     """The exit that Ray's own handler of SIGTERM makes, in place while Ray starts, as `KeyboardInterrupt`."""
     try:
         yield
-    except SystemExit as stop:
-        if stop.code != signal.SIGTERM:
-            raise
+    except SystemExit:
         raise KeyboardInterrupt from None
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """SIGTERM and Ctrl-C change nothing in the block.
+
+    For the second in which Ray ends, with handlers of its own and for a moment with none: the work is done, or has
+    failed, and the process is on its way out.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, interrupted or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def restoring() -> Iterator[None]:
+    """Afterwards SIGTERM has the handler that it had before, whatever the block has installed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -7,6 +7,7 @@ is the product. Built on the worker by the factory that `BuildConfig.encoder` ta
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -24,6 +25,7 @@ from danbooru_index.encoder import EncoderStats
 
 TABLE = 4096
 SPECIAL = 4
+WAIT_S = 300.0
 DEVICE = DeviceInfo("cuda", "simulated device", "fp16")
 
 
@@ -91,9 +93,18 @@ class Simulation:
 
     forward_s: float
     device: DeviceInfo = DEVICE
+    together: str = ""
+    devices: int = 1
 
     def __call__(self, settings: Any) -> SimulatedEncoder:
-        return SimulatedEncoder(settings.dim, settings.colbert_dim, self.forward_s)
+        """The encoder; where `together` is a folder, not before all `devices` are there, so that none has a lead."""
+        made = SimulatedEncoder(settings.dim, settings.colbert_dim, self.forward_s)
+        if self.together:
+            (Path(self.together) / str(os.getpid())).touch()
+            end = time.monotonic() + WAIT_S
+            while len(os.listdir(self.together)) < self.devices and time.monotonic() < end:
+                time.sleep(0.05)
+        return made
 
 
 def make_shape(model: Path, out: Path, hidden: int) -> Path:

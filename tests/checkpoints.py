@@ -4,7 +4,7 @@ A folder that `BGEM3FlagModel` loads as it loads the published model: `config.js
 `pytorch_model.bin` as published), `sparse_linear.pt`, `colbert_linear.pt`, `tokenizer.json` and its configuration.
 Untrained: such a model exercises every part of the plumbing and knows nothing about meaning.
 
-    python tests/checkpoints.py OUT [--size tiny|six|real] [--tokenizer tokenizer.json]
+    python tests/checkpoints.py OUT [--size tiny|six|wide|real] [--tokenizer tokenizer.json]
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(layers=2, hidden=64, heads=4, intermediate=128),
     "six": Shape(layers=6, hidden=384, heads=12, intermediate=1536),
+    "wide": Shape(layers=4, hidden=1024, heads=16, intermediate=4096),  # BGE-M3's layers, four of them
     "real": Shape(layers=24, hidden=1024, heads=16, intermediate=4096),
 }
 

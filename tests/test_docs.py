@@ -37,14 +37,14 @@ def test_every_command_of_the_readme_parses(name):
         for place, word in enumerate(words):
             if word.endswith("danbooru-index"):
                 arguments = words[place + 1 :]
-            elif word in ("jobs/build.py", "jobs/rebuild.py"):
+            elif word in ("jobs/build.py", "jobs/rebuild.py", "jobs/benchmark.py"):
                 arguments = [Path(word).stem, *words[place + 1 :]]
             else:
                 continue
             arguments = arguments[: arguments.index(">>")] if ">>" in arguments else arguments
             assert _parser().parse_args(arguments).command
             seen.add(arguments[0])
-    assert seen == {"prepare", "build", "rebuild", "search", "status", "verify", "rollback", "prune"}
+    assert seen == {"prepare", "build", "rebuild", "search", "status", "verify", "rollback", "prune", "benchmark"}
 
 
 def test_both_readmes_hold_the_same_commands():
