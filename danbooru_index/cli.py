@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from danbooru_index.config import (
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_verify,
         _add_rollback,
         _add_prune,
+        _add_evaluate,
         _add_benchmark,
     ):
         add(verbs)
@@ -263,6 +265,28 @@ def _add_prune(verbs: Any) -> None:
     parser = _verb(verbs, "prune", _prune, summary, "danbooru-index prune my-index --keep 3")
     parser.add_argument("index", metavar="INDEX")
     parser.add_argument("--keep", type=int, default=3, metavar="N", help="generations to keep (default %(default)s)")
+
+
+def _add_evaluate(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "evaluate",
+        _evaluate,
+        "Recall, nDCG, mAP and MRR of an index over a queries file, by mode and by kind, beside BM25 and TF-IDF.",
+        "danbooru-index evaluate my-index queries.jsonl --against another-index --picture quality.svg",
+    )
+    parser.add_argument("index", metavar="INDEX")
+    parser.add_argument("queries", metavar="QUERIES", help='{"query": "...", "relevant": ["tag"], "kind": "zh"} a line')
+    parser.add_argument("--mode", default="all", metavar="all|dense|sparse|colbert|hybrid")
+    parser.add_argument(
+        "--weights", default="0.4,0.2,0.4", metavar="D,S,C", help="of a hybrid score (default %(default)s)"
+    )
+    parser.add_argument("--against", metavar="INDEX2", help="another index, to compare with: base against tuned")
+    parser.add_argument("--query-instruction", metavar="TEXT", help="put before every query (default: the index's own)")
+    parser.add_argument("--no-baselines", action="store_true", help="without BM25 and character TF-IDF")
+    parser.add_argument("--picture", metavar="FILE", help="draw Recall@10 and mAP@10 (.svg or .png)")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="where the model that built the index is now")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
 
 
 def _add_benchmark(verbs: Any) -> None:
@@ -427,6 +451,31 @@ def _prune(arguments: argparse.Namespace, out: TextIO) -> int:
         deleted = root.prune(arguments.keep)
     said = f"{root.path}: deleted {', '.join(deleted)}" if deleted else f"{root.path}: nothing to delete"
     _print_dict({"deleted": deleted}, said, arguments, out)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace, out: TextIO) -> int:
+    from danbooru_index.evaluation import EvaluateConfig, draw, evaluate
+
+    picture = Path(arguments.picture) if arguments.picture else None
+    if picture and picture.suffix not in (".svg", ".png"):
+        raise UsageError(f"--picture {picture}: a name that ends with .svg or .png is needed")
+    report = evaluate(
+        EvaluateConfig(
+            arguments.index,
+            arguments.queries,
+            modes=tuple(Mode) if arguments.mode == "all" else (Mode.parse(arguments.mode),),
+            against=arguments.against,
+            model=arguments.model,
+            device=Device.parse(arguments.device),
+            weights=Weights.parse(arguments.weights),
+            baselines=not arguments.no_baselines,
+            instruction=arguments.query_instruction,
+        )
+    )
+    if picture:
+        draw(report, picture)
+    _print(report, arguments.json, out)
     return 0
 
 

@@ -5,7 +5,7 @@ Rows are numbered as in the input, the same in the three tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property, reduce
 from operator import and_
 from typing import Any
@@ -26,6 +26,8 @@ Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
 RECORD_COLUMNS = ["id", "tag", "category", "text", "source", "post_count", "aliases", "nsfw", "deprecated"]
+QUERIES_AT_ONCE = 64
+BLOCK_ROWS = 8192
 SCAN_ROWS = 512  # of 512 tokens at full width: half a gigabyte
 
 
@@ -160,6 +162,23 @@ class GenerationReader:
         column = self._dense.to_table(columns=["id"])["id"].to_pylist()
         return {record_id: row for row, record_id in enumerate(column)}
 
+    def dense_blocks(self) -> Iterator[npt.NDArray[np.float32]]:
+        """The dense vectors in row order, [rows of a block, D]."""
+        for batch in self._dense.to_batches(columns=["vector"], batch_size=BLOCK_ROWS):
+            yield _matrix(pa.chunked_array([batch.column("vector")]))
+
+    def colbert_blocks(self) -> Iterator[pa.Array]:
+        """The ColBERT matrices in row order."""
+        return self._scan("vectors")
+
+    def tags(self) -> list[str]:
+        """The tag of every row, in row order."""
+        return list(self._dense.to_table(columns=["tag"])["tag"].to_pylist())
+
+    def texts(self) -> list[str]:
+        """The text of every row, in row order."""
+        return list(self._dense.to_table(columns=["text"])["text"].to_pylist())
+
     def _scan(self, column: str) -> Iterator[pa.Array]:
         for batch in self._colbert.to_batches(columns=[column], batch_size=SCAN_ROWS):
             yield batch.column(column)
@@ -215,14 +234,28 @@ def max_sim(query: Array, matrices: pa.Array) -> Scores:
 
     `query` [q, C] float; `matrices` a list array of fixed-size lists of C values -> [rows].
     """
+    scores: Scores = max_sim_many([query], matrices)[0]
+    return scores
+
+
+def max_sim_many(queries: Sequence[Array], matrices: pa.Array) -> npt.NDArray[np.float32]:
+    """`max_sim` of several queries at once, [queries, rows]."""
     lengths = np.asarray(matrices.value_lengths(), dtype=np.int64)
     flat = matrices.flatten()
-    scores = np.zeros(len(lengths), dtype=np.float32)
-    if not len(flat) or not len(query):
+    scores = np.zeros((len(queries), len(lengths)), dtype=np.float32)
+    if not len(flat):
         return scores
     vectors = flat.flatten().to_numpy().reshape(len(flat), -1).astype(np.float32)
-    products = vectors @ query.astype(np.float32).T
     filled = np.flatnonzero(lengths)
     starts = (np.cumsum(lengths) - lengths)[filled]
-    scores[filled] = np.maximum.reduceat(products, starts, axis=0).mean(axis=1)
+    for first in range(0, len(queries), QUERIES_AT_ONCE):
+        some = queries[first : first + QUERIES_AT_ONCE]
+        sizes = np.array([len(query) for query in some])
+        asking = np.flatnonzero(sizes)
+        if not len(asking):
+            continue
+        products = np.concatenate(some).astype(np.float32) @ vectors.T
+        best = np.maximum.reduceat(products, starts, axis=1)
+        sums = np.add.reduceat(best, (np.cumsum(sizes) - sizes)[asking], axis=0)
+        scores[np.ix_(first + asking, filled)] = sums / sizes[asking][:, None]
     return scores

@@ -14,20 +14,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
 
-from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import resolve_model
 from danbooru_index.config import Device, Filter, Mode, Precision, Weights
 from danbooru_index.devices import probe_device
 from danbooru_index.encoder import Encoder, Tokenizer
 from danbooru_index.errors import ModelError, StorageError, UsageError
 from danbooru_index.generations import Generation, IndexRoot
-from danbooru_index.reader import GenerationReader, Rows, Scores
+from danbooru_index.ranking import EncodedQuery, Ranking, query_of, rank
+from danbooru_index.reader import GenerationReader
 from danbooru_index.tables import panics_as_errors
 
-CANDIDATES = 200
 LARGEST_LIMIT = 1000
 REFRESH_S = 1.0
 
@@ -55,19 +53,16 @@ class Hit:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedQuery:
-    """A query's three outputs: `dense` [D], `sparse` by token id, `colbert` [tokens - 1, C]."""
-
-    dense: np.ndarray[Any, Any]
-    sparse: dict[int, float]
-    colbert: np.ndarray[Any, Any]
-
-
 class QueryEncoder:
     """The model that built an index, for queries: loaded once, on this machine's GPU or CPU."""
 
-    def __init__(self, generation: Generation, model: str | None = None, device: Device = Device.AUTO) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        model: str | None = None,
+        device: Device = Device.AUTO,
+        instruction: str | None = None,
+    ) -> None:
         built = generation.manifest.model
         name = model or _model_of(built)
         checkpoint = resolve_model(name)
@@ -83,7 +78,7 @@ class QueryEncoder:
         self._encoder = Encoder(
             checkpoint.path, Device(info.kind), precision, projection=None if codec is None else codec.matrix
         )
-        self._instruction = generation.manifest.query_instruction
+        self._instruction = generation.manifest.query_instruction if instruction is None else instruction
 
     def __call__(self, queries: list[str]) -> list[EncodedQuery]:
         """Encode queries, the index's query instruction before each."""
@@ -94,11 +89,6 @@ class QueryEncoder:
 def _model_of(built: dict[str, Any]) -> str:
     """The model an index names: where it was on the machine that built it, else its name."""
     return built["path"] if Path(built["path"]).is_dir() else str(built["name"])
-
-
-def query_of(encoding: Encoding, row: int) -> EncodedQuery:
-    """One text of an encoding, as a query."""
-    return EncodedQuery(encoding.dense[row], encoding.sparse_row(row), encoding.colbert_row(row))
 
 
 class TagIndex:
@@ -197,76 +187,6 @@ class TagIndex:
             raise StorageError(
                 f"the index cannot be read ({reason}); danbooru-index verify says what is wrong"
             ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """Rows, best first, with the score that ordered them and the score of each mode."""
-
-    rows: Rows
-    score: Scores
-    dense: Scores
-    sparse: Scores
-    colbert: Scores
-
-
-def rank(
-    reader: GenerationReader,
-    query: EncodedQuery,
-    mode: Mode,
-    limit: int,
-    weights: Weights = Weights(),
-    wanted: Filter = Filter(),
-) -> Ranking:
-    """Order rows by a mode; hybrid scores the union of the dense and the sparse candidates exactly in all three."""
-    allowed = reader.allowed(wanted)
-    sparse = np.where(allowed, reader.sparse_scores(query.sparse), -1).astype(np.float32)
-    colbert_all = None
-    if mode is Mode.COLBERT:
-        colbert_all = np.where(allowed, reader.colbert_all(query.colbert), -np.inf).astype(np.float32)
-        rows = top(colbert_all, limit)
-        rows = rows[np.isfinite(colbert_all[rows])]
-    elif mode is Mode.DENSE:
-        rows = reader.dense_top(query.dense, limit, wanted)[0]
-    elif mode is Mode.SPARSE:
-        rows = _positive(sparse, limit)
-    else:
-        count = max(CANDIDATES, 4 * limit)
-        rows = np.union1d(reader.dense_top(query.dense, count, wanted)[0], _positive(sparse, count))
-    scores = {
-        Mode.DENSE: reader.dense_scores(query.dense, rows),
-        Mode.SPARSE: np.maximum(sparse[rows], 0),
-        Mode.COLBERT: reader.colbert_scores(query.colbert, rows) if colbert_all is None else colbert_all[rows],
-    }
-    combined = _combine(scores, weights) if mode is Mode.HYBRID else scores[mode]
-    order = np.lexsort((rows, -combined))[:limit]
-    parts = [scores[part][order] for part in (Mode.DENSE, Mode.SPARSE, Mode.COLBERT)]
-    return Ranking(rows[order], combined[order], *parts)
-
-
-def _combine(scores: dict[Mode, Scores], weights: Weights) -> Scores:
-    """FlagEmbedding's `colbert+sparse+dense`: the weighted mean of the three."""
-    total = (
-        weights.dense * scores[Mode.DENSE]
-        + weights.sparse * scores[Mode.SPARSE]
-        + weights.colbert * scores[Mode.COLBERT]
-    )
-    return np.asarray(total / weights.total, dtype=np.float32)
-
-
-def top(scores: Scores, count: int) -> Rows:
-    """The rows of the `count` highest scores, best first, ties in row order."""
-    count = min(count, len(scores))
-    if not count:
-        return np.empty(0, np.int64)
-    threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
-    rows = np.flatnonzero(scores >= threshold)
-    return rows[np.lexsort((rows, -scores[rows]))][:count]
-
-
-def _positive(scores: Scores, count: int) -> Rows:
-    rows = top(scores, count)
-    return rows[scores[rows] > 0]
 
 
 def _hits(reader: GenerationReader, ranking: Ranking) -> list[Hit]:

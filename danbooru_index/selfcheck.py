@@ -9,9 +9,9 @@ import numpy as np
 
 from danbooru_index.batches import Encoding
 from danbooru_index.config import Filter, Mode
+from danbooru_index.ranking import EncodedQuery, query_of
 from danbooru_index.reader import GenerationReader
 from danbooru_index.sampling import Sample
-from danbooru_index.search import EncodedQuery, query_of
 
 TIE = 2e-3
 COLBERT_CANDIDATES = 50

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -68,7 +69,11 @@ def _judge(outcome, index, process, code, expected, case, *, mute=False):
         return
     outcome.add("refused")
     outcome.expect(code == 1 or mute, f"{case}: exit {code}: {words[-300:]}")
-    said_it = len(words.splitlines()) == 1 and words.startswith("danbooru-index: ")
+    lines = words.splitlines()
+    if any("panicked at" in line for line in lines):  # Rust reports a panic on stderr by itself; the last line is ours
+        outcome.add("panics of Lance")
+        lines = lines[-1:]
+    said_it = len(lines) == 1 and lines[0].startswith("danbooru-index: ")
     outcome.expect(said_it or mute, f"{case}: {words[-600:]}")
     current = IndexRoot(index).current().manifest.model["id"][0]
     outcome.problems += [f"{case}, then: {problem}" for problem in compare(index, expected[current])]
@@ -128,8 +133,10 @@ def _injected(outcome, place, base, expected, chance, number):
     kill(tracer.pid)
     tracer.wait()
     outcome.add("of injected errors")
-    # Where no write works any more, none to stderr does, and the threads of Lance cannot wake each other: it may abort.
-    mute = call == "write" and str(when).endswith("+")
+    # Where no write works any more, none to stderr does; and where the threads of Lance cannot wake each other it aborts.
+    aborted = code == -signal.SIGABRT and "non-unwinding panic" in process.err.read_text(errors="replace")
+    outcome.add("aborts of Lance", aborted)
+    mute = call == "write" and (str(when).endswith("+") or aborted)
     _judge(outcome, place, process, code, expected, f"point {number}, {call} {when} gives {error}", mute=mute)
 
 

@@ -20,8 +20,8 @@ from danbooru_index.batches import Encoding
 from danbooru_index.config import Mode
 from danbooru_index.generations import IndexRoot
 from danbooru_index.packing import table_specs
+from danbooru_index.ranking import EncodedQuery, rank
 from danbooru_index.reader import GenerationReader
-from danbooru_index.search import EncodedQuery, rank
 from danbooru_index.shards import RECORD_SCHEMA
 from danbooru_index.tables import CompletionRecord, ShardWriter, commit, complete
 

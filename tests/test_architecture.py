@@ -16,7 +16,9 @@ ROOMS = [
     {"tables", "sampling"},
     {"preparation", "generations"},
     {"reader", "throughput", "progress"},
-    {"search", "status", "lifecycle"},  # desk
+    {"ranking", "status", "lifecycle"},
+    {"search"},  # desk
+    {"evaluation"},  # gauge
     {"selfcheck", "workers", "cluster"},  # engine
     {"projection"},
     {"pipeline"},

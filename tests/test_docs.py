@@ -44,7 +44,18 @@ def test_every_command_of_the_readme_parses(name):
             arguments = arguments[: arguments.index(">>")] if ">>" in arguments else arguments
             assert _parser().parse_args(arguments).command
             seen.add(arguments[0])
-    assert seen == {"prepare", "build", "rebuild", "search", "status", "verify", "rollback", "prune", "benchmark"}
+    assert seen == {
+        "prepare",
+        "build",
+        "rebuild",
+        "search",
+        "status",
+        "verify",
+        "rollback",
+        "prune",
+        "benchmark",
+        "evaluate",
+    }
 
 
 def test_both_readmes_hold_the_same_commands():

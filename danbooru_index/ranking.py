@@ -1,0 +1,183 @@
+"""Ordering the rows of a generation by a query: dense, sparse, ColBERT, hybrid; one query, or many in one pass.
+
+Called by `search`, by the self-check and by `evaluation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from danbooru_index.batches import Encoding
+from danbooru_index.config import Filter, Mode, Weights
+from danbooru_index.reader import GenerationReader, Rows, Scores, max_sim_many
+
+CANDIDATES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuery:
+    """A query's three outputs: `dense` [D], `sparse` by token id, `colbert` [tokens - 1, C]."""
+
+    dense: np.ndarray[Any, Any]
+    sparse: dict[int, float]
+    colbert: np.ndarray[Any, Any]
+
+
+def query_of(encoding: Encoding, row: int) -> EncodedQuery:
+    """One text of an encoding, as a query."""
+    return EncodedQuery(encoding.dense[row], encoding.sparse_row(row), encoding.colbert_row(row))
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Rows, best first, with the score that ordered them and the score of each mode."""
+
+    rows: Rows
+    score: Scores
+    dense: Scores
+    sparse: Scores
+    colbert: Scores
+
+
+def rank(
+    reader: GenerationReader,
+    query: EncodedQuery,
+    mode: Mode,
+    limit: int,
+    weights: Weights = Weights(),
+    wanted: Filter = Filter(),
+) -> Ranking:
+    """Order rows by a mode; hybrid scores the union of the dense and the sparse candidates exactly in all three."""
+    allowed = reader.allowed(wanted)
+    sparse = np.where(allowed, reader.sparse_scores(query.sparse), -1).astype(np.float32)
+    colbert_all = None
+    if mode is Mode.COLBERT:
+        colbert_all = np.where(allowed, reader.colbert_all(query.colbert), -np.inf).astype(np.float32)
+        rows = top(colbert_all, limit)
+        rows = rows[np.isfinite(colbert_all[rows])]
+    elif mode is Mode.DENSE:
+        rows = reader.dense_top(query.dense, limit, wanted)[0]
+    elif mode is Mode.SPARSE:
+        rows = _positive(sparse, limit)
+    else:
+        count = max(CANDIDATES, 4 * limit)
+        rows = np.union1d(reader.dense_top(query.dense, count, wanted)[0], _positive(sparse, count))
+    scores = {
+        Mode.DENSE: reader.dense_scores(query.dense, rows),
+        Mode.SPARSE: np.maximum(sparse[rows], 0),
+        Mode.COLBERT: reader.colbert_scores(query.colbert, rows) if colbert_all is None else colbert_all[rows],
+    }
+    combined = _combine(scores, weights) if mode is Mode.HYBRID else scores[mode]
+    order = np.lexsort((rows, -combined))[:limit]
+    parts = [scores[part][order] for part in (Mode.DENSE, Mode.SPARSE, Mode.COLBERT)]
+    return Ranking(rows[order], combined[order], *parts)
+
+
+def _combine(scores: dict[Mode, Scores], weights: Weights) -> Scores:
+    """FlagEmbedding's `colbert+sparse+dense`: the weighted mean of the three."""
+    total = (
+        weights.dense * scores[Mode.DENSE]
+        + weights.sparse * scores[Mode.SPARSE]
+        + weights.colbert * scores[Mode.COLBERT]
+    )
+    return np.asarray(total / weights.total, dtype=np.float32)
+
+
+def top(scores: Scores, count: int) -> Rows:
+    """The rows of the `count` highest scores, best first, ties in row order."""
+    count = min(count, len(scores))
+    if not count:
+        return np.empty(0, np.int64)
+    threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
+    rows = np.flatnonzero(scores >= threshold)
+    return rows[np.lexsort((rows, -scores[rows]))][:count]
+
+
+def _positive(scores: Scores, count: int) -> Rows:
+    rows = top(scores, count)
+    return rows[scores[rows] > 0]
+
+
+def rank_many(
+    reader: GenerationReader,
+    queries: Sequence[EncodedQuery],
+    mode: Mode,
+    limit: int,
+    weights: Weights = Weights(),
+    wanted: Filter = Filter(),
+) -> list[Rows]:
+    """The rows that `rank` gives for each query, best first, reading each table once for all of them."""
+    allowed = reader.allowed(wanted)
+    if mode is Mode.DENSE:
+        return [rows for rows, _ in _dense_tops(reader, queries, limit, allowed)]
+    if mode is Mode.COLBERT:
+        return _colbert_tops(reader, queries, limit, allowed)
+    count = max(CANDIDATES, 4 * limit) if mode is Mode.HYBRID else limit
+    found: list[Rows] = []
+    dense = _dense_tops(reader, queries, count, allowed) if mode is Mode.HYBRID else []
+    for number, query in enumerate(queries):
+        sparse_all = np.where(allowed, reader.sparse_scores(query.sparse), -1).astype(np.float32)
+        rows = _positive(sparse_all, count)
+        if mode is Mode.HYBRID:
+            rows = np.union1d(dense[number][0], rows)
+            scores = {
+                Mode.DENSE: reader.dense_scores(query.dense, rows),
+                Mode.SPARSE: np.maximum(sparse_all[rows], 0),
+                Mode.COLBERT: reader.colbert_scores(query.colbert, rows),
+            }
+            combined = _combine(scores, weights)
+            rows = rows[np.lexsort((rows, -combined))][:limit]
+        found.append(rows)
+    return found
+
+
+class _Best:
+    """The best `limit` rows of each query so far, as blocks of scores [queries, rows] come in row order."""
+
+    def __init__(self, queries: int, limit: int, allowed: np.ndarray[Any, Any]) -> None:
+        self._limit, self._allowed, self._at = limit, allowed, 0
+        self._rows = np.empty((queries, 0), np.int64)
+        self._scores = np.empty((queries, 0), np.float32)
+
+    def add(self, scores: np.ndarray[Any, Any]) -> None:
+        count = scores.shape[1]
+        numbers = np.arange(self._at, self._at + count)
+        self._at += count
+        scores = np.where(self._allowed[numbers], scores, -np.inf)
+        scores = np.concatenate([self._scores, scores], axis=1)
+        rows = np.concatenate([self._rows, np.broadcast_to(numbers, (len(scores), count))], axis=1)
+        if scores.shape[1] > self._limit:
+            kept = np.argpartition(-scores, self._limit - 1, axis=1)[:, : self._limit]
+            scores, rows = np.take_along_axis(scores, kept, 1), np.take_along_axis(rows, kept, 1)
+        self._scores, self._rows = scores, rows
+
+    def result(self) -> list[tuple[Rows, Scores]]:
+        answers = []
+        for rows, scores in zip(self._rows, self._scores, strict=True):
+            order = np.lexsort((rows, -scores))
+            order = order[np.isfinite(scores[order])]
+            answers.append((rows[order], scores[order]))
+        return answers
+
+
+def _dense_tops(
+    reader: GenerationReader, queries: Sequence[EncodedQuery], limit: int, allowed: np.ndarray[Any, Any]
+) -> list[tuple[Rows, Scores]]:
+    best = _Best(len(queries), limit, allowed)
+    asked = np.stack([query.dense.astype(np.float32) for query in queries])
+    for matrix in reader.dense_blocks():
+        best.add(asked @ matrix.T)
+    return best.result()
+
+
+def _colbert_tops(
+    reader: GenerationReader, queries: Sequence[EncodedQuery], limit: int, allowed: np.ndarray[Any, Any]
+) -> list[Rows]:
+    best = _Best(len(queries), limit, allowed)
+    for block in reader.colbert_blocks():
+        best.add(max_sim_many([query.colbert for query in queries], block))
+    return [rows for rows, _ in best.result()]

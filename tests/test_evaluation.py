@@ -1,0 +1,141 @@
+"""Evaluation against values worked out by hand, the bulk ranking against `search`'s own, and the verb end to end."""
+
+import json
+
+import numpy as np
+import pytest
+
+from danbooru_index.cli import main
+from danbooru_index.config import BuildConfig, Device, Filter, Mode, Precision
+from danbooru_index.errors import InputError
+from danbooru_index.evaluation import (
+    EvaluateConfig,
+    Query,
+    bm25,
+    char_tfidf,
+    evaluate,
+    interval,
+    per_query,
+    read_queries,
+)
+from danbooru_index.generations import IndexRoot
+from danbooru_index.pipeline import build
+from danbooru_index.ranking import rank, rank_many
+from danbooru_index.reader import GenerationReader, max_sim, max_sim_many
+from danbooru_index.search import QueryEncoder
+
+QUERIES = [Query("a", ("x",), "zh"), Query("b", ("y", "z"), "zh"), Query("c", ("w",), "alias")]
+
+
+def test_measures_are_what_the_definitions_say():
+    run = [["q", "x"], ["y", "q", "z"], []]
+    values = per_query(QUERIES, run)
+    assert values["R@1"].tolist() == [0, 0.5, 0]
+    assert values["R@10"].tolist() == [1, 1, 0]
+    assert values["RR"].tolist() == [0.5, 1, 0]
+    assert values["AP@10"] == pytest.approx([0.5, (1 + 2 / 3) / 2, 0])
+    assert values["nDCG@10"] == pytest.approx([1 / np.log2(3), (1 + 1 / 2) / (1 + 1 / np.log2(3)), 0])
+
+
+def test_a_tag_that_several_records_share_counts_once():
+    assert per_query(QUERIES[:1], [["q", "q", "q", "x"]])["RR"].tolist() == [0.5]
+
+
+def test_intervals_hold_the_mean_and_shrink_with_more_queries():
+    chance = np.random.default_rng(0)
+    few, many = interval(chance.random(50)), interval(chance.random(5000))
+    assert few[1] < few[0] < few[2]
+    assert many[2] - many[1] < few[2] - few[1]
+    assert interval(np.ones(10)) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["not json", "[]", '{"query": "a"}', '{"query": "", "relevant": ["x"]}', '{"query": "a", "relevant": []}',
+     '{"query": "a", "relevant": "x"}', '{"query": 3, "relevant": ["x"]}', '{"query": "a", "relevant": ["x"], "kind": 1}'],
+)  # fmt: skip
+def test_a_query_that_cannot_be_used_is_named_by_its_line(tmp_path, line):
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"query": "a", "relevant": ["x"]}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"queries\.jsonl:2: "):
+        read_queries(str(path))
+
+
+def test_baselines_find_what_shares_words_or_characters():
+    texts = [
+        "【服装】school_uniform - 学生制服",
+        "【头发】twintails - 双马尾",
+        "【眼睛】hair_over_one_eye - 头发遮住一只眼睛",
+    ]
+    tags = ["school_uniform", "twintails", "hair_over_one_eye"]
+    asked = [Query(text, ("x",), "k") for text in ("学生", "twin tails", "hair one eye", "Ωmega")]
+    words, characters = bm25(texts, tags, asked), char_tfidf(texts, tags, asked)
+    assert words[0][0] == characters[0][0] == "school_uniform"
+    assert characters[1][0] == "twintails"
+    assert words[2][0] == characters[2][0] == "hair_over_one_eye"
+    assert words[3] == []
+
+
+def test_many_queries_score_as_one_does():
+    import pyarrow as pa
+
+    chance = np.random.default_rng(1)
+    lengths = [3, 0, 5, 1]
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(chance.normal(size=9 * 4).astype(np.float16)), 4)
+    rows = pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)), flat)
+    asked = [chance.normal(size=(n, 4)).astype(np.float32) for n in (2, 0, 3)]
+    together = max_sim_many(asked, rows)
+    for query, scores in zip(asked, together, strict=True):
+        assert np.allclose(scores, max_sim(query, rows), atol=1e-6)
+    assert together[1].tolist() == [0, 0, 0, 0]
+    vectors = np.asarray(flat.flatten()).reshape(9, 4).astype(np.float32)
+    assert together[0][2] == pytest.approx((asked[0] @ vectors[3:8].T).max(1).mean(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def index(ray_session, sample_shards, checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluated") / "index"
+    build(
+        BuildConfig(str(sample_shards), str(path), model=str(checkpoint), device=Device.CPU, precision=Precision.FP32)
+    )
+    return path
+
+
+@pytest.mark.ray
+def test_ranking_many_is_ranking_one_by_one(index):
+    generation = IndexRoot(index).current()
+    reader, encode = GenerationReader(generation), QueryEncoder(generation, device=Device.CPU)
+    asked = encode(["school uniform", "双马尾", "cat ears", "hair"])
+    for mode in Mode:
+        for wanted in (Filter(), Filter(nsfw=True)):
+            together = rank_many(reader, asked, mode, 20, wanted=wanted)
+            for query, rows in zip(asked, together, strict=True):
+                alone = rank(reader, query, mode, 20, wanted=wanted).rows
+                assert len(set(rows.tolist()) & set(alone.tolist())) >= len(alone) - 1, mode  # a tie at the edge
+                assert rows[:5].tolist() == alone[:5].tolist(), mode
+
+
+@pytest.mark.ray
+def test_the_verb_reports_every_mode_the_baselines_and_the_other_index(index, sample, tmp_path, capfd):
+    path = tmp_path / "queries.jsonl"
+    lines = [{"query": r["text"], "relevant": [r["tag"]], "kind": "text"} for r in sample[:60]]
+    lines += [{"query": r["tag"].replace("_", " "), "relevant": [r["tag"]], "kind": "name"} for r in sample[:30]]
+    lines.append({"query": "nothing", "relevant": ["no_such_tag"], "kind": "name"})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    words = ["evaluate", str(index), str(path), "--device", "cpu", "--against", str(index)]
+    assert main([*words, "--picture", str(tmp_path / "quality.svg"), "--json"]) == 0
+    document = json.loads(capfd.readouterr().out.splitlines()[-1])
+    systems = {system["name"]: system for system in document["systems"]}
+    modes = {mode.value for mode in Mode}
+    assert systems.keys() == modes | {f"{mode} of {index}" for mode in modes} | {"bm25", "char tf-idf"}
+    assert systems["dense"]["kinds"]["text"]["R@1"][0] > 0.9, "a text finds itself"
+    assert systems["dense"]["counterpart"] == f"dense of {index}"
+    assert systems["dense"]["better"] == systems["dense"]["worse"] == []
+    assert document["unknown"] == 1
+    assert document["queries"] == {"name": 31, "text": 60}
+    assert (tmp_path / "quality.svg").stat().st_size > 5000
+    report = evaluate(EvaluateConfig(str(index), str(path), modes=(Mode.SPARSE,), device=Device.CPU, baselines=False))
+    assert [system.name for system in report.systems] == ["sparse"]
+    assert "Recall@10" in report.to_text()
+    assert main(["evaluate", str(index), str(path), "--picture", "x.pdf"]) == 2
+    assert main(["evaluate", str(index), "/nowhere.jsonl"]) == 1
