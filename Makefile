@@ -35,7 +35,7 @@ chaos: $(BIN)/.installed
 SHARED := ../shared
 INPUT := $(or $(wildcard $(SHARED)/data/danbooru_tags.jsonl.gz),danbooru_index/sample_tags.jsonl)
 TOKENIZER := $(addprefix --tokenizer ,$(wildcard $(SHARED)/xlmr_tokenizer/tokenizer.json))
-PARTS ?= encoder packing colbert job overhead device scaling shards
+PARTS ?= encoder packing colbert job overhead device overlap scaling shards
 MODEL_encoder := wide
 MODEL_packing := six
 MODEL_colbert := wide

@@ -6,7 +6,6 @@ spread are reported, never one time alone. The last line on stdout is one JSON d
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -17,8 +16,6 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # no bar of a contestant; read when tqdm is imported
 
 from danbooru_index.checkpoint import Checkpoint, resolve_model
 from danbooru_index.config import Choice, Device, Precision
@@ -40,6 +37,7 @@ class Part(Choice):
     JOB = "job"
     OVERHEAD = "overhead"
     DEVICE = "device"
+    OVERLAP = "overlap"
     SCALING = "scaling"
     SHARDS = "shards"
 
@@ -137,8 +135,13 @@ def _records(inputs: tuple[str, ...]) -> Any:
                 yield item
 
 
-def in_turn(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round; each round runs all of them, the last one first next time."""
+def in_turn(
+    contestants: dict[str, Callable[[], Any]], repeats: int, after: Callable[[str], None] = lambda _: None
+) -> dict[str, list[float]]:
+    """Seconds of every contestant in every round; each round runs all of them, the last one first next time.
+
+    `after` is called with a contestant's name when its time is taken.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(repeats):
         names = list(contestants)
@@ -146,6 +149,7 @@ def in_turn(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str
             started = time.perf_counter()
             contestants[name]()
             seconds[name].append(time.perf_counter() - started)
+            after(name)
     return seconds
 
 

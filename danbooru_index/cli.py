@@ -301,7 +301,7 @@ def _add_benchmark(verbs: Any) -> None:
         "parts",
         nargs="*",
         metavar="PART",
-        help="encoder (default), packing, colbert, job, overhead; with a simulated forward: device, scaling, shards",
+        help="encoder (default), packing, colbert, job, overhead; with a simulated forward: device, overlap, scaling, shards",
     )
     parser.add_argument(
         "--against", default="flagembedding", metavar="flagembedding|nothing", help="(default %(default)s)"

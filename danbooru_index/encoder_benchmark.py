@@ -5,6 +5,7 @@ Parts of `benchmark`; everything here runs in one process, on the device that wi
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from danbooru_index.codec import Fidelity, agreement, fit
 from danbooru_index.config import Device, Precision
 from danbooru_index.devices import cpu_count
 from danbooru_index.encoder import Encoder, EncoderStats, Tokenizer
-from danbooru_index.rivals import FlagEmbedding
+from danbooru_index.rivals import DEFAULT_BATCH_SIZE, FlagEmbedding
 
 MAX_LENGTH = 512
 CALLS = (1024, 256)
@@ -33,15 +34,23 @@ def encoder(bench: Bench) -> dict[str, Any]:
     encoders = {precision: _load(bench, precision) for precision in bench.precisions}
     outputs: dict[str, Any] = {}
 
+    uses: dict[str, list[dict[str, float]]] = {precision.value: [] for precision in encoders}
+
     def ours(precision: Precision) -> Callable[[], None]:
         def run() -> None:
+            encoders[precision].stats = EncoderStats()
             outputs[precision.value] = encoders[precision].encode(tokenizer(bench.texts))
 
         return run
 
-    def theirs(size: int | None) -> Callable[[], None]:
+    def after(name: str) -> None:
+        for precision, one in encoders.items():
+            if name == f"ours, {precision.value}":
+                uses[precision.value].append(_use(one))
+
+    def theirs(size: int | None, batch_size: int | None = None) -> Callable[[], None]:
         def run() -> None:
-            found = rival.encode(bench.texts, size)
+            found = rival.encode(bench.texts, size, batch_size)
             if size is None:
                 outputs["flagembedding"] = found
 
@@ -57,9 +66,9 @@ def encoder(bench: Bench) -> dict[str, Any]:
         measured["flagembedding_batch_size"] = rival.batch_size
         contestants["flagembedding"] = theirs(None)
         contestants |= {f"flagembedding, calls of {n}": theirs(n) for n in CALLS if n < len(bench.texts)}
-    for one in encoders.values():
-        one.stats = EncoderStats()
-    seconds = in_turn(contestants, bench.config.repeats)
+        usual = f"its own batch size ({DEFAULT_BATCH_SIZE})"
+        contestants |= {f"flagembedding, calls of {n}, {usual}": theirs(n, DEFAULT_BATCH_SIZE) for n in CALLS}
+    seconds = in_turn(contestants, bench.config.repeats, after)
     measured["seconds"] = {name: summary(times, len(bench.texts)) for name, times in seconds.items()}
     measured["ratios"] = {
         f"{precision.value} against {name}": ratio(seconds[name], seconds[f"ours, {precision.value}"])
@@ -67,7 +76,10 @@ def encoder(bench: Bench) -> dict[str, Any]:
         for name in seconds
         if name.startswith("flagembedding")
     }
-    measured["device"] = {p.value: _use(bench, one) for p, one in encoders.items()}
+    measured["device"] = {
+        precision: {name: round(statistics.median(use[name] for use in rounds), 4) for name in rounds[0]}
+        for precision, rounds in uses.items()
+    }
     if bench.config.against:
         measured["agreement"] = {
             precision.value: _agreement(outputs["flagembedding"], outputs[precision.value]) for precision in encoders
@@ -80,17 +92,16 @@ def _load(bench: Bench, precision: Precision, **options: Any) -> Encoder:
     return Encoder(bench.checkpoint.path, Device(bench.device.kind), precision, **options)
 
 
-def _use(bench: Bench, one: Encoder) -> dict[str, Any]:
-    """Useful TFLOP/s while encoding, and what share of the device's own matrix products that is."""
-    achieved = one.stats.flops / one.stats.seconds / 1e12
-    peak = one.gemm_tflops()
+def _use(one: Encoder) -> dict[str, float]:
+    """Useful TFLOP/s of the last round, and what share that is of the device's own matrix products, measured at once."""
+    achieved, peak = one.stats.flops / one.stats.seconds / 1e12, one.gemm_tflops()
     return {
-        "tflops_per_second": round(achieved, 3),
-        "gemm_peak": round(peak, 3),
-        "share_of_peak": round(achieved / peak, 3),
-        "padding": round(1 - one.stats.computed / one.stats.processed, 4),
+        "tflops_per_second": achieved,
+        "gemm_tflops_per_second": peak,
+        "share_of_gemm": achieved / peak,
+        "padding": 1 - one.stats.computed / one.stats.processed,
         "tokens_per_call": one.tokens_per_batch,
-        "peak_memory_gb": round(one.peak_memory / 1e9, 2),
+        "peak_memory_gb": one.peak_memory / 1e9,
     }
 
 
@@ -121,8 +132,10 @@ def packing(bench: Bench) -> dict[str, Any]:
     """What packing, the token budget and encoding equal texts once are worth, in the device's best precision."""
     precision = bench.precisions[-1]
     one = _load(bench, precision)
+    tokenizer = Tokenizer(bench.checkpoint.path, MAX_LENGTH)
+    tokenizer(bench.texts[:WARM_UP])
     started = time.perf_counter()
-    batch = Tokenizer(bench.checkpoint.path, MAX_LENGTH)(bench.texts)
+    batch = tokenizer(bench.texts)
     tokenising = time.perf_counter() - started
     default = one.tokens_per_batch
 

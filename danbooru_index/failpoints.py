@@ -38,6 +38,7 @@ DRIVER_POINTS = (
     "commit.table",  # and durable; the next table is not committed
     "build.after_commit",
     "build.checked",  # the checks passed
+    "build.indexed",  # the dense index is there, where one is built
     "build.swept",  # orphan files are gone
     "replace.before_rename",  # a manifest or CURRENT.json is durable under a temporary name
     "replace.after_rename",  # it is in place; its folder is not durable yet

@@ -27,6 +27,7 @@ from danbooru_index.tables import (
     read_records,
     sweep_orphans,
 )
+from danbooru_index.vector_index import build_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +80,11 @@ def _same(old: Manifest, wanted: Manifest) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Seconds of the two parts of an ending."""
+    """Seconds of the parts of an ending."""
 
     commit: float
     verify: float
+    index: float
 
 
 def end(
@@ -105,6 +107,12 @@ def end(
     committed = time.monotonic()
     manifest.checks = check(generation, records)
     reach("build.checked")
+    checked = time.monotonic()
+    manifest.versions["dense"] = build_index(
+        generation.path, manifest.versions["dense"], sum(record.rows for record in records)
+    )
+    indexed = time.monotonic()
+    reach("build.indexed")
     sweep_orphans(generation.path, manifest.specs, records)
     reach("build.swept")
     manifest.records = sum(record.rows for record in records)
@@ -117,7 +125,7 @@ def end(
     ended = time.monotonic()
     root.publish(generation)
     reach("build.after_publish")
-    return Ending(committed - began, ended - committed)
+    return Ending(committed - began, checked - committed + ended - indexed, indexed - checked)
 
 
 def check_tables(generation: Generation, records: list[CompletionRecord]) -> dict[str, Any]:

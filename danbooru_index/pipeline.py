@@ -67,6 +67,7 @@ ESTIMATE_TEXTS = 2000
 ATTEMPTS = 2
 SOLO_ATTEMPTS = 2
 TASKS_IN_FLIGHT = 16
+CALLS_AT_ONCE = 3
 DISK_SLACK = 1.1
 
 
@@ -405,8 +406,8 @@ def _dataset(run: Run, items: list[dict[str, str]], settings: WorkerSettings, *,
         min_size=1,
         max_size=1 if alone else max(plan.encoders, plan.max_encoders or len(items)),
         initial_size=1 if alone else plan.encoders,
-        max_tasks_in_flight_per_actor=1 if alone else 4,
-        max_concurrent_calls_per_actor=1 if alone else 3,
+        max_tasks_in_flight_per_actor=1 if alone else CALLS_AT_ONCE + 1,
+        max_concurrent_calls_per_actor=1 if alone else CALLS_AT_ONCE,
         enable_true_multi_threading=True,
     )
     common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "fn_constructor_args": (settings,)}
@@ -501,7 +502,7 @@ def _finish(run: Run, root: IndexRoot) -> BuildReport:
         raise RejectedRecordsError(f"{describe_rejects(counts)}: nothing was published because of --strict")
     ending = end(root, run.generation, ordered, [shard.id for shard in missing], lambda _, made: _check(run, made))
     report = _report(run, records, "published")
-    report.seconds.commit, report.seconds.verify = ending.commit, ending.verify
+    report.seconds.commit, report.seconds.verify, report.seconds.index = ending.commit, ending.verify, ending.index
     report.seconds.total = time.monotonic() - run.started
     try:
         save_report(report, run.generation.path)

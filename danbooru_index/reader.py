@@ -21,6 +21,7 @@ from danbooru_index.config import Filter
 from danbooru_index.errors import UsageError
 from danbooru_index.generations import Generation
 from danbooru_index.tables import open_table
+from danbooru_index.vector_index import probes
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -44,6 +45,10 @@ class GenerationReader:
     @cached_property
     def rows(self) -> int:
         return int(self._dense.count_rows())
+
+    @cached_property
+    def _probes(self) -> dict[str, Any]:
+        return probes(self._dense)
 
     def counts(self) -> dict[str, int]:
         """The rows of each table."""
@@ -96,7 +101,8 @@ class GenerationReader:
         return list(self._dense.take(rows, columns=RECORD_COLUMNS).to_pylist())
 
     def dense_top(self, vector: Array, k: int, wanted: Filter) -> tuple[Rows, Scores]:
-        """The `k` rows of highest cosine that a filter lets through, exactly; best first."""
+        """The `k` rows of highest cosine that a filter lets through, best first: exactly, or those the index finds; scores
+        are exact."""
         if not self.rows:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         found = self._dense.to_table(
@@ -106,7 +112,7 @@ class GenerationReader:
                 "q": vector.astype(np.float16),
                 "k": k,
                 "metric": "cosine",
-                "use_index": False,
+                **self._probes,
             },
             filter=_expression(wanted),
             prefilter=True,

@@ -11,12 +11,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from danbooru_index.errors import ModelError, UsageError, first_line
 
 BATCH_SIZES = (16, 32, 64, 128, 256)
+DEFAULT_BATCH_SIZE = 256
 SWEEP_TEXTS = 256
 SCRIPT_BATCH = 32
 
@@ -27,6 +29,8 @@ class FlagEmbedding:
     def __init__(self, path: str, device: str, max_length: int = 512) -> None:
         from FlagEmbedding import BGEM3FlagModel
 
+        module = import_module(BGEM3FlagModel.__module__)
+        vars(module).update(tqdm=lambda rows, **_: rows, trange=lambda *bounds, **_: range(*bounds))  # no progress bar
         try:
             self._model = BGEM3FlagModel(path, use_fp16=device == "cuda", devices=device, trust_remote_code=False)
         except Exception as error:  # the library raises no narrower one
@@ -45,13 +49,14 @@ class FlagEmbedding:
             self.swept[size] = time.perf_counter() - started
         self.batch_size = min(self.swept, key=lambda size: self.swept[size])
 
-    def encode(self, texts: list[str], call: int | None = None) -> dict[str, Any]:
-        """The outputs of the last call; `call`: how many texts a call gets (default all)."""
+    def encode(self, texts: list[str], call: int | None = None, batch_size: int | None = None) -> dict[str, Any]:
+        """The outputs of the last call; `call`: how many texts a call gets (default all), in batches of `batch_size`
+        (default: the best found)."""
         outputs: dict[str, Any] = {}
         for start in range(0, len(texts), call or len(texts)):
             outputs = self._model.encode(
                 texts[start : start + (call or len(texts))],
-                batch_size=self.batch_size,
+                batch_size=batch_size or self.batch_size,
                 max_length=self._max_length,
                 return_dense=True,
                 return_sparse=True,

@@ -179,7 +179,8 @@ class BuildReport:
         seconds, rate = self.seconds, self.encode_rate
         lines = [
             f"  seconds   {seconds.total:.1f} in all: start-up {seconds.startup:.1f}, encoding {seconds.encode:.1f} "
-            f"(writing {seconds.write:.1f} behind it), commit {seconds.commit:.1f}, checks {seconds.verify:.1f}",
+            f"(writing {seconds.write:.1f} behind it), commit {seconds.commit:.1f}, index {seconds.index:.1f}, "
+            f"checks {seconds.verify:.1f}",
             f"  speed     {rate:,.1f} tags/s while encoding, {self.end_to_end_rate:,.1f} from start to published",
             f"  baseline  {rate / BASELINE_TAGS_PER_SECOND:.2f} x the published {BASELINE_TAGS_PER_SECOND} tags/s; "
             f"1,386,373 tags would take {BASELINE_RECORDS / rate / 3600:.2f} hours",
@@ -290,6 +291,7 @@ def _draw_stages(report: BuildReport, axes: Any) -> None:
         "encode *": report.stages["encode"],
         "write *": report.stages["write"],
         "commit": seconds.commit,
+        "index": seconds.index,
         "checks": seconds.verify,
     }
     drawn = axes.barh(list(bars), list(bars.values()), color="#2ca02c")

@@ -84,7 +84,7 @@ def _judge(outcome, index, process, code, expected, case, *, mute=False):
 
 def _file_limit(outcome, place, base, expected, chance, number):
     shutil.copytree(base, place)
-    limit = chance.randrange(1, 7000)
+    limit = chance.randrange(1, 14_000)
     process = start(vault_command(place, "b", "--file-limit", limit))
     code = finish(process)
     outcome.add("of file size")

@@ -153,7 +153,7 @@ EDITS = {
     "query instruction": (_settings(query_instruction="q: "), "query instruction"),
     "codec": (_in_manifest("codec", "svd-128-0"), "codec (svd-128-0 -> full)"),
     "schema": (_in_manifest("schema", 0), "schema (0 -> 1)"),
-    "Lance version": (_in_manifest("lance", "2.0"), "lance (2.0 -> 2.2)"),
+    "Lance version": (_in_manifest("lance", "2.2"), "lance (2.2 -> 2.0)"),
     "weights": (_flip("model.safetensors"), "model id"),
     "sparse head": (_flip("sparse_linear.pt"), "model id"),
     "ColBERT head": (_flip("colbert_linear.pt"), "model id"),

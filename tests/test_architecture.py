@@ -14,7 +14,7 @@ ROOMS = [
     {"encoder", "codec"},
     {"shards", "durable"},  # intake, vault
     {"tables", "sampling"},
-    {"preparation", "generations"},
+    {"preparation", "generations", "vector_index"},
     {"reader", "throughput", "progress"},
     {"ranking", "status", "lifecycle"},
     {"search"},  # desk
@@ -33,7 +33,7 @@ HOMES = {
     "transformers": {"encoder"},
     "ray": {"pipeline", "cluster", "workers", "job_benchmark"},
     "obstore": {"object_store"},
-    "lance": {"tables", "reader"},
+    "lance": {"tables", "vector_index", "reader"},
     "lancedb": {"tables", "reader"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

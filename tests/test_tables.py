@@ -186,7 +186,7 @@ def test_a_write_that_does_not_fit_is_an_error_and_leaves_nothing(index):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     outcomes = set()
-    for limit in range(200, 6000, 137):
+    for limit in range(200, 12_000, 293):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
             _, record, _ = write_shard(generation, "a", finish=False)
@@ -386,3 +386,47 @@ def test_ragged_rows():
     assert ragged_take(np.array([2, 0, 3]), np.array([2, 0, 1, 2])).tolist() == [2, 3, 4, 0, 1, 2, 3, 4]
     batch = TokenBatch(np.arange(6, dtype=np.int32), np.array([1, 2, 3], np.int32))
     assert batch.rows(1, 3).token_ids.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, monkeypatch):
+    """IVF_RQ over every row, durable and in the seal; small tables have none and are searched exactly."""
+    from danbooru_index import vector_index
+    from danbooru_index.lifecycle import check_tables, end
+
+    shards = [f"s{number}" for number in range(8)]
+    generation = index.start(manifest(shards))
+    for number, shard in enumerate(shards):
+        write_shard(generation, shard, 200, seed=number)
+    records = list(read_records(generation.path, shards, generation.manifest.fingerprint_digest).values())
+    monkeypatch.setattr(vector_index, "INDEX_ROWS", 1000)
+    monkeypatch.setattr(vector_index, "ROWS_PER_PARTITION", 100)
+    end(index, generation, records, [], check_tables)
+    reader = GenerationReader(index.current())
+    chance = np.random.default_rng(3)
+    vectors = lance.dataset(str(table_path(generation.path, "dense"))).to_table()["vector"].combine_chunks()
+    vectors = vectors.flatten().to_numpy().reshape(-1, DIM).astype(np.float32)
+    found = 0
+    for _ in range(20):
+        query = chance.normal(size=DIM).astype(np.float32)
+        query /= np.linalg.norm(query)
+        rows, scores = reader.dense_top(query, 10, Filter(nsfw=True))
+        assert np.allclose(scores, vectors[rows] @ query, atol=2e-3), "scores are exact, whatever found them"
+        found += len(set(rows.tolist()) & set(np.argsort(-(vectors @ query))[:10].tolist()))
+    assert found >= 190
+    names = [name for name in index.current().manifest.files if "/_indices/" in name]
+    assert names
+    path = generation.path / names[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    from danbooru_index.status import verify
+
+    assert any(names[0] in problem for problem in verify(str(index.path)).problems)
+
+
+def test_a_small_table_has_no_index(built):
+    from danbooru_index.vector_index import build_index, probes
+
+    version = built.manifest.versions["dense"]
+    assert build_index(built.path, version, 30) == version
+    assert probes(lance.dataset(str(table_path(built.path, "dense")))) == {"use_index": False}
