@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from danbooru_index.batches import Array, Encoding, TokenBatch, ragged_take, replace_rows
 from danbooru_index.config import Device, Precision
+from danbooru_index.devices import keep_buffers
 from danbooru_index.errors import ModelError, first_line
 from danbooru_index.forward import PackedModel, max_sim_matrix, pack_calls
 
@@ -138,6 +139,8 @@ class Encoder:
         self._path = path
         self._device = "cuda" if device is Device.CUDA else "cpu"
         embedder = _load(path, self._device, precision)
+        if self._device == "cpu":
+            keep_buffers()  # not before: what loading needed once goes back to the system
         config = embedder.model.model.config
         self._output_dtype = torch.float16 if half_output else torch.float32
         self.dim: int = config.hidden_size
