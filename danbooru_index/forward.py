@@ -61,7 +61,7 @@ def pack_calls(groups: list[npt.NDArray[np.int32]], budget: int, padding_id: int
         count, length = group.shape
         start = 0
         while start < count:
-            taken = min((budget - used) // length, count - start)
+            taken = max(0, min((budget - used) // length, count - start))
             if not taken and pieces:
                 yield _call(pieces, padding_id)
                 pieces, used = [], 0

@@ -235,11 +235,8 @@ def shards(bench: Bench) -> dict[str, Any]:
     """
     count = bench.config.rows
     folder = _shards(bench, SHARD_ROWS, count)
-    before = time.process_time()
-    with _cluster(1), _Memory(bench.scratch / "index-shards") as memory:
-        started = time.process_time()
+    with _cluster(1), _Watch() as watch:
         report = _simulate(bench, "shards", folder, width=64, forward_s=0.0)
-        used = time.process_time() - started
     generation = IndexRoot(bench.scratch / "index-shards").current()
     listed = [shard.id for shard in list_shards(str(folder))]
     began = time.perf_counter()
@@ -252,27 +249,33 @@ def shards(bench: Bench) -> dict[str, Any]:
         commits[str(part)] = round((time.perf_counter() - began) / part * 1e3, 4)
     return {
         "shards": count,
-        "driver_cpu_ms_a_shard": round(used / count * 1e3, 3),
+        "driver_cpu_ms_a_shard": round(watch.cpu_s / count * 1e3, 3),
         "wall_ms_a_shard": round(report.seconds.encode / count * 1e3, 3),
         "start_to_published_s": round(report.seconds.total, 1),
         "reading_records_ms_a_shard": round(reading / count * 1e3, 3),
         "commit_ms_a_shard_by_shards": commits,
         "seconds": {name: round(value, 2) for name, value in asdict(report.seconds).items()},
-        "memory_mb_by_tenths": memory.tenths(),
-        "process_cpu_s": round(time.process_time() - before, 1),
+        "memory_mb_by_tenths": watch.tenths(),
     }
 
 
-class _Memory:
-    """Resident memory of the driver and of its largest actor, and the object store's use, once a second."""
+class _Watch:
+    """Memory of the driver and of its largest actor (resident) and of the object store, once a second, and the driver's
+    processor time, while the encoder is there."""
 
-    def __init__(self, index: Path) -> None:
+    def __init__(self) -> None:
         import psutil
 
-        self._own, self._index = psutil.Process(), index
+        self._own = psutil.Process()
         self._samples: list[dict[str, float]] = []
+        self._cpu: list[float] = []
 
-    def __enter__(self) -> _Memory:
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of processor time of the driver, all its threads."""
+        return self._cpu[-1] - self._cpu[0] if self._cpu else 0.0
+
+    def __enter__(self) -> _Watch:
         import threading
 
         self._ended = threading.Event()
@@ -291,19 +294,22 @@ class _Memory:
         while not self._ended.wait(1.0):
             with contextlib.suppress(psutil.Error, Exception):
                 workers = [p for p in self._own.children(recursive=True) if "EncodeShard" in "".join(p.cmdline())]
+                if not workers:
+                    continue
+                self._cpu.append(time.process_time())
                 total, free = ray.cluster_resources(), ray.available_resources()
                 name = "object_store_memory"
                 self._samples.append(
                     {
                         "driver": self._own.memory_info().rss / 1e6,
-                        "encoder": max((p.memory_info().rss / 1e6 for p in workers), default=0.0),
+                        "encoder": max(p.memory_info().rss / 1e6 for p in workers),
                         "object_store": (total.get(name, 0) - free.get(name, 0)) / 1e6,
                     }
                 )
 
     def tenths(self) -> dict[str, list[int]]:
-        """The largest value of each tenth of the time in which the encoder ran."""
-        samples = [sample for sample in self._samples if sample["encoder"]]
+        """The largest value of each tenth of the time in which the encoder was there."""
+        samples = self._samples
         size = max(1, len(samples) // 10)
         return {
             name: [round(max(s[name] for s in samples[at : at + size])) for at in range(0, len(samples), size)]

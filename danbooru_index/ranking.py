@@ -113,12 +113,12 @@ def rank_many(
     """The rows that `rank` gives for each query, best first, reading each table once for all of them."""
     allowed = reader.allowed(wanted)
     if mode is Mode.DENSE:
-        return [rows for rows, _ in _dense_tops(reader, queries, limit, allowed)]
+        return [rows for rows, _ in dense_tops(reader, queries, limit, allowed)]
     if mode is Mode.COLBERT:
         return _colbert_tops(reader, queries, limit, allowed)
     count = max(CANDIDATES, 4 * limit) if mode is Mode.HYBRID else limit
     found: list[Rows] = []
-    dense = _dense_tops(reader, queries, count, allowed) if mode is Mode.HYBRID else []
+    dense = dense_tops(reader, queries, count, allowed) if mode is Mode.HYBRID else []
     for number, query in enumerate(queries):
         sparse_all = np.where(allowed, reader.sparse_scores(query.sparse), -1).astype(np.float32)
         rows = _positive(sparse_all, count)
@@ -164,9 +164,15 @@ class _Best:
         return answers
 
 
-def _dense_tops(
-    reader: GenerationReader, queries: Sequence[EncodedQuery], limit: int, allowed: np.ndarray[Any, Any]
+def dense_tops(
+    reader: GenerationReader,
+    queries: Sequence[EncodedQuery],
+    limit: int,
+    allowed: np.ndarray[Any, Any] | None = None,
 ) -> list[tuple[Rows, Scores]]:
+    """The `limit` rows of highest cosine for each query, exactly, in one pass over the table."""
+    if allowed is None:
+        allowed = np.ones(reader.rows, dtype=bool)
     best = _Best(len(queries), limit, allowed)
     asked = np.stack([query.dense.astype(np.float32) for query in queries])
     for matrix in reader.dense_blocks():

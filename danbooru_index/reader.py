@@ -201,7 +201,7 @@ class GenerationReader:
         at = 0
         for fragment in fragments:
             starts[fragment.fragment_id] = at
-            at += fragment.count_rows()
+            at += fragment.metadata.num_rows
         return starts
 
     @cached_property

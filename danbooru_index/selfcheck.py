@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from danbooru_index.batches import Encoding
-from danbooru_index.config import Filter, Mode
-from danbooru_index.ranking import EncodedQuery, query_of
-from danbooru_index.reader import GenerationReader
+from danbooru_index.config import Mode
+from danbooru_index.ranking import EncodedQuery, dense_tops, query_of
+from danbooru_index.reader import GenerationReader, Rows, Scores
 from danbooru_index.sampling import Sample
 
 TIE = 2e-3
@@ -24,25 +24,28 @@ def self_queries(reader: GenerationReader, samples: list[Sample], encoding: Enco
     weights must give the score that the text has with itself (another text may hold the same tokens with larger
     weights). ColBERT is scored exactly over the dense candidates and the record itself.
     """
+    queries = [query_of(encoding, place) for place in range(len(samples))]
+    nearest = dense_tops(reader, queries, COLBERT_CANDIDATES) if queries else []  # one pass over the table for all
     problems = []
-    for place, sample in enumerate(samples):
+    for sample, query, (rows, scores) in zip(samples, queries, nearest, strict=True):
         row = reader.row_of(sample.id)
         if row is None:
             problems.append(f"record {sample.id} is in no table")
             continue
-        query = query_of(encoding, place)
         for mode in (Mode.DENSE, Mode.SPARSE, Mode.COLBERT):
-            if not _finds_itself(reader, query, row, mode):
+            if not _finds_itself(reader, query, row, mode, rows, scores):
                 problems.append(f"record {sample.id} does not find itself by {mode.value}")
     return problems
 
 
-def _finds_itself(reader: GenerationReader, query: EncodedQuery, row: int, mode: Mode) -> bool:
+def _finds_itself(
+    reader: GenerationReader, query: EncodedQuery, row: int, mode: Mode, rows: Rows, scores: Scores
+) -> bool:
+    """Whether a record answers its own text; `rows`, `scores`: the nearest records by dense score."""
     if mode is Mode.SPARSE:
         if not query.sparse:
             return True
         return _reaches(reader.sparse_scores(query.sparse)[row], _own_sparse(query))
-    rows, scores = reader.dense_top(query.dense, COLBERT_CANDIDATES, Filter(nsfw=True))
     if mode is Mode.DENSE:
         own = reader.dense_scores(query.dense, np.array([row]))[0]
         return bool(own >= scores[0] - TIE) or reader.tied_text(row, int(rows[0]))
