@@ -112,7 +112,7 @@ def test_the_report_and_what_is_saved_with_the_generation(undisturbed):
     assert {"total", "startup", "encode", "write", "commit", "index"} <= fields["seconds"].keys()
     assert fields["baseline"]["tags_per_second"] == 96.3
     assert fields["tags_per_second"]["encode"] > fields["tags_per_second"]["end_to_end"] > 0
-    assert fields["padding_waste"] == 0
+    assert 0 <= fields["padding_waste"] < 0.15, "the tails of calls, of small shards here"
     assert fields["devices"][0]["tflops_per_second"] > 0
     assert 0 < fields["devices"][0]["busy_share"] <= 1
     assert fields["seconds"]["total"] >= fields["seconds"]["startup"] + fields["seconds"]["encode"] - 0.1
