@@ -41,7 +41,7 @@ class Campaign:
 
 
 CAMPAIGNS = {
-    "kills": Campaign("kill-safe, low rework", "campaign_kills:kills", 200, 3),
+    "kills": Campaign("kill-safe, low rework", "campaign_kills:kills", 200, 2),
     "kills-real": Campaign("kill-safe with the real encoder", "campaign_kills:kills_with_the_real_encoder", 10, 0),
     "kills-ray": Campaign("kill-safe at Ray level", "campaign_kills:kills_of_ray", 30, 0),
     "failed-writes": Campaign("failed writes never lie", "campaign_disk:failed_writes", 120, 9),
@@ -51,19 +51,19 @@ CAMPAIGNS = {
     "attempts": Campaign("the first attempt wins", "campaign_races:attempts", 100, 20),
     "unsound": Campaign("published only when sound", "campaign_races:unsound", 60, 12),
     "commits": Campaign("repeat-safe commit", "campaign_races:commits", 102, 12),
-    "publishes": Campaign("atomic publish", "campaign_races:publishes", 1000, 20),
-    "never-mixed": Campaign("never mixed", "campaign_edits:never_mixed", 22, 2),
+    "publishes": Campaign("atomic publish", "campaign_races:publishes", 1000, 10),
+    "never-mixed": Campaign("never mixed", "campaign_edits:never_mixed", 22, 0),
     "clean-vectors": Campaign("clean vectors", "campaign_edits:clean_vectors", 30, 10),
     "bounded": Campaign("bounded failure", "campaign_edits:bounded", 4, 1),
     "bad-input": Campaign("bad input", "campaign_input:bad_input", 1000, 100),
     "hostile": Campaign("runs no code", "campaign_input:hostile", 34, 34),
     "filters": Campaign("typed filters", "campaign_input:filters", 10_000, 1000),
-    "secrets": Campaign("no secrets, no open heads", "campaign_input:secrets_and_clusters", 3, 1),
+    "secrets": Campaign("no secrets, no open heads", "campaign_input:secrets_and_clusters", 3, 0),
     "s3": Campaign("the same on s3://", "campaign_s3:object_store", 10, 1),
     "kills-s3": Campaign("kill-safe on s3://", "campaign_s3:kills_on_s3", 20, 0),
     "stops": Campaign("clean stop", "campaign_edits:stops", 20, 1),
     "teeth": Campaign("the campaigns bite", "campaign_teeth:planted_bugs", 18, 5),
-    "failpoints": Campaign("a kill at every named point", "campaign_kills:failpoints", 3, -2),
+    "failpoints": Campaign("a kill at every named point", "campaign_kills:failpoints", 3, -1),
 }
 
 
