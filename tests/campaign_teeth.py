@@ -39,7 +39,7 @@ BUGS = {
     "the fsync of folders skipped": Bug("tables", "                sync(inner)\n", "                pass\n", "power-loss", 80),
     "the fsync of documents skipped": Bug("durable", "        file.flush()\n        os.fsync(file.fileno())\n", "        file.flush()\n", "power-loss", 80),
     "documents written in place": Bug("durable", "    os.replace(temporary, path)\n", "    path.write_bytes(content); temporary.unlink()\n", "power-loss", 120),
-    "Lance's manifests not synced": Bug("tables", "        _sync_manifests(folder)\n", "", "power-loss", 80),
+    "Lance's manifests not synced": Bug("tables", "        sync_manifests(folder)\n", "", "power-loss", 80),
     "the record before the fragments": Bug("workers", "            parts = writer.finish()\n", "            parts = writer.parts\n            complete(location(self._settings.generation), CompletionRecord(shard.id, self._settings.fingerprint, writer.attempt, kept, shard.rows, parts, rejects, {}))\n            parts = writer.finish()\n", "failpoints", 1, "shard.flushed"),
     "the fingerprint dropped": Bug("lifecycle", "old.fingerprint_digest == wanted.fingerprint_digest", "True", "never-mixed", 1, "max length"),
     "a lost reply taken for a loss": Bug("tables", "return found.attempt == record.attempt", "return False", "s3", 8, "lost"),

@@ -1,7 +1,7 @@
 """The chaos campaigns at reduced size; `make chaos` runs them in full. Each in a process that owns all it starts."""
 
 import pytest
-from chaos import CAMPAIGNS, run_apart
+from chaos import CAMPAIGNS, ROOT, run_apart
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -28,3 +28,11 @@ def test_every_campaign_can_be_loaded_and_is_full_size_where_the_promise_has_a_f
     for name, figure in least.items():
         assert CAMPAIGNS[name].full >= figure
         assert callable(CAMPAIGNS[name].load())
+
+
+def test_every_planted_bug_has_its_place_in_the_code():
+    from campaign_teeth import BUGS
+
+    for name, bug in BUGS.items():
+        source = (ROOT / "danbooru_index" / f"{bug.module}.py").read_text(encoding="utf-8")
+        assert source.count(bug.old) == 1, name
