@@ -9,6 +9,7 @@ character n-grams by scikit-learn), and a second index, where one is given, with
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from danbooru_index.config import Device, Filter, Mode, Weights
 from danbooru_index.errors import InputError, UsageError
 from danbooru_index.generations import IndexRoot
-from danbooru_index.ranking import EncodedQuery, rank_many
+from danbooru_index.ranking import EncodedQuery, rank_many, top_positive
 from danbooru_index.reader import GenerationReader
 from danbooru_index.search import QueryEncoder
 
@@ -35,7 +36,8 @@ TITLES = {
     "AP@10": "mAP@10",
     "RR": "MRR",
 }
-BASELINES = ("bm25", "char tf-idf")
+INSTALL = "pip install -c constraints.txt -e '.[evaluate]'"
+TERM = re.compile(r"(?P<cjk>[぀-ヿ㐀-鿿豈-﫿ｦ-ﾟ]+)|[^\W_]+")
 NGRAMS = (1, 3)
 
 DEFAULT_WEIGHTS = Weights()
@@ -161,6 +163,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
 
     Raises `InputError`, `StorageError`, `ModelError` or `UsageError`.
     """
+    _ir_measures()
     queries = read_queries(config.queries)
     generation = IndexRoot(config.index).current()
     reader = GenerationReader(generation)
@@ -176,11 +179,14 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         {kind: sum(q.kind == kind for q in queries) for kind in sorted({q.kind for q in queries})},
         sum(not known.intersection(query.relevant) for query in queries),
     )
-    runs = _index_runs(config, config.index, queries, config.instruction)
+    encode = QueryEncoder(generation, config.model, config.device, config.instruction)
+    runs = _index_runs(config, reader, encode, queries)
     scored = {name: per_query(queries, run) for name, run in runs.items()}
     counterparts: dict[str, str] = {}
     if config.against is not None:
-        for name, run in _index_runs(config, config.against, queries, None).items():
+        other_generation = IndexRoot(config.against).current()
+        encode = QueryEncoder(other_generation, None, config.device)
+        for name, run in _index_runs(config, GenerationReader(other_generation), encode, queries).items():
             other = f"{name} of {config.against}"
             scored[other], counterparts[name] = per_query(queries, run), other
     if config.baselines:
@@ -192,10 +198,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     return report
 
 
-def _index_runs(config: EvaluateConfig, index: str, queries: list[Query], instruction: str | None) -> dict[str, Run]:
-    generation = IndexRoot(index).current()
-    reader = GenerationReader(generation)
-    encode = QueryEncoder(generation, config.model if index == config.index else None, config.device, instruction)
+def _index_runs(
+    config: EvaluateConfig, reader: GenerationReader, encode: QueryEncoder, queries: list[Query]
+) -> dict[str, Run]:
     encoded: list[EncodedQuery] = []
     for start in range(0, len(queries), ENCODED_AT_ONCE):
         encoded += encode([query.text for query in queries[start : start + ENCODED_AT_ONCE]])
@@ -211,8 +216,8 @@ def _index_runs(config: EvaluateConfig, index: str, queries: list[Query], instru
 
 def per_query(queries: Sequence[Query], run: Run) -> PerQuery:
     """Every measure of every query, [queries]; a tag that several records share counts once, at its best place."""
-    import ir_measures
-    from ir_measures import Qrel, ScoredDoc
+    ir_measures = _ir_measures()
+    Qrel, ScoredDoc = ir_measures.Qrel, ir_measures.ScoredDoc
 
     judged = [Qrel(str(n), tag, 1) for n, query in enumerate(queries) for tag in dict.fromkeys(query.relevant)]
     scored = [
@@ -269,20 +274,16 @@ def bm25(texts: list[str], tags: list[str], queries: Sequence[Query]) -> Run:
             found.append([])
             continue
         scores = retriever.get_scores_from_ids(tokens)
-        found.append([tags[row] for row in _top(np.asarray(scores), DEPTH)])
+        found.append([tags[row] for row in top_positive(np.asarray(scores), DEPTH).tolist()])
     return found
 
 
 def _terms(text: str) -> list[str]:
     """Words of letters and digits, lower case; runs of CJK as characters and pairs of them."""
-    import re
-
     terms: list[str] = []
-    for word in re.findall(r"[぀-ヿ㐀-鿿豈-﫿ｦ-ﾟ]+|[^\W_]+", text.lower()):
-        if "぀" <= word[0] <= "鿿":
-            terms += [*word, *(word[at : at + 2] for at in range(len(word) - 1))]
-        else:
-            terms.append(word)
+    for found in TERM.finditer(text.lower()):
+        word = found[0]
+        terms += [*word, *(word[at : at + 2] for at in range(len(word) - 1))] if found["cjk"] else [word]
     return terms
 
 
@@ -298,23 +299,20 @@ def char_tfidf(texts: list[str], tags: list[str], queries: Sequence[Query]) -> R
     found: Run = []
     for row in range(asked.shape[0]):
         scores = np.asarray((asked[row] @ known).todense()).ravel()
-        found.append([tags[place] for place in _top(scores, DEPTH)])
+        found.append([tags[place] for place in top_positive(scores, DEPTH).tolist()])
     return found
 
 
-def _top(scores: np.ndarray[Any, Any], count: int) -> list[int]:
-    """The rows of highest positive score, best first, ties in row order."""
-    count = min(count, len(scores))
-    best = np.argpartition(-scores, count - 1)[:count]
-    best = best[scores[best] > 0]
-    ordered: list[int] = best[np.lexsort((best, -scores[best]))].tolist()
-    return ordered
+def _ir_measures() -> Any:
+    try:
+        import ir_measures
+    except ImportError:
+        raise UsageError(f"evaluate needs ir-measures: {INSTALL}") from None
+    return ir_measures
 
 
 def _missing(package: str) -> UsageError:
-    return UsageError(
-        f"the baselines need {package}: pip install -c constraints.txt -e '.[evaluate]', or --no-baselines"
-    )
+    return UsageError(f"the baselines need {package}: {INSTALL}, or --no-baselines")
 
 
 def draw(report: EvaluationReport, path: Path) -> None:

@@ -101,6 +101,7 @@ def end(
         raise StorageError(
             f"generation {generation.id} was finished by another process meanwhile: run the same command again"
         )
+    manifest.records = sum(record.rows for record in records)
     began = time.monotonic()
     manifest.versions = commit(generation.path, manifest.specs, records)
     reach("build.after_commit")
@@ -108,14 +109,11 @@ def end(
     manifest.checks = check(generation, records)
     reach("build.checked")
     checked = time.monotonic()
-    manifest.versions["dense"] = build_index(
-        generation.path, manifest.versions["dense"], sum(record.rows for record in records)
-    )
+    manifest.versions["dense"] = build_index(generation.path, manifest.versions["dense"], manifest.records)
     indexed = time.monotonic()
     reach("build.indexed")
     sweep_orphans(generation.path, manifest.specs, records)
     reach("build.swept")
-    manifest.records = sum(record.rows for record in records)
     manifest.rejected = dict(count_rejects(records))
     manifest.failed_shards = failed_shards
     manifest.files = metadata_checksums(generation.path, manifest.specs)

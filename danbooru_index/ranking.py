@@ -53,7 +53,7 @@ def rank(
 ) -> Ranking:
     """Order rows by a mode; hybrid scores the union of the dense and the sparse candidates exactly in all three."""
     allowed = reader.allowed(wanted)
-    sparse = np.where(allowed, reader.sparse_scores(query.sparse), -1).astype(np.float32)
+    sparse = _sparse_scores(reader, query, allowed)
     colbert_all = None
     if mode is Mode.COLBERT:
         colbert_all = np.where(allowed, reader.colbert_all(query.colbert), -np.inf).astype(np.float32)
@@ -62,10 +62,24 @@ def rank(
     elif mode is Mode.DENSE:
         rows = reader.dense_top(query.dense, limit, wanted)[0]
     elif mode is Mode.SPARSE:
-        rows = _positive(sparse, limit)
+        rows = top_positive(sparse, limit)
     else:
-        count = max(CANDIDATES, 4 * limit)
-        rows = np.union1d(reader.dense_top(query.dense, count, wanted)[0], _positive(sparse, count))
+        count = _candidates(limit)
+        rows = np.union1d(reader.dense_top(query.dense, count, wanted)[0], top_positive(sparse, count))
+    return _ranked(reader, query, mode, rows, sparse, colbert_all, limit, weights)
+
+
+def _ranked(
+    reader: GenerationReader,
+    query: EncodedQuery,
+    mode: Mode,
+    rows: Rows,
+    sparse: Scores,
+    colbert_all: Scores | None,
+    limit: int,
+    weights: Weights,
+) -> Ranking:
+    """The best `limit` of these rows, scored in all three modes; `sparse`, `colbert_all`: of every row, where known."""
     scores = {
         Mode.DENSE: reader.dense_scores(query.dense, rows),
         Mode.SPARSE: np.maximum(sparse[rows], 0),
@@ -75,6 +89,16 @@ def rank(
     order = np.lexsort((rows, -combined))[:limit]
     parts = [scores[part][order] for part in (Mode.DENSE, Mode.SPARSE, Mode.COLBERT)]
     return Ranking(rows[order], combined[order], *parts)
+
+
+def _sparse_scores(reader: GenerationReader, query: EncodedQuery, allowed: np.ndarray[Any, Any]) -> Scores:
+    """The sparse score of every row, -1 where it is not allowed."""
+    return np.where(allowed, reader.sparse_scores(query.sparse), -1).astype(np.float32)
+
+
+def _candidates(limit: int) -> int:
+    """How many rows a hybrid search takes from the dense, and from the sparse scores."""
+    return max(CANDIDATES, 4 * limit)
 
 
 def _combine(scores: dict[Mode, Scores], weights: Weights) -> Scores:
@@ -97,7 +121,8 @@ def top(scores: Scores, count: int) -> Rows:
     return rows[np.lexsort((rows, -scores[rows]))][:count]
 
 
-def _positive(scores: Scores, count: int) -> Rows:
+def top_positive(scores: Scores, count: int) -> Rows:
+    """`top` without the rows that score nothing."""
     rows = top(scores, count)
     return rows[scores[rows] > 0]
 
@@ -116,22 +141,14 @@ def rank_many(
         return [rows for rows, _ in dense_tops(reader, queries, limit, allowed)]
     if mode is Mode.COLBERT:
         return _colbert_tops(reader, queries, limit, allowed)
-    count = max(CANDIDATES, 4 * limit) if mode is Mode.HYBRID else limit
+    if mode is Mode.SPARSE:
+        return [top_positive(_sparse_scores(reader, query, allowed), limit) for query in queries]
+    count = _candidates(limit)
     found: list[Rows] = []
-    dense = dense_tops(reader, queries, count, allowed) if mode is Mode.HYBRID else []
-    for number, query in enumerate(queries):
-        sparse_all = np.where(allowed, reader.sparse_scores(query.sparse), -1).astype(np.float32)
-        rows = _positive(sparse_all, count)
-        if mode is Mode.HYBRID:
-            rows = np.union1d(dense[number][0], rows)
-            scores = {
-                Mode.DENSE: reader.dense_scores(query.dense, rows),
-                Mode.SPARSE: np.maximum(sparse_all[rows], 0),
-                Mode.COLBERT: reader.colbert_scores(query.colbert, rows),
-            }
-            combined = _combine(scores, weights)
-            rows = rows[np.lexsort((rows, -combined))][:limit]
-        found.append(rows)
+    for query, (nearest, _) in zip(queries, dense_tops(reader, queries, count, allowed), strict=True):
+        sparse = _sparse_scores(reader, query, allowed)
+        rows = np.union1d(nearest, top_positive(sparse, count))
+        found.append(_ranked(reader, query, mode, rows, sparse, None, limit, weights).rows)
     return found
 
 

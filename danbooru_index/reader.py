@@ -151,7 +151,7 @@ class GenerationReader:
 
     def colbert_all(self, query: Array) -> Scores:
         """MaxSim of every row, [rows]: reads the whole table."""
-        return np.concatenate([np.empty(0, np.float32), *(max_sim(query, part) for part in self._scan("vectors"))])
+        return np.concatenate([np.empty(0, np.float32), *(max_sim(query, part) for part in self.colbert_blocks())])
 
     def tied_text(self, row: int, other: int) -> bool:
         """Whether two rows hold the same text."""
@@ -175,7 +175,8 @@ class GenerationReader:
 
     def colbert_blocks(self) -> Iterator[pa.Array]:
         """The ColBERT matrices in row order."""
-        return self._scan("vectors")
+        for batch in self._colbert.to_batches(columns=["vectors"], batch_size=SCAN_ROWS):
+            yield batch.column("vectors")
 
     def tags(self) -> list[str]:
         """The tag of every row, in row order."""
@@ -184,10 +185,6 @@ class GenerationReader:
     def texts(self) -> list[str]:
         """The text of every row, in row order."""
         return list(self._dense.to_table(columns=["text"])["text"].to_pylist())
-
-    def _scan(self, column: str) -> Iterator[pa.Array]:
-        for batch in self._colbert.to_batches(columns=[column], batch_size=SCAN_ROWS):
-            yield batch.column(column)
 
     def _row_numbers(self, row_ids: npt.NDArray[np.uint64]) -> Rows:
         """Lance row ids (fragment number, place in it) -> rows of the table."""
