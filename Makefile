@@ -27,11 +27,11 @@ quick: $(BIN)/.installed
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest -q --durations=15
 
-# Faults by the hundred (an hour and a half): make chaos [SEED=n] [ONLY=campaign]
+# Faults by the hundred (by estimate an hour and a half): make chaos [SEED=n] [ONLY=campaign]
 chaos: $(BIN)/.installed
 	$(BIN)/python tests/chaos.py --seed $(or $(SEED),0) $(if $(ONLY),--only $(ONLY))
 
-# Against what you would use instead, as ratios (an hour on two cores; parts: make benchmark PARTS="encoder job").
+# Against what you would use instead, as ratios (by estimate an hour on two cores; parts: make benchmark PARTS="encoder job").
 SHARED := ../shared
 INPUT := $(or $(wildcard $(SHARED)/data/danbooru_tags.jsonl.gz),danbooru_index/sample_tags.jsonl)
 TOKENIZER := $(addprefix --tokenizer ,$(wildcard $(SHARED)/xlmr_tokenizer/tokenizer.json))
@@ -53,8 +53,9 @@ $(BIN)/.benchmark: $(BIN)/.installed
 	touch $@
 
 .benchmark/%: $(BIN)/.benchmark
-	$(BIN)/python tests/checkpoints.py $@ --size $* $(TOKENIZER)
+	$(BIN)/python tests/checkpoints.py $@ --size $* $(if $(filter tiny,$*),,$(TOKENIZER))
 
+.PRECIOUS: .benchmark/%
 .SECONDEXPANSION:
 benchmark-%: $(BIN)/.benchmark .benchmark/$$(or $$(MODEL_$$*),tiny)
 	$(BIN)/danbooru-index benchmark $* --model .benchmark/$(or $(MODEL_$*),tiny) --input $(INPUT) \

@@ -219,6 +219,14 @@ def _add_rebuild(verbs: Any) -> None:
     _add_model_options(parser)
 
 
+def _add_query_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", default="0.4,0.2,0.4", metavar="D,S,C", help="of a hybrid score (default %(default)s)"
+    )
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="where the model that built the index is now")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+
+
 def _add_search(verbs: Any) -> None:
     parser = _verb(
         verbs,
@@ -230,17 +238,13 @@ def _add_search(verbs: Any) -> None:
     parser.add_argument("index", metavar="INDEX")
     parser.add_argument("query", metavar="QUERY", help="`-` reads one query a line from stdin")
     parser.add_argument("--mode", default="hybrid", metavar="dense|sparse|colbert|hybrid")
-    parser.add_argument(
-        "--weights", default="0.4,0.2,0.4", metavar="D,S,C", help="of a hybrid score (default %(default)s)"
-    )
+    _add_query_options(parser)
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="(default %(default)s)")
     parser.add_argument(
         "--category", action="append", default=[], metavar="NAME", help="only of this category (may be repeated)"
     )
     parser.add_argument("--min-post-count", type=int, metavar="N", help="only tags with at least N posts")
     parser.add_argument("--nsfw", action="store_true", help="also answer with tags that are not safe for work")
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="where the model that built the index is now")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
 
 
 def _add_status(verbs: Any) -> None:
@@ -278,15 +282,11 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument("index", metavar="INDEX")
     parser.add_argument("queries", metavar="QUERIES", help='{"query": "...", "relevant": ["tag"], "kind": "zh"} a line')
     parser.add_argument("--mode", default="all", metavar="all|dense|sparse|colbert|hybrid")
-    parser.add_argument(
-        "--weights", default="0.4,0.2,0.4", metavar="D,S,C", help="of a hybrid score (default %(default)s)"
-    )
+    _add_query_options(parser)
     parser.add_argument("--against", metavar="INDEX2", help="another index, to compare with: base against tuned")
     parser.add_argument("--query-instruction", metavar="TEXT", help="put before every query (default: the index's own)")
     parser.add_argument("--no-baselines", action="store_true", help="without BM25 and character TF-IDF")
     parser.add_argument("--picture", metavar="FILE", help="draw Recall@10 and mAP@10 (.svg or .png)")
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="where the model that built the index is now")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
 
 
 def _add_benchmark(verbs: Any) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 
 from danbooru_index.batches import Encoding, TokenBatch
 from danbooru_index.benchmark import Bench, in_turn, ratio, summary
-from danbooru_index.codec import Fidelity, agreement, fit
 from danbooru_index.config import Device, Precision
 from danbooru_index.devices import cpu_count
 from danbooru_index.encoder import Encoder, EncoderStats, Tokenizer
+from danbooru_index.projection import fit_and_measure
 from danbooru_index.rivals import DEFAULT_BATCH_SIZE, FlagEmbedding
 
 MAX_LENGTH = 512
@@ -44,9 +44,8 @@ def encoder(bench: Bench) -> dict[str, Any]:
         return run
 
     def after(name: str) -> None:
-        for precision, one in encoders.items():
-            if name == f"ours, {precision.value}":
-                uses[precision.value].append(_use(one))
+        if (precision := our_names.get(name)) is not None:
+            uses[precision.value].append(_use(encoders[precision]))
 
     def theirs(size: int | None, batch_size: int | None = None) -> Callable[[], None]:
         def run() -> None:
@@ -56,7 +55,8 @@ def encoder(bench: Bench) -> dict[str, Any]:
 
         return run
 
-    contestants: dict[str, Callable[[], Any]] = {f"ours, {p.value}": ours(p) for p in encoders}
+    our_names = {f"ours, {precision.value}": precision for precision in encoders}
+    contestants: dict[str, Callable[[], Any]] = {name: ours(precision) for name, precision in our_names.items()}
     for one in encoders.values():
         one.encode(tokenizer(bench.texts[:WARM_UP]))
     measured: dict[str, Any] = {}
@@ -65,9 +65,10 @@ def encoder(bench: Bench) -> dict[str, Any]:
         rival.sweep(bench.texts)
         measured["flagembedding_batch_size"] = rival.batch_size
         contestants["flagembedding"] = theirs(None)
-        contestants |= {f"flagembedding, calls of {n}": theirs(n) for n in CALLS if n < len(bench.texts)}
+        calls = [n for n in CALLS if n < len(bench.texts)]
         usual = f"its own batch size ({DEFAULT_BATCH_SIZE})"
-        contestants |= {f"flagembedding, calls of {n}, {usual}": theirs(n, DEFAULT_BATCH_SIZE) for n in CALLS}
+        contestants |= {f"flagembedding, calls of {n}": theirs(n) for n in calls}
+        contestants |= {f"flagembedding, calls of {n}, {usual}": theirs(n, DEFAULT_BATCH_SIZE) for n in calls}
     seconds = in_turn(contestants, bench.config.repeats, after)
     measured["seconds"] = {name: summary(times, len(bench.texts)) for name, times in seconds.items()}
     measured["ratios"] = {
@@ -87,9 +88,9 @@ def encoder(bench: Bench) -> dict[str, Any]:
     return measured
 
 
-def _load(bench: Bench, precision: Precision, **options: Any) -> Encoder:
-    options = {"threads": cpu_count(), "half_output": precision is not Precision.FP32} | options
-    return Encoder(bench.checkpoint.path, Device(bench.device.kind), precision, **options)
+def _load(bench: Bench, precision: Precision) -> Encoder:
+    half = precision is not Precision.FP32
+    return Encoder(bench.checkpoint.path, Device(bench.device.kind), precision, threads=cpu_count(), half_output=half)
 
 
 def _use(one: Encoder) -> dict[str, float]:
@@ -178,26 +179,15 @@ def _by_length(batch: TokenBatch) -> list[TokenBatch]:
 def colbert(bench: Bench) -> dict[str, Any]:
     """Bytes against fidelity: projections fitted on one half of the records, measured on the other."""
     tokenizer, one = Tokenizer(bench.checkpoint.path, MAX_LENGTH), _load(bench, bench.precisions[-1])
-    texts = bench.texts
-    moment = one.second_moment(tokenizer(texts[::2]))
-    known = one.encode(tokenizer(texts[1::2]))
+    fitted, measured = tokenizer(bench.texts[::2]), tokenizer(bench.texts[1::2])
     questions = [r.aliases[0] if r.aliases else r.tag.replace("_", " ") for r in bench.records if r.tag][:QUESTIONS]
-    asked = one.encode(tokenizer(questions))
-    full = one.max_sim(asked, known)
-    table: dict[str, Any] = {"full": {"values": one.dim, "bytes_a_text": _bytes(known, one.dim), "overlap": 1.0}}
-    for dim in DIMS:
-        if dim < one.dim:
-            codec, energy = fit(moment, dim)
-            overlap, spearman = agreement(full, one.max_sim(asked, known, codec.matrix))
-            found = Fidelity(
-                dim, one.dim, overlap, spearman, energy, len(questions), len(texts) // 2, -(-len(texts) // 2)
-            )
-            table[str(dim)] = {"values": dim, "bytes_a_text": _bytes(known, dim), **_rounded(asdict(found))}
+    vectors = float((measured.lengths - 1).mean())
+    table: dict[str, Any] = {"full": {"values": one.dim, "bytes_a_text": int(2 * one.dim * vectors), "overlap": 1.0}}
+    dims = tuple(dim for dim in DIMS if dim < one.dim)
+    for codec, found in fit_and_measure(one, fitted, measured, tokenizer(questions), dims):
+        dim = codec.matrix.shape[1]
+        table[str(dim)] = {"values": dim, "bytes_a_text": int(2 * dim * vectors), **_rounded(asdict(found))}
     return table
-
-
-def _bytes(encoding: Encoding, dim: int) -> int:
-    return int(2 * dim * encoding.colbert_lengths.mean())
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from danbooru_index.benchmark import Bench, in_turn, ratio, summary
 from danbooru_index.config import BuildConfig, Device, Precision, PrepareConfig
 from danbooru_index.devices import cpu_count
 from danbooru_index.encoder import Encoder, Tokenizer
-from danbooru_index.errors import BuildFailedError
+from danbooru_index.errors import BuildFailedError, UsageError
 from danbooru_index.generations import IndexRoot
 from danbooru_index.pipeline import build
 from danbooru_index.preparation import prepare
@@ -49,20 +51,20 @@ SHARD_ROWS = 4
 
 def job(bench: Bench) -> dict[str, Any]:
     """`prepare` and `build`, all three outputs, against JSON lines -> FlagEmbedding, 32 at a time -> Chroma, dense only."""
-    dump = _write_dump(bench, bench.scratch / "tags.jsonl")
+    dump = _input(bench)
     details: dict[str, Any] = {}
     rounds = iter(range(1 << 30))
 
     def ours() -> None:
         out = bench.scratch / f"ours-{next(rounds)}"
         _command("prepare", str(dump), "--out", str(out / "shards"))
-        options = ["--model", bench.checkpoint.path, "--device", bench.device.kind]
-        report = _command("build", str(out / "shards"), "--index", str(out / "index"), *options)
+        report = _build(bench, out / "shards", out / "index")
         details["ours"] = {"seconds": report["seconds"], "records": report["records"]}
 
     def script() -> None:
         out = bench.scratch / f"chroma-{next(rounds)}"
-        command = [sys.executable, "-m", "danbooru_index.rivals", str(dump), bench.checkpoint.path, str(out)]
+        words = [str(dump), bench.checkpoint.path, str(out), bench.device.kind]
+        command = [sys.executable, "-m", "danbooru_index.rivals", *words]
         details["script"] = _json(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False), "the script")
 
     contestants: dict[str, Callable[[], Any]] = {"ours": ours}
@@ -81,11 +83,23 @@ def job(bench: Bench) -> dict[str, Any]:
     return measured | {"last_round": details}
 
 
-def _write_dump(bench: Bench, path: Path) -> Path:
+def _write_dump(path: Path, records: Iterable[tuple[str, str]]) -> Path:
+    """JSON lines of (id, text)."""
     with path.open("w", encoding="utf-8") as lines:
-        for record in bench.records:
-            lines.write(json.dumps({"id": record.id, "text": record.text}, ensure_ascii=False) + "\n")
+        for record_id, text in records:
+            lines.write(json.dumps({"id": record_id, "text": text}, ensure_ascii=False) + "\n")
     return path
+
+
+def _input(bench: Bench) -> Path:
+    """The records of the benchmark as a dump."""
+    return _write_dump(bench.scratch / "tags.jsonl", ((record.id, record.text) for record in bench.records))
+
+
+def _build(bench: Bench, shards: Path, index: Path) -> dict[str, Any]:
+    """One `build` by its command; its report."""
+    options = ["--model", bench.checkpoint.path, "--device", bench.device.kind]
+    return _command("build", str(shards), "--index", str(index), *options)
 
 
 def _command(*words: str) -> dict[str, Any]:
@@ -102,7 +116,7 @@ def _json(done: subprocess.CompletedProcess[str], name: str) -> dict[str, Any]:
 
 def overhead(bench: Bench) -> dict[str, Any]:
     """(wall - start-up) of the job over the bare encoding time of the same token batches, in turn."""
-    dump = _write_dump(bench, bench.scratch / "tags.jsonl")
+    dump = _input(bench)
     shards = bench.scratch / "shards"
     prepare(PrepareConfig((str(dump),), str(shards)))
     tokenizer = Tokenizer(bench.checkpoint.path, 512)
@@ -118,8 +132,7 @@ def overhead(bench: Bench) -> dict[str, Any]:
             one.encode(batch)
         rounds["bare"].append(time.perf_counter() - started)
         index = bench.scratch / f"index-{number}"
-        options = ["--model", bench.checkpoint.path, "--device", bench.device.kind]
-        last = _command("build", str(shards), "--index", str(index), *options)
+        last = _build(bench, shards, index)
         rounds["job"].append(last["seconds"]["total"] - last["seconds"]["startup"])
     return {
         "seconds": {name: summary(times, len(bench.records), "records_per_second") for name, times in rounds.items()},
@@ -162,11 +175,9 @@ def _simulate(bench: Bench, name: str, shards: Path, *, width: int, forward_s: f
 
 def _shards(bench: Bench, rows: int, count: int) -> Path:
     """`count` shards of `rows` real records each, ids made different where the input is used more than once."""
-    out, dump = bench.scratch / f"shards-{rows}-{count}", bench.scratch / f"tags-{rows}-{count}.jsonl"
-    with dump.open("w", encoding="utf-8") as lines:
-        for number in range(rows * count):
-            record = bench.records[number % len(bench.records)]
-            lines.write(json.dumps({"id": str(number), "text": record.text}, ensure_ascii=False) + "\n")
+    out = bench.scratch / f"shards-{rows}-{count}"
+    texts = islice(cycle(bench.texts), rows * count)
+    dump = _write_dump(bench.scratch / f"tags-{rows}-{count}.jsonl", ((str(n), text) for n, text in enumerate(texts)))
     prepare(PrepareConfig((str(dump),), str(out), shard_rows=rows))
     return out
 
@@ -235,7 +246,7 @@ def shards(bench: Bench) -> dict[str, Any]:
     """
     count = bench.config.rows
     folder = _shards(bench, SHARD_ROWS, count)
-    with _cluster(1), _Watch() as watch:
+    with _Watch() as watch, _cluster(1):
         report = _simulate(bench, "shards", folder, width=64, forward_s=0.0)
     generation = IndexRoot(bench.scratch / "index-shards").current()
     listed = [shard.id for shard in list_shards(str(folder))]
@@ -264,8 +275,10 @@ class _Watch:
     processor time, while the encoder is there."""
 
     def __init__(self) -> None:
-        import psutil
-
+        try:
+            import psutil
+        except ImportError:
+            raise UsageError("shards needs psutil: pip install -c constraints.txt -e '.[benchmark]'") from None
         self._own = psutil.Process()
         self._samples: list[dict[str, float]] = []
         self._cpu: list[float] = []
@@ -276,8 +289,6 @@ class _Watch:
         return self._cpu[-1] - self._cpu[0] if self._cpu else 0.0
 
     def __enter__(self) -> _Watch:
-        import threading
-
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -288,11 +299,10 @@ class _Watch:
         self._thread.join()
 
     def _watch(self) -> None:
-        import psutil
         import ray
 
         while not self._ended.wait(1.0):
-            with contextlib.suppress(psutil.Error, Exception):
+            with contextlib.suppress(Exception):  # a process that ends meanwhile, a Ray that does
                 workers = [p for p in self._own.children(recursive=True) if "EncodeShard" in "".join(p.cmdline())]
                 if not workers:
                     continue

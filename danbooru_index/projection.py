@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 
-import numpy as np
-
+from danbooru_index.batches import TokenBatch
 from danbooru_index.cluster import ClusterPlan, on_worker
 from danbooru_index.codec import FULL, Codec, Fidelity, agreement, family, fit
+from danbooru_index.encoder import Encoder
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError, StorageError
 from danbooru_index.generations import Fingerprint, IndexRoot
 from danbooru_index.sampling import choose_questions, choose_samples
@@ -78,11 +78,23 @@ def fit_on_worker(settings: WorkerSettings, texts: list[str], questions: list[st
     try:
         tokenizer, encoder = load_tokenizer(settings), load_encoder(settings)
         fitted, measured = (texts, texts) if len(texts) <= SMALL else (texts[::2], texts[1::2])
-        codec, energy = fit(encoder.second_moment(tokenizer(fitted)), settings.colbert_dim)
-        records, asked = encoder.encode(tokenizer(measured)), encoder.encode(tokenizer(questions))
-        scores = [np.asarray(encoder.max_sim(asked, records, matrix)) for matrix in (None, codec.matrix)]
-        overlap, spearman = agreement(*scores)
-        sizes = {"queries": len(questions), "records": len(measured), "fitted_on": len(fitted)}
-        return codec, Fidelity(settings.colbert_dim, encoder.dim, overlap, spearman, energy, **sizes)
+        dims = (settings.colbert_dim,)
+        return fit_and_measure(encoder, tokenizer(fitted), tokenizer(measured), tokenizer(questions), dims)[0]
     except DanbooruIndexError as error:
         return str(error)
+
+
+def fit_and_measure(
+    encoder: Encoder, fitted: TokenBatch, measured: TokenBatch, questions: TokenBatch, dims: tuple[int, ...]
+) -> list[tuple[Codec, Fidelity]]:
+    """The projection to each of `dims` values, fitted on some texts, and what it costs the questions' rankings of others."""
+    moment = encoder.second_moment(fitted)
+    records, asked = encoder.encode(measured), encoder.encode(questions)
+    full = encoder.max_sim(asked, records)
+    sizes = {"queries": len(questions.lengths), "records": len(measured.lengths), "fitted_on": len(fitted.lengths)}
+    found = []
+    for dim in dims:
+        codec, energy = fit(moment, dim)
+        overlap, spearman = agreement(full, encoder.max_sim(asked, records, codec.matrix))
+        found.append((codec, Fidelity(dim, encoder.dim, overlap, spearman, energy, **sizes)))
+    return found

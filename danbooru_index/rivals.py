@@ -1,6 +1,6 @@
 """What people use today, called as well as it can be, for `benchmark` to compare with. Nothing else imports it.
 
-python -m danbooru_index.rivals DUMP.jsonl MODEL OUT      the FlagEmbedding + Chroma script
+python -m danbooru_index.rivals DUMP.jsonl MODEL OUT cpu|cuda      the FlagEmbedding + Chroma script
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class FlagEmbedding:
         return outputs
 
 
-def chroma_script(dump: Path, model: str, out: Path) -> dict[str, float]:
+def chroma_script(dump: Path, model: str, out: Path, device: str) -> dict[str, float]:
     """The script that users run: JSON lines, dense vectors 32 at a time, a Chroma collection; seconds and records."""
     started = time.perf_counter()
     try:
@@ -76,7 +76,7 @@ def chroma_script(dump: Path, model: str, out: Path) -> dict[str, float]:
         ) from None
     from FlagEmbedding import BGEM3FlagModel
 
-    embedder = BGEM3FlagModel(model, use_fp16=True, devices="cpu" if not _has_gpu() else "cuda")
+    embedder = BGEM3FlagModel(model, use_fp16=True, devices=device)
     collection = chromadb.PersistentClient(str(out)).get_or_create_collection("tags", metadata={"hnsw:space": "cosine"})
     ready = time.perf_counter()
     total = 0
@@ -90,12 +90,6 @@ def chroma_script(dump: Path, model: str, out: Path) -> dict[str, float]:
         )
         total += len(records)
     return {"records": total, "startup": ready - started, "seconds": time.perf_counter() - ready}
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _batches(dump: Path, size: int) -> Iterator[list[dict[str, Any]]]:
@@ -112,11 +106,11 @@ def _batches(dump: Path, size: int) -> Iterator[list[dict[str, Any]]]:
 
 def main() -> None:
     """Run the script in a process of its own; the last line is JSON."""
-    dump, model, out = sys.argv[1:4]
+    dump, model, out, device = sys.argv[1:5]
     saved = os.dup(1)
     os.dup2(2, 1)
     with contextlib.redirect_stdout(sys.stderr):
-        result = chroma_script(Path(dump), model, Path(out))
+        result = chroma_script(Path(dump), model, Path(out), device)
     os.write(saved, (json.dumps(result) + "\n").encode())
 
 

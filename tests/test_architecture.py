@@ -28,7 +28,7 @@ ROOMS = [
     {"cli"},  # door
 ]
 HOMES = {
-    "torch": {"encoder", "forward", "devices", "rivals"},
+    "torch": {"encoder", "forward", "devices"},
     "FlagEmbedding": {"encoder", "rivals"},
     "transformers": {"encoder"},
     "ray": {"pipeline", "cluster", "workers", "job_benchmark"},
