@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from danbooru_index.config import PRODUCTION_MODEL
 from danbooru_index.errors import ModelError, UsageError
@@ -50,6 +51,41 @@ def resolve_model(name: str) -> Checkpoint:
             raise ModelError(f"--model {name}: no such folder; a folder in BGE-M3's format or a hub name is needed")
         folder = Path(fetch_model(name))
     return Checkpoint(name, str(folder.resolve()), model_id(folder))
+
+
+def default_model(device: str) -> str:
+    """The model of a machine on which none was asked for: BAAI/bge-m3 on a GPU, else the embedded one, and said so.
+
+    Raises `UsageError` where this version has none.
+    """
+    if device == "cuda":
+        return PRODUCTION_MODEL
+    if not EMBEDDED_FOLDER.is_dir():
+        raise UsageError(
+            f"no --model, and no usable GPU for the default, {PRODUCTION_MODEL}: pass --model {PRODUCTION_MODEL} (slow on "
+            "a CPU), or --model FOLDER with a checkpoint in BGE-M3's format"
+        )
+    print(
+        f"no --model and no GPU in use: {EMBEDDED_MODEL}, the small embedded model; --model {PRODUCTION_MODEL} is the "
+        "better and slower choice",
+        file=sys.stderr,
+    )
+    return EMBEDDED_MODEL
+
+
+def hidden_size(checkpoint: Checkpoint) -> int:
+    """How many values its dense vectors have."""
+    return int(_settings(checkpoint)["hidden_size"])
+
+
+def longest_text(checkpoint: Checkpoint) -> int:
+    """The most tokens of a text that it has positions for."""
+    return int(_settings(checkpoint)["max_position_embeddings"]) - 2
+
+
+def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads((Path(checkpoint.path) / "config.json").read_text(encoding="utf-8"))
+    return settings
 
 
 def model_id(folder: Path) -> str:
@@ -147,7 +183,7 @@ def fetch_model(name: str) -> str:
             problem = f"{name}: {endpoint} {said}"
     raise ModelError(
         f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or HF_TOKEN where one is needed, "
-        "or pass --model a local folder"
+        "or pass --model a local folder" + (f", or --model {EMBEDDED_MODEL}" if EMBEDDED_FOLDER.is_dir() else "")
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from danbooru_index.config import (
+    BASELINE_RECORDS,
     DEFAULT_MAX_LENGTH,
     DEFAULT_MIN_FIDELITY,
     DEFAULT_SHARD_ROWS,
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. Only this project's errors are caught: one line on stderr."""
     try:
         parsed = _parser().parse_args(arguments)
-        check_versions()
+        if parsed.command is not _doctor:  # which says more
+            check_versions()
         with _stdout_for_results() as out, terminable():
             command: Command = parsed.command
             return command(parsed, out)
@@ -118,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
         _add_rollback,
         _add_prune,
         _add_evaluate,
+        _add_finetune,
         _add_benchmark,
+        _add_doctor,
     ):
         add(verbs)
     return parser
@@ -163,7 +167,11 @@ def _add_prepare(verbs: Any) -> None:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="hub name or folder (default BAAI/bge-m3 on a GPU)")
+    parser.add_argument(
+        "--model",
+        metavar="NAME_OR_PATH",
+        help="hub name or folder (default BAAI/bge-m3 on a GPU)",
+    )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--num-gpus", type=int, metavar="N", help="use at most N GPUs (default all)")
     parser.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|fp16")
@@ -289,6 +297,51 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument("--picture", metavar="FILE", help="draw Recall@10 and mAP@10 (.svg or .png)")
 
 
+def _add_finetune(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "finetune",
+        _finetune,
+        "Tune the model on tags (FlagEmbedding's M3 training, on every GPU or the CPU); goes on after a kill.",
+        "danbooru-index finetune tags.jsonl --index my-index --held-out queries.jsonl --out tuned-model",
+    )
+    parser.add_argument(
+        "pairs",
+        metavar="PAIRS",
+        help='{"query": "...", "pos": [...], "neg": [...]} a line; or a tag dump, to make them from',
+    )
+    parser.add_argument("--index", help="where hard negatives are mined")
+    parser.add_argument("--out", required=True, metavar="MODEL", help="a new folder, in BGE-M3's format")
+    parser.add_argument(
+        "--model", metavar="NAME_OR_PATH", help="what to tune (default: the model that built the index)"
+    )
+    parser.add_argument(
+        "--names", action="append", default=[], metavar="FILE", help='more names: {"tag": "...", "ja": "..."} a line'
+    )
+    parser.add_argument(
+        "--held-out", action="append", default=[], metavar="QUERIES", help="queries that are never trained on"
+    )
+    numbers: tuple[tuple[str, type, float, str], ...] = (
+        ("--lr", float, 1e-5, "learning rate"),
+        ("--batch-size", int, 32, "queries a device and step"),
+        ("--group-size", int, 8, "texts a query: its answer and negatives"),
+        ("--epochs", float, 1.0, "times that every pair is seen"),
+        ("--temperature", float, 0.02, "what scores are divided by"),
+        ("--query-length", int, 64, "tokens a query"),
+        ("--passage-length", int, 128, "tokens a text"),
+        ("--save-steps", int, 200, "steps between checkpoints"),
+        ("--mined-share", float, 0.7, "of the negatives; the others are drawn at random"),
+        ("--seed", int, 0, "of order, negatives and dropout"),
+    )
+    for name, kind, default, what in numbers:
+        parser.add_argument(name, type=kind, default=default, metavar="N", help=f"{what} (default %(default)s)")
+    parser.add_argument("--ranks", default="2-20", metavar="A-B", help="of mined negatives (default %(default)s)")
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="use at most N GPUs (default all)")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    parser.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|fp16", help="mixed precision")
+    parser.add_argument("--address", metavar="RAY", help="a running Ray cluster, such as auto (default: start one)")
+
+
 def _add_benchmark(verbs: Any) -> None:
     parser = _verb(
         verbs,
@@ -315,6 +368,22 @@ def _add_benchmark(verbs: Any) -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, metavar="N", help="rounds of each contestant (default %(default)s)"
     )
+
+
+def _add_doctor(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "doctor",
+        _doctor,
+        "Check this installation: versions, device, model, a real encode, Ray, disk space; exit 1 where one is not right.",
+        "danbooru-index doctor --model BAAI/bge-m3 --records 1386373 --path /data",
+    )
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="(default: what build would take here)")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    parser.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|fp16")
+    parser.add_argument("--records", type=int, default=BASELINE_RECORDS, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--path", default=".", metavar="DIR", help="where the index will be (default: here)")
+    parser.add_argument("--address", metavar="RAY", help="a running Ray cluster, such as auto (default: start one)")
 
 
 def _prepare(arguments: argparse.Namespace, out: TextIO) -> int:
@@ -378,6 +447,51 @@ def _rebuild(arguments: argparse.Namespace, out: TextIO) -> int:
     )
     _print(report, arguments.json, out)
     return code
+
+
+def _finetune(arguments: argparse.Namespace, out: TextIO) -> int:
+    from danbooru_index.finetune import FinetuneConfig, finetune
+
+    given = vars(arguments)
+    plain = (
+        "pairs out index model lr batch_size group_size epochs temperature query_length passage_length save_steps "
+        "mined_share seed num_gpus address"
+    )
+    config = FinetuneConfig(
+        **{name: given[name] for name in plain.split()},
+        names=tuple(arguments.names),
+        held_out=tuple(arguments.held_out),
+        ranks=_ranks(arguments.ranks),
+        device=Device.parse(arguments.device),
+        precision=Precision.parse(arguments.precision),
+    )
+    _print(finetune(config), arguments.json, out)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace, out: TextIO) -> int:
+    from danbooru_index.doctor import DoctorConfig, doctor
+
+    report = doctor(
+        DoctorConfig(
+            model=arguments.model,
+            device=Device.parse(arguments.device),
+            precision=Precision.parse(arguments.precision),
+            records=arguments.records,
+            path=arguments.path,
+            address=arguments.address,
+        )
+    )
+    _print(report, arguments.json, out)
+    return 0 if report.healthy else 1
+
+
+def _ranks(word: str) -> tuple[int, int]:
+    first, _, last = word.partition("-")
+    try:
+        return int(first), int(last)
+    except ValueError:
+        raise UsageError(f"--ranks takes two ranks, such as 2-20, not {word!r}") from None
 
 
 def _search(arguments: argparse.Namespace, out: TextIO) -> int:

@@ -202,15 +202,13 @@ def _serves_jobs(host: str, port: int) -> bool:
         connection.close()
 
 
-def on_worker(plan: ClusterPlan, num_cpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call `function` once in a worker with a GPU where the plan has one; raise `ClusterError` where that fails."""
+def on_worker(num_gpus: int, num_cpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `function` once in a worker with so many GPUs; raise `ClusterError` where that fails."""
     import ray
     from ray.exceptions import RayError
 
     environment = {"env_vars": worker_environment()}
-    remote = ray.remote(max_calls=1)(function).options(
-        num_cpus=num_cpus, num_gpus=plan.num_gpus, runtime_env=environment
-    )
+    remote = ray.remote(max_calls=1)(function).options(num_cpus=num_cpus, num_gpus=num_gpus, runtime_env=environment)
     reference = remote.remote(*arguments)
     try:
         while not ray.wait([reference], timeout=PATIENCE_S)[0]:
@@ -225,18 +223,27 @@ def plan_cluster(config: BuildConfig, pending: int) -> ClusterPlan:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if config.device is not Device.CPU and gpus:
-        wanted = min(config.num_gpus or gpus, gpus)
-        if config.num_gpus and config.num_gpus > gpus:
-            raise DeviceError(f"--num-gpus {config.num_gpus}, but this cluster has {gpus}; ask for fewer, or add nodes")
+    wanted = gpus_for(config.device, config.num_gpus)
+    if wanted:
         encoders = max(1, min(wanted, pending))
         per_gpu = min(node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU", 0) >= 1)
         num_cpus = min(1.0, max(0.1, _floor(per_gpu - 2 * TOKENIZER_CPUS)))
         return ClusterPlan(Device.CUDA, encoders, config.num_gpus, num_cpus, 1, None, 2 * encoders, len(nodes) == 1)
-    if config.device is Device.CUDA or config.num_gpus:
-        raise DeviceError(_no_gpu())
     return _plan_cpus([float(node.get("CPU", 0)) for node in nodes], pending, len(nodes) == 1)
+
+
+def gpus_for(device: Device, num_gpus: int | None) -> int:
+    """The GPUs of the connected cluster that a job takes; 0: it runs on CPUs. Raises `DeviceError` for more than there are."""
+    import ray
+
+    gpus = int(sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]))
+    if device is not Device.CPU and gpus:
+        if num_gpus and num_gpus > gpus:
+            raise DeviceError(f"--num-gpus {num_gpus}, but this cluster has {gpus}; ask for fewer, or add nodes")
+        return num_gpus or gpus
+    if device is Device.CUDA or num_gpus:
+        raise DeviceError(_no_gpu())
+    return 0
 
 
 def _no_gpu() -> str:

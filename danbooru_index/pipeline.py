@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import threading
 import time
 import uuid
@@ -22,11 +21,11 @@ import numpy as np
 
 from danbooru_index import workers
 from danbooru_index.batches import Encoding
-from danbooru_index.checkpoint import EMBEDDED_MODEL, Checkpoint, resolve_model
+from danbooru_index.checkpoint import Checkpoint, default_model, hidden_size, longest_text, resolve_model
 from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, on_worker, plan_cluster, ray_session
 from danbooru_index.codec import Codec, Fidelity
-from danbooru_index.config import PRODUCTION_MODEL, BuildConfig, Device, Precision, worker_environment
-from danbooru_index.devices import DeviceInfo, nvidia_driver, probe_device
+from danbooru_index.config import BuildConfig, Device, Precision, worker_environment
+from danbooru_index.devices import DeviceInfo, probe_device
 from danbooru_index.durable import owned, remove_tree, replace_file
 from danbooru_index.errors import (
     BuildFailedError,
@@ -121,16 +120,13 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
         raise RejectedRecordsError(
             f"{duplicates:,} duplicate_id in {config.shards}: nothing was built because of --strict"
         )
-    if config.model is None:
-        _expect_gpu(config)
-    checkpoint = resolve_model(config.model) if config.model else None
+    named = config.model or (default_model("cpu") if config.device is Device.CPU else None)
+    checkpoint = resolve_model(named) if named else None
     try:
         with ray_session(config.address), armed(config.failpoints):
             plan = plan_cluster(config, len(shards))
             if checkpoint is None:
-                if plan.device is not Device.CUDA:
-                    raise _no_model()
-                checkpoint = resolve_model(PRODUCTION_MODEL)
+                checkpoint = resolve_model(default_model(plan.device.value))
             return _build(config, started, shards, root, checkpoint, plan)
     except KeyboardInterrupt:
         raise BuildFailedError("stopped; completed shards are kept: run the same command to go on") from None
@@ -138,32 +134,11 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
         raise StorageError(f"{error.filename or config.index}: {error.strerror or error}") from None
 
 
-def _expect_gpu(config: BuildConfig) -> None:
-    """Without a model named, refuse at once where it is plain that no GPU will be found."""
-    alone = config.address is None and "RAY_ADDRESS" not in os.environ
-    if config.device is Device.CPU or (alone and nvidia_driver() is None and not _ray_runs()):
-        raise _no_model()
-
-
-def _ray_runs() -> bool:
-    """Whether this process has a Ray already, whose cluster may have GPUs."""
-    import ray
-
-    return bool(ray.is_initialized())
-
-
-def _no_model() -> UsageError:
-    return UsageError(
-        f"no --model, and no usable GPU for the default, {PRODUCTION_MODEL}: pass --model {PRODUCTION_MODEL} (slow on a "
-        f"CPU), --model FOLDER with a checkpoint in BGE-M3's format, or --model {EMBEDDED_MODEL} where it is included"
-    )
-
-
 def _build(
     config: BuildConfig, started: float, shards: list[Shard], root: IndexRoot, checkpoint: Checkpoint, plan: ClusterPlan
 ) -> BuildReport:
     device = _on_worker(plan, config)
-    hidden = _hidden_size(checkpoint, config.max_length)
+    hidden = _checked_hidden_size(checkpoint, config.max_length)
     recipe = _recipe(config, plan, device, checkpoint, hidden)
     fingerprint = Fingerprint(checkpoint.model_id, device.precision, config.max_length)
     projected = None
@@ -186,13 +161,12 @@ def _build(
     return _finish(run, root)
 
 
-def _hidden_size(checkpoint: Checkpoint, max_length: int) -> int:
+def _checked_hidden_size(checkpoint: Checkpoint, max_length: int) -> int:
     """The model's width; raise `UsageError` for texts longer than it has positions for."""
-    settings = json.loads((Path(checkpoint.path) / "config.json").read_text(encoding="utf-8"))
-    longest = settings["max_position_embeddings"] - 2
+    longest = longest_text(checkpoint)
     if max_length > longest:
         raise UsageError(f"--max-length {max_length}: {checkpoint.name} takes at most {longest} tokens")
-    return int(settings["hidden_size"])
+    return hidden_size(checkpoint)
 
 
 def _on_worker(plan: ClusterPlan, config: BuildConfig) -> DeviceInfo:
@@ -219,7 +193,7 @@ def _probe_remotely(plan: ClusterPlan, device: Device, precision: Precision) -> 
         except DeviceError as error:
             return str(error)
 
-    answer: DeviceInfo | str = on_worker(plan, TOKENIZER_CPUS, probe, device, precision)
+    answer: DeviceInfo | str = on_worker(plan.num_gpus, TOKENIZER_CPUS, probe, device, precision)
     if isinstance(answer, str):
         raise DeviceError(answer)
     return answer

@@ -12,6 +12,36 @@ LINE_EVERY_S = 10.0
 POINTS = 400
 
 
+class StepProgress:
+    """Counts steps of a long task: one tqdm bar on a terminal, a plain line every 10 s elsewhere."""
+
+    def __init__(self, name: str, unit: str, total: int) -> None:
+        from tqdm import tqdm
+
+        self.total = total
+        self._name, self._unit = name, unit
+        self._done, self._told = 0, time.monotonic()
+        self._bar = tqdm(desc=name, unit=unit, total=total or None, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def add(self, count: int) -> None:
+        """`count` more are done."""
+        self.show(self._done + count)
+
+    def show(self, done: int, note: str = "") -> None:
+        """So many are done by now; `note`: how it goes."""
+        self._bar.total = self.total or None
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._done)
+        self._done = done
+        if self._bar.disable and time.monotonic() - self._told >= LINE_EVERY_S:
+            self._told = time.monotonic()
+            of = f" of {self.total:,} {self._unit}s" if self.total else f" {self._unit}s"
+            print(f"{self._name}: {done:,}{of}" + (f", {note}" if note else ""), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
 class Progress:
     """Counts records of this run; also keeps the timeline for the report's picture."""
 

@@ -43,7 +43,9 @@ def obtain(
     print(f"fitting the projection of ColBERT vectors to {settings.colbert_dim} values", file=sys.stderr)
     records = [sample.text for sample in choose_samples(shards, RECORDS, SHARDS)]
     questions = choose_questions(shards, QUESTIONS, SHARDS)
-    answer: tuple[Codec, Fidelity] | str = on_worker(plan, plan.num_cpus, fit_on_worker, settings, records, questions)
+    answer: tuple[Codec, Fidelity] | str = on_worker(
+        plan.num_gpus, plan.num_cpus, fit_on_worker, settings, records, questions
+    )
     if isinstance(answer, str):
         raise BuildFailedError(f"the projection of ColBERT vectors could not be fitted: {answer}")
     return answer

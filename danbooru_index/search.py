@@ -64,7 +64,7 @@ class QueryEncoder:
         instruction: str | None = None,
     ) -> None:
         built = generation.manifest.model
-        name = model or _model_of(built)
+        name = model or model_of(built)
         checkpoint = resolve_model(name)
         if checkpoint.model_id != built["id"]:
             raise ModelError(
@@ -86,7 +86,7 @@ class QueryEncoder:
         return [query_of(encoding, row) for row in range(len(queries))]
 
 
-def _model_of(built: dict[str, Any]) -> str:
+def model_of(built: dict[str, Any]) -> str:
     """The model an index names: where it was on the machine that built it, else its name."""
     return built["path"] if Path(built["path"]).is_dir() else str(built["name"])
 

@@ -17,19 +17,24 @@ FLOORS = {
 
 def check_versions() -> None:
     """Raise `InstallationError` for a library that is missing or older than its floor."""
-    problems = []
+    if problems := version_problems():
+        raise InstallationError(
+            f"{'; '.join(problems.values())}: pip install -c constraints.txt torch -e . brings what is needed"
+        )
+
+
+def version_problems() -> dict[str, str]:
+    """What is wrong, by library: it is missing, or older than its floor."""
+    problems: dict[str, str] = {}
     for name, (floor, why) in FLOORS.items():
         try:
             found = version(name)
         except PackageNotFoundError:
-            problems.append(f"{name} is not installed")
+            problems[name] = f"{name} is not installed"
             continue
         if _numbers(found) < _numbers(floor):
-            problems.append(f"{name} {found} is older than {floor} ({why})")
-    if problems:
-        raise InstallationError(
-            f"{'; '.join(problems)}: pip install -c constraints.txt torch -e . brings what is needed"
-        )
+            problems[name] = f"{name} {found} is older than {floor} ({why})"
+    return problems
 
 
 def _numbers(text: str) -> tuple[int, ...]:

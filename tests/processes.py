@@ -29,6 +29,15 @@ def run_cli(*arguments: str | Path, stdin: str = "", env: dict | None = None, ti
     )
 
 
+def one_line(answer, code):
+    assert answer.returncode == code, answer.stderr
+    assert answer.stdout == ""
+    assert "Traceback" not in answer.stderr
+    lines = answer.stderr.strip().splitlines()
+    assert lines[-1].startswith("danbooru-index: ")
+    return lines[-1]
+
+
 @contextmanager
 def running(
     command: list[str], env: dict | None = None, stdout: object = subprocess.PIPE

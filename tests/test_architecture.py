@@ -20,6 +20,10 @@ ROOMS = [
     {"search"},  # desk
     {"evaluation"},  # gauge
     {"selfcheck", "workers", "cluster"},  # engine
+    {"training_data", "model_card"},
+    {"training"},
+    {"finetune", "doctor"},
+    {"embedded"},
     {"projection"},
     {"pipeline"},
     {"rebuild", "rivals", "simulation"},
@@ -28,10 +32,10 @@ ROOMS = [
     {"cli"},  # door
 ]
 HOMES = {
-    "torch": {"encoder", "forward", "devices"},
-    "FlagEmbedding": {"encoder", "rivals"},
-    "transformers": {"encoder"},
-    "ray": {"pipeline", "cluster", "workers", "job_benchmark"},
+    "torch": {"encoder", "forward", "devices", "training", "embedded"},
+    "FlagEmbedding": {"encoder", "rivals", "training"},
+    "transformers": {"encoder", "training", "embedded"},
+    "ray": {"pipeline", "cluster", "workers", "job_benchmark", "finetune"},
     "obstore": {"object_store"},
     "lance": {"tables", "vector_index", "reader"},
     "lancedb": {"tables", "reader"},

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from checkpoints import SAMPLE
-from processes import run_cli
+from processes import one_line, run_cli
 
 from danbooru_index.cli import main
 
@@ -32,15 +32,6 @@ def test_every_verb_shows_an_example(verb, capfd):
     said = capfd.readouterr()
     assert f"danbooru-index {verb} " in said.out
     assert "example:" in said.out
-
-
-def one_line(answer, code):
-    assert answer.returncode == code, answer.stderr
-    assert answer.stdout == ""
-    assert "Traceback" not in answer.stderr
-    lines = answer.stderr.strip().splitlines()
-    assert lines[-1].startswith("danbooru-index: ")
-    return lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -70,15 +61,6 @@ def test_wrong_usage_ends_with_2(arguments, words, capfd):
     assert said.out == ""
     assert words in said.err
     assert len(said.err.strip().splitlines()) == 1
-
-
-def test_build_without_a_model_and_without_a_gpu_names_the_choices(sample_shards, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi, even where there is one
-    line = one_line(run_cli("build", sample_shards, "--index", tmp_path / "i"), 2)
-    for choice in ("BAAI/bge-m3", "--model FOLDER", "m3-mini"):
-        assert choice in line
-    line = one_line(run_cli("build", sample_shards, "--index", tmp_path / "i", "--device", "cpu"), 2)
-    assert "BAAI/bge-m3" in line
 
 
 def build(shards, index, model, *more):

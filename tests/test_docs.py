@@ -37,7 +37,7 @@ def test_every_command_of_the_readme_parses(name):
         for place, word in enumerate(words):
             if word.endswith("danbooru-index"):
                 arguments = words[place + 1 :]
-            elif word in ("jobs/build.py", "jobs/rebuild.py", "jobs/benchmark.py"):
+            elif word in ("jobs/build.py", "jobs/rebuild.py", "jobs/benchmark.py", "jobs/finetune.py"):
                 arguments = [Path(word).stem, *words[place + 1 :]]
             else:
                 continue
@@ -55,6 +55,8 @@ def test_every_command_of_the_readme_parses(name):
         "prune",
         "benchmark",
         "evaluate",
+        "finetune",
+        "doctor",
     }
 
 

@@ -1,0 +1,184 @@
+"""Fine-tuning end to end on a small checkpoint: what it writes, that it learns, that it goes on after a kill."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+from processes import CLI, one_line, run_cli, running
+
+from danbooru_index.checkpoint import model_id
+from danbooru_index.config import BuildConfig, Device
+from danbooru_index.errors import UsageError
+from danbooru_index.finetune import STATE, FinetuneConfig, _failure, finetune
+from danbooru_index.pipeline import build
+from danbooru_index.training_data import FAILURE
+
+SETTINGS = ("--lr", "2e-3", "--batch-size", "16", "--group-size", "3", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def index(sample_shards, checkpoint, tmp_path_factory, ray_session):
+    root = tmp_path_factory.mktemp("base") / "index"
+    build(BuildConfig(shards=str(sample_shards), index=str(root), model=str(checkpoint), device=Device.CPU))
+    return root
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory, sample):
+    """A quarter of the sample: some 500 pairs."""
+    path = tmp_path_factory.mktemp("dump") / "tags.jsonl"
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in sample[::4]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_training_is_killed_goes_on_and_ends_with_a_model(dump, index, checkpoint, sample, tmp_path):
+    held_out = tmp_path / "queries.jsonl"
+    name = next(record["aliases"][0] for record in sample[::4] if record["aliases"])
+    held_out.write_text(json.dumps({"query": name.upper(), "relevant": ["x"]}, ensure_ascii=False) + "\n")
+    out = tmp_path / "tuned"
+    arguments = [
+        "finetune",
+        dump,
+        "--index",
+        index,
+        "--out",
+        out,
+        "--held-out",
+        held_out,
+        "--save-steps",
+        "8",
+        *SETTINGS,
+    ]
+    with running([*CLI, *map(str, arguments)]) as process:
+        end = time.monotonic() + 150
+        while not list((out / STATE).glob("checkpoints/checkpoint-*/complete")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    other = FinetuneConfig(str(dump), str(out), index=str(index), held_out=(str(held_out),), seed=5)
+    with pytest.raises(UsageError, match="holds an unfinished training with other settings"):
+        finetune(other)
+
+    done = run_cli(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["resumed_at"] >= 8
+    assert report["resumed_at"] < report["steps"] == (report["pairs"] // 16)
+    assert report["held_out"] == 1
+    assert report["loss"][1] < report["loss"][0]
+    assert len(report["recall"]) == 2  # of nine pairs: too few to say which is more
+    assert report["model_id"] == model_id(out) != report["base_id"] == model_id(checkpoint)
+    assert not (out / STATE).exists()
+    assert name not in (out / "README.md").read_text(encoding="utf-8")
+    assert report["model_id"] in (out / "README.md").read_text(encoding="utf-8")
+    assert (out / "curves.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+    changed = {}
+    for head in ("colbert_linear.pt", "sparse_linear.pt"):
+        before, after = (torch.load(folder / head, weights_only=True) for folder in (checkpoint, out))
+        changed[head] = float((before["weight"] - after["weight"]).abs().max())
+    assert min(changed.values()) > 0  # all three outputs were trained
+
+    again = run_cli(*arguments, "--json")  # done: says so, and does nothing
+    assert json.loads(again.stdout) == report
+    with pytest.raises(UsageError, match="was tuned otherwise"):
+        finetune(other)
+    loads_and_finds(out, sample)
+
+
+def loads_and_finds(model, sample):
+    from FlagEmbedding import BGEM3FlagModel
+
+    embedder = BGEM3FlagModel(str(model), use_fp16=False, devices="cpu")
+    texts = [record["text"] for record in sample[:4]]
+    outputs = embedder.encode(texts, return_dense=True, return_sparse=True, return_colbert_vecs=True)
+    assert outputs["dense_vecs"].shape == (4, 64)
+    assert all(outputs["lexical_weights"])
+
+
+def test_the_sparse_output_while_training_is_flagembeddings_own(checkpoint):
+    """Values and gradients of [texts, vocabulary] against those made through [texts, tokens, vocabulary]."""
+    from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Runner
+    from FlagEmbedding.finetune.embedder.encoder_only.m3.modeling import EncoderOnlyEmbedderM3Model
+    from transformers import AutoTokenizer
+
+    from danbooru_index.training import UnifiedModel
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    batch = tokenizer(["hair over one eye, hair", "ツインテール", "a a b"], padding=True, return_tensors="pt")
+    outputs, gradients = [], []
+    for kind in (EncoderOnlyEmbedderM3Model, UnifiedModel):
+        model = kind(EncoderOnlyEmbedderM3Runner.get_model(str(checkpoint)), tokenizer=tokenizer)
+        model.train()
+        torch.manual_seed(0)
+        hidden = torch.randn(*batch["input_ids"].shape, 64)
+        rows = model._sparse_embedding(hidden, batch["input_ids"])
+        (rows * torch.arange(rows.shape[1])).sum().backward()
+        outputs.append(rows.detach())
+        gradients.append(model.sparse_linear.weight.grad)
+    assert outputs[0].count_nonzero() > 10
+    torch.testing.assert_close(outputs[0], outputs[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize(
+    ("note", "words"),
+    [
+        ({"memory": True, "error": "OutOfMemoryError: CUDA out of memory"}, "lower --batch-size, then --group-size"),
+        ({"memory": False, "error": "ValueError: x"}, "goes on from the last checkpoint"),
+    ],
+)
+def test_a_failed_training_says_what_to_do(tmp_path, note, words):
+    (tmp_path / FAILURE).write_text(json.dumps(note))
+    message = str(_failure(tmp_path, RuntimeError("worker 0 failed")))
+    assert words in message
+    assert note["error"] in message
+
+
+def test_memory_that_runs_out_in_the_worker_is_noted(tmp_path, monkeypatch):
+    from danbooru_index import training
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(training, "_train", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        training.train({"state": str(tmp_path)})
+    assert "--batch-size" in str(_failure(tmp_path, RuntimeError("worker 0 failed")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lr": 0}, "--lr must be positive"),
+        ({"batch_size": -1}, "--batch-size must be positive"),
+        ({"index": None, "model": None}, "pass --index"),
+        ({"ranks": (5, 2)}, "--ranks takes two ranks"),
+        ({"mined_share": 1.5}, "--mined-share"),
+        ({"num_gpus": 0}, "--num-gpus"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_meant(settings, words):
+    with pytest.raises(UsageError, match=words):
+        FinetuneConfig(**({"pairs": "p", "out": "o", "index": "i"} | settings))
+
+
+def test_wrong_usage_is_one_line(tmp_path, checkpoint):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "a", "pos": ["x"], "neg": ["y"]}\n')
+    own = ("--model", checkpoint, "--device", "cpu")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("do not lose me")
+    assert "not empty" in one_line(run_cli("finetune", pairs, "--out", tmp_path / "full", *own), 2)
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text('{"query": "a", "pos": ["x"]}\n')
+    line = one_line(run_cli("finetune", alone, "--out", tmp_path / "o", *own), 2)
+    assert "1 pairs have no negatives: pass --index" in line
+    assert "--group-size 1" in line
+    assert "such as 2-20" in one_line(run_cli("finetune", pairs, "--out", tmp_path / "o", *own, "--ranks", "x"), 2)
