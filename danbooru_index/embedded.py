@@ -54,7 +54,7 @@ class MiniRecipe:
     positions: int = 514
     gain: float = 4.0
     prior: float = 8.0
-    rarity: float = 0.5
+    rarity: float = 0.2
     rarity_share: float = 0.35
     means_steps: int = 4500
     means_batch: int = 1024
