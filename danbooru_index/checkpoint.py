@@ -63,7 +63,7 @@ def default_model(device: str) -> str:
     if not EMBEDDED_FOLDER.is_dir():
         raise UsageError(
             f"no --model, and no usable GPU for the default, {PRODUCTION_MODEL}: pass --model {PRODUCTION_MODEL} (slow on "
-            "a CPU), or --model FOLDER with a checkpoint in BGE-M3's format"
+            f"a CPU), --model FOLDER with a checkpoint in BGE-M3's format, or --model {EMBEDDED_MODEL} where it is included"
         )
     print(
         f"no --model and no GPU in use: {EMBEDDED_MODEL}, the small embedded model; --model {PRODUCTION_MODEL} is the "
@@ -75,15 +75,16 @@ def default_model(device: str) -> str:
 
 def hidden_size(checkpoint: Checkpoint) -> int:
     """How many values its dense vectors have."""
-    return int(_settings(checkpoint)["hidden_size"])
+    return int(settings_of(checkpoint)["hidden_size"])
 
 
 def longest_text(checkpoint: Checkpoint) -> int:
     """The most tokens of a text that it has positions for."""
-    return int(_settings(checkpoint)["max_position_embeddings"]) - 2
+    return int(settings_of(checkpoint)["max_position_embeddings"]) - 2
 
 
-def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Its `config.json`."""
     settings: dict[str, Any] = json.loads((Path(checkpoint.path) / "config.json").read_text(encoding="utf-8"))
     return settings
 

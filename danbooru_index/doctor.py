@@ -12,13 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from danbooru_index.checkpoint import Checkpoint, default_model, hidden_size, resolve_model
+from danbooru_index.checkpoint import Checkpoint, default_model, hidden_size, resolve_model, settings_of
 from danbooru_index.cluster import gpus_for, on_worker, ray_session
 from danbooru_index.config import BASELINE_RECORDS, PRODUCTION_MODEL, Device, Precision
 from danbooru_index.devices import DeviceInfo, cpu_count, probe_device
 from danbooru_index.encoder import Encoder, Tokenizer, gpu_tokens_per_batch
 from danbooru_index.errors import DanbooruIndexError, DeviceError, ModelError, StorageError, UsageError
-from danbooru_index.versions import version_problems
+from danbooru_index.versions import INSTALL, version_problems
 
 SHOWN_VERSIONS = ("ray", "torch", "transformers", "FlagEmbedding", "pyarrow", "lancedb", "pylance")
 SAMPLE = Path(__file__).parent / "sample_tags.jsonl"
@@ -110,14 +110,13 @@ def _versions() -> Iterator[Finding]:
     python = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", python)
     problems = version_problems()
-    install = "pip install -c constraints.txt torch -e . brings what is needed"
     for name in SHOWN_VERSIONS:
         try:
             found = version(name)
         except PackageNotFoundError:
             found = "not installed"
             problems.setdefault(name, f"{name} is needed")
-        yield Finding(name, found, f"{problems[name]}: {install}" if name in problems else "")
+        yield Finding(name, found, f"{problems[name]}: {INSTALL}" if name in problems else "")
 
 
 def _device(config: DoctorConfig) -> tuple[str, DeviceInfo]:
@@ -138,7 +137,7 @@ def _device(config: DoctorConfig) -> tuple[str, DeviceInfo]:
 def _model(config: DoctorConfig, info: DeviceInfo) -> tuple[str, Checkpoint]:
     """The model that was asked for, or this machine's default; every file it needs is there. Raises `ModelError`."""
     checkpoint = resolve_model(config.model or default_model(info.kind))
-    shape = json.loads((Path(checkpoint.path) / "config.json").read_text(encoding="utf-8"))
+    shape = settings_of(checkpoint)
     size = sum(path.stat().st_size for path in Path(checkpoint.path).iterdir() if path.is_file())
     asked = "" if config.model else " (the default here)"
     found = f"{checkpoint.name}{asked}: id {checkpoint.model_id[:12]}, {shape['num_hidden_layers']} layers, "

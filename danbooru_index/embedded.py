@@ -1,7 +1,7 @@
 """How `m3-mini` is made: a tokenizer of its own, token vectors learned as a mean, then `finetune`; a recipe with its seed.
 
-An XLM-R that begins as the mean of its token vectors learns in minutes what one from random weights does not in hours
-(measured: BENCHMARKS.md): attention starts uniform, values pass through, and `finetune` goes on from there.
+The XLM-R begins as the mean of its token vectors, which are learned in minutes: attention starts uniform, values pass
+through, and `finetune` goes on from there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LONGEST_PIECE = 6  # characters: names that were never seen fall into pieces tha
 
 @dataclass(frozen=True, slots=True)
 class MiniRecipe:
-    """Everything that decides the weights, with the data; the defaults are those of the model in the package.
+    """Everything that decides the weights, with the data; the defaults are those of m3-mini.
 
     `means_*`: the token vectors' own training, batches of `means_batch` pairs among `means_others` texts more; `gain`: how
     much more of the mean than of itself a token takes in each layer at first; `prior`: how much a category's popularity
@@ -116,7 +116,6 @@ def make_mini(
             lr=recipe.lr,
             batch_size=recipe.batch_size,
             group_size=1 + recipe.negatives,
-            index=None,
             temperature=recipe.temperature,
             query_length=recipe.query_length,
             passage_length=recipe.passage_length,

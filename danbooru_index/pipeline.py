@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import threading
 import time
 import uuid
@@ -25,7 +26,7 @@ from danbooru_index.checkpoint import Checkpoint, default_model, hidden_size, lo
 from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, on_worker, plan_cluster, ray_session
 from danbooru_index.codec import Codec, Fidelity
 from danbooru_index.config import BuildConfig, Device, Precision, worker_environment
-from danbooru_index.devices import DeviceInfo, probe_device
+from danbooru_index.devices import DeviceInfo, nvidia_driver, probe_device
 from danbooru_index.durable import owned, remove_tree, replace_file
 from danbooru_index.errors import (
     BuildFailedError,
@@ -120,7 +121,7 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
         raise RejectedRecordsError(
             f"{duplicates:,} duplicate_id in {config.shards}: nothing was built because of --strict"
         )
-    named = config.model or (default_model("cpu") if config.device is Device.CPU else None)
+    named = config.model or (default_model("cpu") if _without_gpu(config) else None)
     checkpoint = resolve_model(named) if named else None
     try:
         with ray_session(config.address), armed(config.failpoints):
@@ -132,6 +133,19 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
         raise BuildFailedError("stopped; completed shards are kept: run the same command to go on") from None
     except OSError as error:
         raise StorageError(f"{error.filename or config.index}: {error.strerror or error}") from None
+
+
+def _without_gpu(config: BuildConfig) -> bool:
+    """Whether it is plain, before Ray starts, that no GPU will be found."""
+    alone = config.address is None and "RAY_ADDRESS" not in os.environ
+    return config.device is Device.CPU or (alone and nvidia_driver() is None and not _ray_runs())
+
+
+def _ray_runs() -> bool:
+    """Whether this process has a Ray already, whose cluster may have GPUs."""
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 def _build(

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from danbooru_index.errors import InstallationError
 
+INSTALL = "pip install -c constraints.txt torch -e . brings what is needed"
 FLOORS = {
     "ray": ("2.56", "CVE-2026-41486: reading a Parquet file could run code"),
     "torch": ("2.10", "pickles could slip past weights_only"),
@@ -18,9 +19,7 @@ FLOORS = {
 def check_versions() -> None:
     """Raise `InstallationError` for a library that is missing or older than its floor."""
     if problems := version_problems():
-        raise InstallationError(
-            f"{'; '.join(problems.values())}: pip install -c constraints.txt torch -e . brings what is needed"
-        )
+        raise InstallationError(f"{'; '.join(problems.values())}: {INSTALL}")
 
 
 def version_problems() -> dict[str, str]:

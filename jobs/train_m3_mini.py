@@ -1,9 +1,9 @@
-"""Make m3-mini, the embedded model, from tag dumps: the recipe that the weights in the package were made by.
+"""Make m3-mini, the embedded model, from tag dumps: the recipe with its seed.
 
     python jobs/train_m3_mini.py danbooru_tags.jsonl.gz --names names_ja.jsonl.gz --held-out queries_dev.jsonl --out m3-mini
 
-Ten minutes on two CPU cores. Started again after a kill, it goes on where it was; the same inputs and seed give the same
-recipe, and weights that differ by rounding.
+Ten and a half minutes on two CPU cores with AMX (2026-11-21, 137,317 tags). Started again after a kill, it goes on where
+it was; the same inputs and seed give the same recipe, and weights that differ by rounding.
 """
 
 import argparse

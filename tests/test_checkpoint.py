@@ -123,7 +123,7 @@ def test_the_embedded_model_is_chosen_only_without_a_gpu_and_says_so(capfd, tmp_
     assert default_model("cuda") == PRODUCTION_MODEL
     assert capfd.readouterr().err == ""
     monkeypatch.setattr(checkpoint, "EMBEDDED_FOLDER", tmp_path / "gone")
-    with pytest.raises(UsageError, match=r"--model BAAI/bge-m3 \(slow on a CPU\), or --model FOLDER"):
+    with pytest.raises(UsageError, match=r"--model BAAI/bge-m3 \(slow on a CPU\), --model FOLDER"):
         default_model("cpu")
     with pytest.raises(ModelError, match=r"m3-mini is not part of this version.*BAAI/bge-m3"):
         resolve_model(EMBEDDED_MODEL)
