@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from danbooru_index.config import BASELINE_RECORDS, PRODUCTION_MODEL, Device, Pr
 from danbooru_index.devices import DeviceInfo, cpu_count, probe_device
 from danbooru_index.encoder import Encoder, Tokenizer, gpu_tokens_per_batch
 from danbooru_index.errors import DanbooruIndexError, DeviceError, ModelError, StorageError, UsageError
+from danbooru_index.tables import free_bytes, index_bytes
 from danbooru_index.versions import INSTALL, version_problems
 
 SHOWN_VERSIONS = ("ray", "torch", "transformers", "FlagEmbedding", "pyarrow", "lancedb", "pylance")
@@ -25,9 +25,8 @@ SAMPLE = Path(__file__).parent / "sample_tags.jsonl"
 LONGEST_TEXT = 512
 PRODUCTION_HIDDEN, PRODUCTION_BYTES = 1024, 1_140_000_000  # BGE-M3, in half precision
 SMALLEST_GPU_MEMORY = 2_500_000_000
-RECORD_BYTES, TOKENS_A_TEXT, SPARSE_BYTES = 150, 12.7, 8  # text and tag; measured on 925,428 tags; an id and a weight
+TOKENS_A_TEXT = 12.7  # measured on 925,428 tags
 SMALL_COLBERT = 128
-RESERVE = 1.2  # Lance's own files, and what a build holds for a moment
 
 T = TypeVar("T")
 
@@ -181,8 +180,10 @@ def _disk(config: DoctorConfig, hidden: int) -> tuple[str, None]:
     place = Path(config.path).resolve()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    needed = {dim: index_bytes(config.records, hidden, dim) for dim in (hidden, SMALL_COLBERT) if dim <= hidden}
+    free = free_bytes(place)
+    needed = {
+        dim: index_bytes(config.records, hidden, dim, TOKENS_A_TEXT) for dim in (hidden, SMALL_COLBERT) if dim <= hidden
+    }
     sizes = ", ".join(f"{size / 1e9:,.1f} GB with ColBERT at {dim}" for dim, size in needed.items())
     found = f"{free / 1e9:,.1f} GB free at {place}; {config.records:,} records take {sizes}"
     if min(needed.values()) > free:
@@ -190,9 +191,3 @@ def _disk(config: DoctorConfig, hidden: int) -> tuple[str, None]:
     if needed[hidden] > free:
         raise StorageError(f"{found}: pass --colbert-dim {SMALL_COLBERT}, or free some")
     return found, None
-
-
-def index_bytes(records: int, hidden: int, colbert_dim: int) -> int:
-    """The bytes of an index, by estimate: half floats, the mean length of real texts."""
-    vectors = TOKENS_A_TEXT - 1  # all but the first token
-    return int(RESERVE * records * (2 * hidden + 2 * colbert_dim * vectors + SPARSE_BYTES * vectors + RECORD_BYTES))

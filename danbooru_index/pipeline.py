@@ -49,7 +49,7 @@ from danbooru_index.reader import GenerationReader
 from danbooru_index.sampling import Sample, choose_samples
 from danbooru_index.selfcheck import self_queries
 from danbooru_index.shards import Shard, find_parquet, list_shards, mark_duplicates
-from danbooru_index.tables import CompletionRecord, free_bytes, read_records
+from danbooru_index.tables import CompletionRecord, free_bytes, index_bytes, read_records
 from danbooru_index.throughput import BuildReport, ShardCounts, save_report
 from danbooru_index.versions import check_versions
 from danbooru_index.workers import (
@@ -68,7 +68,6 @@ ATTEMPTS = 2
 SOLO_ATTEMPTS = 2
 TASKS_IN_FLIGHT = 16
 CALLS_AT_ONCE = 3
-DISK_SLACK = 1.1
 
 
 @dataclass(slots=True)
@@ -274,7 +273,7 @@ def _check_space(run: Run, pending: list[Shard]) -> None:
     records = sum(shard.rows for shard in pending)
     dim, colbert_dim = run.recipe.dim, run.recipe.colbert_dim
     tokens = _tokens_per_text(run.checkpoint, pending, run.config.max_length)
-    needed = int(records * (2 * dim + 2 * colbert_dim * tokens + 8 * tokens + 200) * DISK_SLACK)
+    needed = index_bytes(records, dim, colbert_dim, tokens)
     free = free_bytes(run.generation.path)
     if needed > free:
         raise StorageError(

@@ -40,6 +40,7 @@ COMMIT_TRIES = 20
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
 METADATA_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.(manifest|txn|idx|lance|json)")
 DATA_FILE = re.compile(r"[A-Za-z0-9_-]+\.lance")
+DISK_SLACK = 1.1
 
 
 @dataclass(slots=True)
@@ -460,6 +461,11 @@ def _reason(error: BaseException | None) -> str:
         if word in str(error):
             return word
     return text.split(", /home/")[0][:300]
+
+
+def index_bytes(records: int, dim: int, colbert_dim: int, tokens: float) -> int:
+    """The bytes that the tables of so many records need, by estimate: half floats, `tokens` a text."""
+    return int(records * (2 * dim + 2 * colbert_dim * tokens + 8 * tokens + 200) * DISK_SLACK)
 
 
 def free_bytes(path: Location) -> float:

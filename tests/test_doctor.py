@@ -8,7 +8,8 @@ from processes import run_cli
 from danbooru_index import doctor as doctor_module
 from danbooru_index import versions
 from danbooru_index.devices import DeviceInfo
-from danbooru_index.doctor import DoctorConfig, doctor, index_bytes
+from danbooru_index.doctor import DoctorConfig, doctor
+from danbooru_index.tables import index_bytes
 
 
 @pytest.mark.ray
@@ -43,7 +44,7 @@ def test_a_checkpoint_without_a_head_and_a_full_disk(checkpoint, tmp_path, quick
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     (broken / "sparse_linear.pt").unlink()
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**12, 10**12, 5 * 10**9))
+    monkeypatch.setattr(doctor_module, "free_bytes", lambda _path: 5 * 10**9)
     report = doctor(DoctorConfig(model=str(broken), records=1_386_373, path=str(tmp_path / "not" / "yet")))
     said = advice(report)
     assert not report.healthy
@@ -54,10 +55,9 @@ def test_a_checkpoint_without_a_head_and_a_full_disk(checkpoint, tmp_path, quick
 
 
 def test_colbert_at_128_is_the_advice_where_only_that_fits(checkpoint, tmp_path, quick, monkeypatch):
-    import shutil
 
-    between = (index_bytes(1_386_373, 1024, 128) + index_bytes(1_386_373, 1024, 1024)) // 2
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**12, 10**12, between))
+    between = (index_bytes(1_386_373, 1024, 128, 12.7) + index_bytes(1_386_373, 1024, 1024, 12.7)) // 2
+    monkeypatch.setattr(doctor_module, "free_bytes", lambda _path: between)
     report = doctor(DoctorConfig(model="/no/such", path=str(tmp_path)))
     assert "--colbert-dim 128" in advice(report)["disk"]
 
@@ -78,5 +78,5 @@ def test_a_card_that_is_full(checkpoint, tmp_path, quick, monkeypatch):
 
 def test_the_index_of_a_full_dump_takes_what_was_measured():
     """STORAGE.md measured 2.85 GB dense and 33 GB ColBERT in full, 4.2 GB at 128."""
-    assert 36e9 < index_bytes(1_386_373, 1024, 1024) < 1.3 * 36e9
-    assert 7e9 < index_bytes(1_386_373, 1024, 128) < 1.3 * 7.1e9
+    assert 36e9 < index_bytes(1_386_373, 1024, 1024, 12.7) < 1.3 * 36e9
+    assert 7e9 < index_bytes(1_386_373, 1024, 128, 12.7) < 1.3 * 7.1e9
