@@ -204,11 +204,9 @@ def _category_token(category: str) -> str:
 def learn_means(folder: Path, training: _Training, texts: list[str], recipe: MiniRecipe) -> torch.Tensor:
     """Token vectors [vocabulary, hidden] whose normalised mean over a query is near that over its answer, and not over
     the other answers of a batch or over texts at random (InfoNCE). The last dimensions, `RESERVED`, are left at zero."""
-    from tokenizers import Tokenizer
-
     torch.manual_seed(recipe.seed)
     chance = np.random.default_rng(recipe.seed)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = _tokenizer(folder)
 
     def ids(texts: list[str], longest: int) -> list[list[int]]:
         tokenizer.enable_truncation(longest)
@@ -242,9 +240,7 @@ def with_prior(folder: Path, vectors: torch.Tensor, records: Iterable[Record]) -
     People ask for what is drawn often: all else equal, 【服饰】 is meant before 【画师】. The token takes -1 to 1 of its
     length for that, and keeps its direction with what is left.
     """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = _tokenizer(folder)
     posts: dict[str, list[float]] = {}
     for record in records:
         if record.category:
@@ -272,22 +268,22 @@ def with_rarity(folder: Path, vectors: torch.Tensor, texts: list[str], recipe: M
 def _rarity(folder: Path, texts: list[str]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Inverse document frequency of each token, [vocabulary], from 0 (in every text) to 1 (in one)."""
     rows = _token_ids(folder, texts)
-    size = 1 + max(max(row) for row in rows)
-    seen = np.bincount([token for row in rows for token in set(row)], minlength=max(size, _vocabulary(folder)))
+    seen = np.bincount([token for row in rows for token in set(row)], minlength=_vocabulary(folder))
     return np.log(len(texts) / np.maximum(seen, 1)) / math.log(max(2, len(texts)))
 
 
 def _token_ids(folder: Path, texts: list[str]) -> list[list[int]]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    return [encoding.ids for encoding in _tokenizer(folder).encode_batch(texts)]
 
 
 def _vocabulary(folder: Path) -> int:
+    return int(_tokenizer(folder).get_vocab_size())
+
+
+def _tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer
 
-    return int(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size())
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def _axis(hidden: int, which: int) -> torch.Tensor:

@@ -200,6 +200,18 @@ def _pylist(rows: pa.RecordBatch | pa.Table) -> list[dict[str, object] | None]:
         return [item for at in range(rows.num_rows) for item in _pylist(rows.slice(at, 1))]
 
 
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The number and text of each line of a text file, also .gz and .zst, but for empty ones; raise `InputError` for one
+    that cannot be read."""
+    try:
+        for line in _lines(path):
+            yield line.number, _decode(line)
+    except RejectedError as error:
+        raise InputError(f"{path}: cannot be read ({error.detail})") from None
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
+
+
 def _lines(path: Path) -> Iterator[Line]:
     """The lines of a text file, decompressed, without BOM and line ends; empty lines are passed over."""
     compression = COMPRESSIONS.get(path.suffix.lower())

@@ -6,7 +6,6 @@ evaluation never get in, whatever their spelling: compared after NFKC, casefoldi
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import re
@@ -16,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from danbooru_index.config import Filter, Mode
-from danbooru_index.errors import InputError, first_line
+from danbooru_index.errors import InputError
 from danbooru_index.ranking import EncodedQuery, rank_many
 from danbooru_index.reader import GenerationReader
 from danbooru_index.records import Record
-from danbooru_index.sources import list_inputs, read_records
+from danbooru_index.sources import list_inputs, read_records, text_lines
 
 QUERIES_AT_ONCE = 1024
 PAIRS, ASIDE, LOG, FAILURE, FINAL = "pairs.jsonl", "aside.jsonl", "log.jsonl", "failure.json", "final"  # of a training
@@ -83,9 +82,9 @@ def is_pairs_file(path: Path) -> bool:
     if ".jsonl" not in path.name:
         return False
     try:
-        first = next((line for line in _lines(path) if line.strip()), "")
+        _, first = next(text_lines(path), (0, ""))
         item = json.loads(first)
-    except (ValueError, RecursionError):
+    except (InputError, ValueError, RecursionError):  # what cannot be read is for the records' reader to say
         return False
     return isinstance(item, dict) and "query" in item and "pos" in item
 
@@ -116,9 +115,7 @@ def make_pairs(
 
 def _read_pairs(path: Path) -> Iterator[Pair]:
     """A pairs file; raise `InputError` that names the line for one that is no pair."""
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
+    for number, line in text_lines(path):
         try:
             item = json.loads(line)
             pair = Pair(item["query"], item["pos"], item.get("neg") or [])
@@ -134,7 +131,7 @@ def read_names(paths: Sequence[str]) -> dict[str, list[str]]:
     """Further names of tags: JSON lines of `tag` and fields that are names (`{"tag": "...", "ja": "..."}`), also .gz."""
     names: dict[str, list[str]] = {}
     for path in paths:
-        for number, line in enumerate(_lines(Path(path)), 1):
+        for number, line in text_lines(Path(path)):
             try:
                 item = json.loads(line)
                 found = names.setdefault(item.pop("tag"), [])
@@ -143,14 +140,6 @@ def read_names(paths: Sequence[str]) -> dict[str, list[str]]:
             for value in item.values():
                 found += [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
     return names
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            yield from lines
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
 def add_negatives(

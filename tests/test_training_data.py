@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import zstandard
 
 from danbooru_index import training_data
 from danbooru_index.errors import InputError
@@ -57,6 +58,13 @@ def test_a_pairs_file_is_read_as_it_is_and_a_dump_is_made_into_pairs(tmp_path):
     dump = tmp_path / "tags.jsonl"
     dump.write_text(json.dumps({"id": "1", "text": "【头发】ahoge", "tag": "ahoge", "aliases": ["呆毛"]}) + "\n")
     assert [pair.query for pair in read_training_data(str(dump), {}, [])] == ["ahoge", "呆毛"]
+
+
+def test_a_compressed_pairs_file_is_read_as_dumps_are(tmp_path):
+    content = b'\xef\xbb\xbf{"query": "a", "pos": ["x"]}\n'
+    for name, compress in (("p.jsonl.gz", gzip.compress), ("p.jsonl.zst", zstandard.compress)):
+        (tmp_path / name).write_bytes(compress(content))
+        assert read_training_data(str(tmp_path / name), {}, []) == [Pair("a", ["x"])]
 
 
 @pytest.mark.parametrize(
