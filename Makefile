@@ -14,10 +14,9 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 # A sample of tags -> shards -> an index, built under Ray -> three queries.
 demo: $(BIN)/.installed
 	@rm -rf $(DEMO)
-	$(BIN)/python tests/checkpoints.py $(DEMO)/model
 	$(BIN)/danbooru-index prepare danbooru_index/sample_tags.jsonl --shard-rows 128 --out $(DEMO)/shards
-	$(BIN)/danbooru-index build $(DEMO)/shards --index $(DEMO)/index --model $(DEMO)/model --device cpu
-	@echo; echo "untrained weights: plumbing, not meaning"; echo
+	$(BIN)/danbooru-index build $(DEMO)/shards --index $(DEMO)/index --model m3-mini --device cpu
+	@echo
 	@printf '%s\n' '穿水手服的女孩' 'hair over one eye' 'ツインテール' \
 		| $(BIN)/danbooru-index search $(DEMO)/index - --limit 5 --device cpu
 

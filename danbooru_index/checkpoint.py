@@ -25,6 +25,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")
 TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model")
 SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (*TOKENIZERS, *SETTINGS[1:])
 HUB_TIMEOUT_S = 30
 
 
@@ -42,10 +43,6 @@ def resolve_model(name: str) -> Checkpoint:
     folder = Path(os.path.expanduser(name))
     if name == EMBEDDED_MODEL and not folder.is_dir():
         folder = EMBEDDED_FOLDER
-        if not folder.is_dir():
-            raise ModelError(
-                f"{EMBEDDED_MODEL} is not part of this version; pass --model {PRODUCTION_MODEL} or a folder"
-            )
     elif not folder.is_dir():
         if _looks_like_path(name):
             raise ModelError(f"--model {name}: no such folder; a folder in BGE-M3's format or a hub name is needed")
@@ -54,17 +51,9 @@ def resolve_model(name: str) -> Checkpoint:
 
 
 def default_model(device: str) -> str:
-    """The model of a machine on which none was asked for: BAAI/bge-m3 on a GPU, else the embedded one, and said so.
-
-    Raises `UsageError` where this version has none.
-    """
+    """The model of a machine on which none was asked for: BAAI/bge-m3 on a GPU, else the embedded one, and said so."""
     if device == "cuda":
         return PRODUCTION_MODEL
-    if not EMBEDDED_FOLDER.is_dir():
-        raise UsageError(
-            f"no --model, and no usable GPU for the default, {PRODUCTION_MODEL}: pass --model {PRODUCTION_MODEL} (slow on "
-            f"a CPU), --model FOLDER with a checkpoint in BGE-M3's format, or --model {EMBEDDED_MODEL} where it is included"
-        )
     print(
         f"no --model and no GPU in use: {EMBEDDED_MODEL}, the small embedded model; --model {PRODUCTION_MODEL} is the "
         "better and slower choice",
@@ -184,7 +173,7 @@ def fetch_model(name: str) -> str:
             problem = f"{name}: {endpoint} {said}"
     raise ModelError(
         f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or HF_TOKEN where one is needed, "
-        "or pass --model a local folder" + (f", or --model {EMBEDDED_MODEL}" if EMBEDDED_FOLDER.is_dir() else "")
+        f"or pass --model a local folder, or --model {EMBEDDED_MODEL}"
     )
 
 

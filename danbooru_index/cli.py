@@ -43,13 +43,22 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. Only this project's errors are caught: one line on stderr."""
-    try:
+
+    def run() -> int:
         parsed = _parser().parse_args(arguments)
         if parsed.command is not _doctor:  # which says more
             check_versions()
         with _stdout_for_results() as out, terminable():
             command: Command = parsed.command
             return command(parsed, out)
+
+    return guarded(run)
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """The exit code of `run`, or of what it raises, said in one line on stderr."""
+    try:
+        return run()
     except DanbooruIndexError as error:
         print(f"danbooru-index: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
@@ -290,6 +299,7 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument("--against", metavar="INDEX2", help="another index, to compare with: base against tuned")
     parser.add_argument("--query-instruction", metavar="TEXT", help="put before every query (default: the index's own)")
     parser.add_argument("--no-baselines", action="store_true", help="without BM25 and character TF-IDF")
+    parser.add_argument("--ablation", action="store_true", help="also hybrid without each of its three parts")
     parser.add_argument("--picture", metavar="FILE", help="draw Recall@10 and mAP@10 (.svg or .png)")
 
 
@@ -580,6 +590,7 @@ def _evaluate(arguments: argparse.Namespace, out: TextIO) -> int:
             device=Device.parse(arguments.device),
             weights=Weights.parse(arguments.weights),
             baselines=not arguments.no_baselines,
+            ablation=arguments.ablation,
             instruction=arguments.query_instruction,
         )
     )

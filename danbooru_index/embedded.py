@@ -12,13 +12,14 @@ import math
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from danbooru_index.checkpoint import model_id
 from danbooru_index.devices import cpu_count
 from danbooru_index.evaluation import read_queries
 from danbooru_index.finetune import FinetuneConfig, FinetuneReport, finetune
@@ -32,7 +33,11 @@ RESERVED = 4  # dimensions that words do not use: two axes, of popularity and of
 POPULARITY, RARITY = 0, 1
 RARITY_TEXTS = 5000
 RIDGE = 1e-3
+DAMPING = 2.0
+LARGEST_SHARE = 0.5
 LONGEST_PIECE = 6  # characters: names that were never seen fall into pieces that were
+
+Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,8 @@ class MiniRecipe:
 
     `means_*`: the token vectors' own training, batches of `means_batch` pairs among `means_others` texts more; `gain`: how
     much more of the mean than of itself a token takes in each layer at first; `prior`: how much a category's popularity
-    counts; `rarity`: the sparse weight of the rarest token at first, `rarity_share`: of its length that says so.
+    counts, `token_prior`: that of other tokens; `rarity`: the sparse weight of the rarest token at first,
+    `rarity_share`: of its length that says so.
     `*_weight`: how often a pair is drawn, by its category and kind; `popularity`: the power of its post count by which it
     is; `negatives`: texts at random beside each answer.
     """
@@ -53,8 +59,9 @@ class MiniRecipe:
     intermediate: int = 1024
     positions: int = 514
     gain: float = 4.0
-    prior: float = 8.0
-    rarity: float = 0.2
+    prior: float = 12.0
+    token_prior: float = 0.07
+    rarity: float = 0.3
     rarity_share: float = 0.35
     means_steps: int = 4500
     means_batch: int = 1024
@@ -80,7 +87,7 @@ class _Training:
     """Pairs, and how often each is drawn, [pairs], adding up to 1."""
 
     pairs: list[Pair]
-    weights: np.ndarray[tuple[int], np.dtype[np.float64]]
+    weights: Vector
 
 
 def make_mini(
@@ -104,7 +111,7 @@ def make_mini(
         train_tokenizer(read, [pair.query for pair in training.pairs], base, recipe.vocabulary)
         texts = [record.text for record in read]
         vectors = learn_means(base, training, texts, recipe)
-        write_base(base, with_rarity(base, with_prior(base, vectors, read), texts, recipe), texts, recipe)
+        write_base(base, with_rarity(base, with_prior(base, vectors, read, recipe), texts, recipe), texts, recipe)
         lines = (pair.to_json() + "\n" for pair in _drawn(training, texts, recipe))
         pairs.write_text("".join(lines), encoding="utf-8")
     report = finetune(
@@ -124,6 +131,7 @@ def make_mini(
     )
     refit_sparse(work / "tuned", [record.text for record in read], recipe)
     ship(work / "tuned", out)
+    (out / "README.md").write_text(_card(out, [*records, *names], report, recipe), encoding="utf-8")
     return report
 
 
@@ -234,38 +242,60 @@ def learn_means(folder: Path, training: _Training, texts: list[str], recipe: Min
     return torch.nn.functional.pad(_normed(vectors.detach()), (0, RESERVED))
 
 
-def with_prior(folder: Path, vectors: torch.Tensor, records: Iterable[Record]) -> torch.Tensor:
-    """The vectors with each category's popularity, the mean logarithm of its post counts, along its axis.
+def with_prior(folder: Path, vectors: torch.Tensor, records: Sequence[Record], recipe: MiniRecipe) -> torch.Tensor:
+    """The vectors with how popular their tokens' tags are along an axis.
 
-    People ask for what is drawn often: all else equal, 【服饰】 is meant before 【画师】. The token takes -1 to 1 of its
-    length for that, and keeps its direction with what is left.
+    People ask for what is drawn often: all else equal, 【服饰】 is meant before 【画师】. A category's token takes -1 to 1 of
+    its length for the mean logarithm of its tags' post counts, any other `token_prior` times what a ridge regression says
+    that it adds to that (at most `LARGEST_SHARE`), and keeps its direction with what is left.
     """
     tokenizer = _tokenizer(folder)
-    posts: dict[str, list[float]] = {}
+    by_category: dict[str, list[float]] = {}
     for record in records:
-        if record.category:
-            posts.setdefault(record.category, []).append(math.log1p(record.post_count or 0))
-    means = {category: sum(logs) / len(logs) for category, logs in posts.items()}
+        by_category.setdefault(record.category, []).append(_log_posts(record))
+    means = {category: sum(logs) / len(logs) for category, logs in by_category.items()}
     low, high = min(means.values(), default=0.0), max(means.values(), default=0.0)
-    length = math.sqrt(vectors.shape[1])
+    above = np.array([_log_posts(record) - means[record.category] for record in records])
+    added = recipe.token_prior * _least_squares(folder, [record.text for record in records], above)
+    shares = torch.from_numpy(added.clip(-LARGEST_SHARE, LARGEST_SHARE)).float()
     for category, mean in means.items():
         token = tokenizer.token_to_id(_category_token(category))
-        share = (2 * mean - low - high) / (high - low) if high > low else 0.0
-        vectors[token] = (
-            length * share * _axis(vectors.shape[1], POPULARITY) + math.sqrt(max(0.0, 1 - share**2)) * vectors[token]
-        )
-    return vectors
+        if token is not None:
+            shares[token] = (2 * mean - low - high) / (high - low) if high > low else 0.0
+    return _along(POPULARITY, shares, vectors)
+
+
+def _log_posts(record: Record) -> float:
+    return math.log1p(record.post_count or 0)
+
+
+def _least_squares(folder: Path, texts: list[str], targets: Vector) -> Vector:
+    """What each token adds to a target, [vocabulary], where a text's is the mean over its tokens: damped least squares."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.linalg import lsqr
+
+    rows = [row[1:-1] or [3] for row in _token_ids(folder, texts)]
+    lengths = np.array([len(row) for row in rows])
+    tokens, ends = np.concatenate(rows), np.concatenate([[0], np.cumsum(lengths)])
+    of_text = csr_matrix((np.repeat(1 / lengths, lengths), tokens, ends), shape=(len(rows), _vocabulary(folder)))
+    solution: Vector = lsqr(of_text, targets, damp=DAMPING, iter_lim=200)[0]
+    return solution
+
+
+def _along(axis: int, shares: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors with these shares, [vocabulary] between -1 and 1, of their length along an axis."""
+    length, share = math.sqrt(vectors.shape[1]), shares.unsqueeze(1)
+    return (1 - share**2).clamp_min(0).sqrt() * vectors + length * share * _axis(vectors.shape[1], axis)
 
 
 def with_rarity(folder: Path, vectors: torch.Tensor, texts: list[str], recipe: MiniRecipe) -> torch.Tensor:
     """The vectors with each token's rarity, between -1 and 1 times `rarity_share`, along an axis that attention does not
     mix: what the sparse head reads."""
-    share = torch.from_numpy(recipe.rarity_share * (2 * _rarity(folder, texts) - 1)).float().unsqueeze(1)
-    length = math.sqrt(vectors.shape[1])
-    return (1 - share**2).sqrt() * vectors + length * share * _axis(vectors.shape[1], RARITY)
+    shares = torch.from_numpy(recipe.rarity_share * (2 * _rarity(folder, texts) - 1)).float()
+    return _along(RARITY, shares, vectors)
 
 
-def _rarity(folder: Path, texts: list[str]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _rarity(folder: Path, texts: list[str]) -> Vector:
     """Inverse document frequency of each token, [vocabulary], from 0 (in every text) to 1 (in one)."""
     rows = _token_ids(folder, texts)
     seen = np.bincount([token for row in rows for token in set(row)], minlength=_vocabulary(folder))
@@ -404,9 +434,41 @@ def ship(tuned: Path, out: Path) -> None:
     (out / "model.safetensors").chmod(0o644)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "colbert_linear.pt", "sparse_linear.pt"):
         shutil.copyfile(tuned / name, out / name)
-    shutil.copyfile(tuned / "README.md", out / "README.md")
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{out}: {size / 1e6:.1f} MB", file=sys.stderr)
+
+
+def _card(out: Path, inputs: Sequence[str], report: FinetuneReport, recipe: MiniRecipe) -> str:
+    """The model card: what it is, made of what, in which steps, and its id."""
+    settings = "\n".join(f"- `{name}`: {value}" for name, value in asdict(recipe).items())
+    return f"""---
+library_name: FlagEmbedding
+tags: [bge-m3, danbooru]
+---
+
+# {out.name}
+
+A small model of Danbooru's tags in BGE-M3's format: an XLM-R of {recipe.layers} layers, {recipe.hidden} wide, with a sparse
+and a ColBERT head and a tokenizer of its own. It knows what tags are called in English, Chinese and Japanese; no sentences,
+and no name that it was never told.
+Model id, over weights, heads, tokenizer and configuration: `{model_id(out)}`.
+
+Loads as `FlagEmbedding.BGEM3FlagModel(FOLDER)`, and as `danbooru-index build SHARDS --index INDEX --model FOLDER`.
+
+## Data
+
+{", ".join(f"`{Path(path).name}`" for path in inputs)}: {report.pairs + report.aside:,} pairs of a query and a tag's text drawn
+for the last step. {report.held_out:,} held-out queries, in any spelling, are in no pair; that was checked.
+
+## Training
+
+Token vectors as a mean: {recipe.means_steps:,} steps. Then `danbooru-index finetune`: {report.steps:,} steps,
+{report.precision}, {report.workers} x {report.device}, {report.seconds:,.0f} s; loss {report.loss[0]:.3f} to
+{report.loss[1]:.3f}. Then the sparse head again, to the rarity of tokens.
+The recipe is `danbooru_index/embedded.py`, run by `jobs/train_m3_mini.py`:
+
+{settings}
+"""
 
 
 def _without_rarity(hidden: int) -> torch.Tensor:

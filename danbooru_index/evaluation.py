@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import numpy as np
 from danbooru_index.config import Device, Filter, Mode, Weights
 from danbooru_index.errors import InputError, UsageError
 from danbooru_index.generations import IndexRoot
-from danbooru_index.ranking import EncodedQuery, rank_many, top_positive
-from danbooru_index.reader import GenerationReader
+from danbooru_index.ranking import EncodedQuery, rank_hybrids, rank_many, top_positive
+from danbooru_index.reader import GenerationReader, Rows
 from danbooru_index.search import QueryEncoder
 
 DEPTH = 100
@@ -40,6 +40,7 @@ INSTALL = "pip install -c constraints.txt -e '.[evaluate]'"
 TERM = re.compile(r"(?P<cjk>[぀-ヿ㐀-鿿豈-﫿ｦ-ﾟ]+)|[^\W_]+")
 NGRAMS = (1, 3)
 
+PARTS, WITHOUT = ("dense", "sparse", "colbert"), "hybrid without "
 DEFAULT_WEIGHTS = Weights()
 
 Run = list[list[str]]
@@ -57,7 +58,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """What to evaluate: an index, by which modes; against a second one, and the baselines."""
+    """What to evaluate: an index, by which modes; against a second one, and the baselines.
+
+    `ablation`: also the hybrid score without each of its three parts, against the whole.
+    """
 
     index: str
     queries: str
@@ -67,8 +71,19 @@ class EvaluateConfig:
     device: Device = Device.AUTO
     weights: Weights = DEFAULT_WEIGHTS
     baselines: bool = True
+    ablation: bool = False
     nsfw: bool = True
     instruction: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.ablation and Mode.HYBRID not in self.modes:
+            raise UsageError("--ablation takes parts out of the hybrid score: pass --mode hybrid or --mode all")
+        if self.ablation and not all(self.without(part).total for part in PARTS):
+            raise UsageError("--ablation needs two --weights that are not 0")
+
+    def without(self, part: str) -> Weights:
+        """The weights with one of `PARTS` at nothing."""
+        return replace(self.weights, **{part: 0.0})
 
 
 @dataclass(slots=True)
@@ -123,7 +138,8 @@ class EvaluationReport:
                 )
         if any(system.counterpart for system in self.systems):
             lines.append(
-                "  + better, - worse than the same mode of the other index, beyond chance (paired bootstrap, 95%)"
+                "  + better, - worse than its counterpart (the same mode of the other index; the whole hybrid), beyond chance "
+                "(paired bootstrap, 95%)"
             )
         return "\n".join(lines)
 
@@ -179,14 +195,15 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         {kind: sum(q.kind == kind for q in queries) for kind in sorted({q.kind for q in queries})},
         sum(not known.intersection(query.relevant) for query in queries),
     )
-    encode = QueryEncoder(generation, config.model, config.device, config.instruction)
-    runs = _index_runs(config, reader, encode, queries)
+    encoded = _encoded(QueryEncoder(generation, config.model, config.device, config.instruction), queries)
+    runs = _runs(config, reader, encoded, PARTS if config.ablation else ())
     scored = {name: per_query(queries, run) for name, run in runs.items()}
-    counterparts: dict[str, str] = {}
+    counterparts = {name: Mode.HYBRID.value for name in scored if name.startswith(WITHOUT)}
     if config.against is not None:
         other_generation = IndexRoot(config.against).current()
-        encode = QueryEncoder(other_generation, None, config.device)
-        for name, run in _index_runs(config, GenerationReader(other_generation), encode, queries).items():
+        other_reader = GenerationReader(other_generation)
+        encoded = _encoded(QueryEncoder(other_generation, None, config.device), queries)
+        for name, run in _runs(config, other_reader, encoded).items():
             other = f"{name} of {config.against}"
             scored[other], counterparts[name] = per_query(queries, run), other
     if config.baselines:
@@ -198,20 +215,28 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     return report
 
 
-def _index_runs(
-    config: EvaluateConfig, reader: GenerationReader, encode: QueryEncoder, queries: list[Query]
-) -> dict[str, Run]:
+def _encoded(encode: QueryEncoder, queries: list[Query]) -> list[EncodedQuery]:
     encoded: list[EncodedQuery] = []
     for start in range(0, len(queries), ENCODED_AT_ONCE):
         encoded += encode([query.text for query in queries[start : start + ENCODED_AT_ONCE]])
-    tags, wanted = reader.tags(), Filter(nsfw=config.nsfw)
-    return {
-        mode.value: [
-            [tags[row] for row in rows.tolist()]
-            for rows in rank_many(reader, encoded, mode, DEPTH, config.weights, wanted)
-        ]
-        for mode in config.modes
-    }
+    return encoded
+
+
+def _runs(
+    config: EvaluateConfig, reader: GenerationReader, encoded: list[EncodedQuery], left_out: Sequence[str] = ()
+) -> dict[str, Run]:
+    """The answers of each mode; hybrid also without each part that is left out."""
+    wanted = Filter(nsfw=config.nsfw)
+    ranked: dict[str, list[Rows]] = {}
+    for mode in config.modes:
+        if mode is Mode.HYBRID:
+            weightings = [config.weights, *(config.without(part) for part in left_out)]
+            names = [mode.value, *(WITHOUT + part for part in left_out)]
+            ranked |= zip(names, rank_hybrids(reader, encoded, DEPTH, weightings, wanted), strict=True)
+        else:
+            ranked[mode.value] = rank_many(reader, encoded, mode, DEPTH, config.weights, wanted)
+    tags = reader.tags()
+    return {name: [[tags[row] for row in rows.tolist()] for rows in found] for name, found in ranked.items()}
 
 
 def per_query(queries: Sequence[Query], run: Run) -> PerQuery:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.checkpoint import Checkpoint, model_id, resolve_model
+from danbooru_index.checkpoint import TOKENIZER_FILES, Checkpoint, model_id, resolve_model
 from danbooru_index.cluster import gpus_for, on_worker, ray_session
 from danbooru_index.config import Device, Precision, worker_environment
 from danbooru_index.devices import cpu_count, probe_device
@@ -102,7 +102,8 @@ class FinetuneConfig:
 
 @dataclass(slots=True)
 class FinetuneReport:
-    """What a training did. `recall`: of the pairs set aside, Recall@10 among their texts, before and after."""
+    """What a training did. Of the pairs set aside, before and after: `recall`, Recall@10 among their texts by dense score;
+    `sparse`, the share of those texts that have any sparse weight."""
 
     out: str
     model_id: str
@@ -119,6 +120,7 @@ class FinetuneReport:
     resumed_at: int
     loss: list[float]
     recall: list[float]
+    sparse: list[float]
     settings: dict[str, Any] = field(default_factory=dict)
     picture: str = "curves.svg"
 
@@ -137,6 +139,11 @@ class FinetuneReport:
         if self.recall:
             before, after = self.recall
             lines.append(f"  found     {before:.1%} -> {after:.1%} of the pairs set aside, among the first 10")
+        if self.sparse:
+            before, after = self.sparse
+            lines.append(
+                f"  sparse    {before:.1%} -> {after:.1%} of their texts have sparse weights{_fewer(before, after)}"
+            )
         lines.append(f"  next      danbooru-index build SHARDS --index INDEX --model {self.out}")
         return "\n".join(lines)
 
@@ -315,8 +322,15 @@ def _followed(log: Path) -> Iterator[None]:
 def _finish(
     config: FinetuneConfig, base: Checkpoint, state: Path, digest: str, held_out: int, seconds: float
 ) -> FinetuneReport:
-    """Write the card and the curves beside the model, copy all of it to its place, then the report; remove the state."""
+    """Write the card and the curves beside the model, copy all of it to its place, then the report; remove the state.
+
+    The tokenizer is the base's, file by file: as the trainer saves it, it cuts and pads texts at the length of queries,
+    and only transformers 5 can load it.
+    """
     final, out = state / FINAL, state.parent
+    for name in TOKENIZER_FILES:
+        if Path(base.path, name).is_file():
+            shutil.copyfile(Path(base.path, name), final / name)
     curves = read_curves(state / LOG)
     report = FinetuneReport(
         out=config.out,
@@ -334,6 +348,7 @@ def _finish(
         resumed_at=curves.resumed_at,
         loss=_ends(curves.loss),
         recall=_ends(curves.recall),
+        sparse=_ends(curves.sparse),
         settings=config.decisive(),
     )
     draw_curves(curves, final / report.picture)
@@ -346,6 +361,12 @@ def _finish(
     replace_file(out / REPORT, content.encode())
     remove_tree(state)
     return report
+
+
+def _fewer(before: float, after: float) -> str:
+    if after > before - 0.1:
+        return ""
+    return ": pairs whose two sides share no token drive them to nothing; a hybrid search then rests on the other modes"
 
 
 def _ends(curve: list[tuple[int, float]]) -> list[float]:

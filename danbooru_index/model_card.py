@@ -22,6 +22,7 @@ class Curves:
     workers: int = 1
     loss: Curve = field(default_factory=list)
     recall: Curve = field(default_factory=list)
+    sparse: Curve = field(default_factory=list)
     learning_rate: Curve = field(default_factory=list)
     grad_norm: Curve = field(default_factory=list)
 
@@ -47,7 +48,7 @@ def _add(curves: Curves, fields: dict[str, Any], step: int) -> None:
     if "steps" in fields:
         curves.steps, curves.resumed_at = fields["steps"], step
         curves.device, curves.precision, curves.workers = fields["device"], fields["precision"], fields["workers"]
-    for name in ("loss", "recall", "learning_rate", "grad_norm"):
+    for name in ("loss", "recall", "sparse", "learning_rate", "grad_norm"):
         if name in fields:
             curve: Curve = getattr(curves, name)
             curve[:] = [point for point in curve if point[0] < step]
@@ -58,8 +59,8 @@ def draw_curves(curves: Curves, path: Path) -> None:
     """Draw loss, found pairs, learning rate and gradient norm over the steps (.svg or .png)."""
     from matplotlib.figure import Figure
 
-    shown = {"loss": "loss", "recall": "Recall@10, pairs set aside", "learning_rate": "learning rate"}
-    shown |= {"grad_norm": "gradient norm"}
+    shown = {"loss": "loss", "recall": "Recall@10, pairs set aside", "sparse": "texts with sparse weights"}
+    shown |= {"learning_rate": "learning rate", "grad_norm": "gradient norm"}
     parts = [(title, getattr(curves, name)) for name, title in shown.items() if getattr(curves, name)]
     figure = Figure(figsize=(9, 2.2 * max(1, len(parts))), layout="constrained")
     for axes, (title, curve) in zip(figure.subplots(max(1, len(parts)), 1, squeeze=False)[:, 0], parts, strict=False):
@@ -76,6 +77,9 @@ def model_card(report: dict[str, Any]) -> str:
     if report["recall"]:
         before, after = report["recall"]
         found = f"| Recall@10, {report['aside']:,} pairs set aside | {before:.3f} | {after:.3f} |\n"
+    if report["sparse"]:
+        before, after = report["sparse"]
+        found += f"| of their texts, have sparse weights | {before:.1%} | {after:.1%} |\n"
     settings = "\n".join(f"- `{name}`: {value}" for name, value in report["settings"].items())
     return f"""---
 library_name: FlagEmbedding

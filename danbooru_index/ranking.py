@@ -66,29 +66,22 @@ def rank(
     else:
         count = _candidates(limit)
         rows = np.union1d(reader.dense_top(query.dense, count, wanted)[0], top_positive(sparse, count))
-    return _ranked(reader, query, mode, rows, sparse, colbert_all, limit, weights)
-
-
-def _ranked(
-    reader: GenerationReader,
-    query: EncodedQuery,
-    mode: Mode,
-    rows: Rows,
-    sparse: Scores,
-    colbert_all: Scores | None,
-    limit: int,
-    weights: Weights,
-) -> Ranking:
-    """The best `limit` of these rows, scored in all three modes; `sparse`, `colbert_all`: of every row, where known."""
-    scores = {
-        Mode.DENSE: reader.dense_scores(query.dense, rows),
-        Mode.SPARSE: np.maximum(sparse[rows], 0),
-        Mode.COLBERT: reader.colbert_scores(query.colbert, rows) if colbert_all is None else colbert_all[rows],
-    }
+    scores = _scored(reader, query, rows, sparse, colbert_all)
     combined = _combine(scores, weights) if mode is Mode.HYBRID else scores[mode]
     order = np.lexsort((rows, -combined))[:limit]
     parts = [scores[part][order] for part in (Mode.DENSE, Mode.SPARSE, Mode.COLBERT)]
     return Ranking(rows[order], combined[order], *parts)
+
+
+def _scored(
+    reader: GenerationReader, query: EncodedQuery, rows: Rows, sparse: Scores, colbert_all: Scores | None = None
+) -> dict[Mode, Scores]:
+    """The scores of these rows in all three modes; `sparse`, `colbert_all`: of every row, where known."""
+    return {
+        Mode.DENSE: reader.dense_scores(query.dense, rows),
+        Mode.SPARSE: np.maximum(sparse[rows], 0),
+        Mode.COLBERT: reader.colbert_scores(query.colbert, rows) if colbert_all is None else colbert_all[rows],
+    }
 
 
 def _sparse_scores(reader: GenerationReader, query: EncodedQuery, allowed: np.ndarray[Any, Any]) -> Scores:
@@ -143,12 +136,25 @@ def rank_many(
         return _colbert_tops(reader, queries, limit, allowed)
     if mode is Mode.SPARSE:
         return [top_positive(_sparse_scores(reader, query, allowed), limit) for query in queries]
-    count = _candidates(limit)
-    found: list[Rows] = []
+    return rank_hybrids(reader, queries, limit, [weights], wanted)[0]
+
+
+def rank_hybrids(
+    reader: GenerationReader,
+    queries: Sequence[EncodedQuery],
+    limit: int,
+    weightings: Sequence[Weights],
+    wanted: Filter = Filter(),
+) -> list[list[Rows]]:
+    """The rows of a hybrid search for each weighting and query: candidates are read and scored once for all weightings."""
+    allowed, count = reader.allowed(wanted), _candidates(limit)
+    found: list[list[Rows]] = [[] for _ in weightings]
     for query, (nearest, _) in zip(queries, dense_tops(reader, queries, count, allowed), strict=True):
         sparse = _sparse_scores(reader, query, allowed)
         rows = np.union1d(nearest, top_positive(sparse, count))
-        found.append(_ranked(reader, query, mode, rows, sparse, None, limit, weights).rows)
+        scores = _scored(reader, query, rows, sparse)
+        for answers, weights in zip(found, weightings, strict=True):
+            answers.append(rows[np.lexsort((rows, -_combine(scores, weights)))[:limit]])
     return found
 
 

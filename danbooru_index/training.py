@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,22 +202,25 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
                 log.write(json.dumps(line) + "\n")
 
     def _measure(self, state: Any) -> None:
-        """The share of set-aside queries that have an answer among the first `RECALL_AT` texts, by dense score."""
+        """The share of set-aside queries that have an answer among the first `RECALL_AT` texts, by dense score; and of
+        those texts that have any sparse weight: pairs that share no token teach the model to give none."""
         if not state.is_world_process_zero or not self._queries:
             return
         self._model.eval()
         with torch.inference_mode():
-            texts = torch.cat(list(self._dense(self._texts, self._lengths[1])))
-            scores = torch.cat(list(self._dense(self._queries, self._lengths[0]))) @ texts.T
+            texts, weighted = self._encode(self._texts, self._lengths[1])
+            scores = self._encode(self._queries, self._lengths[0])[0] @ texts.T
         self._model.train()
         best = scores.topk(min(RECALL_AT, len(self._texts)), dim=1).indices.tolist()
         found = sum(
             any(self._texts[i] in answers for i in row) for row, answers in zip(best, self._answers, strict=True)
         )
-        self._write(state, {"recall": found / len(self._queries)})
+        self._write(state, {"recall": found / len(self._queries), "sparse": weighted.float().mean().item()})
 
-    def _dense(self, texts: list[str], length: int) -> Iterator[torch.Tensor]:
+    def _encode(self, texts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Dense vectors [texts, hidden], and which texts have a sparse weight [texts]."""
         device = next(self._model.parameters()).device
+        dense, weighted = [], []
         for start in range(0, len(texts), ENCODED_AT_ONCE):
             some = self._tokenizer(
                 texts[start : start + ENCODED_AT_ONCE],
@@ -228,4 +230,6 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
                 return_tensors="pt",
             ).to(device)
             hidden = self._model.model(**some, return_dict=True).last_hidden_state
-            yield torch.nn.functional.normalize(hidden[:, 0].float(), dim=-1)
+            dense.append(torch.nn.functional.normalize(hidden[:, 0].float(), dim=-1))
+            weighted.append((self._model._sparse_embedding(hidden, some["input_ids"]) > 0).any(1))
+        return torch.cat(dense), torch.cat(weighted)

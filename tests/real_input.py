@@ -1,11 +1,14 @@
 """All 137,317 real records through `prepare` and `build`; then again with two kill -9 of the driver on the way.
 
     python tests/real_input.py CHECKPOINT [OUT]
+    python tests/real_input.py CHECKPOINT OUT --records 1386373    the real records over and over, their ids different; no kills
 
 Prints one JSON document: counts, seconds, peak memory (resident, driver and workers apart), and whether the interrupted
 build holds the same ids and the same vectors as the undisturbed one.
 """
 
+import argparse
+import gzip
 import json
 import subprocess
 import sys
@@ -78,21 +81,45 @@ def equal(first, second):
     return answers
 
 
+def repeated(count, out):
+    """A dump of the real records over and over, `count` in all: record i of round k has id `i-k`."""
+    out.mkdir(parents=True, exist_ok=True)
+    with gzip.open(DUMP, "rt", encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    path = out / "repeated.jsonl"
+    with path.open("w", encoding="utf-8") as dump:
+        for i in range(count):
+            k, record = i // len(records), records[i % len(records)]
+            dump.write(json.dumps({**record, "id": f"{record['id']}-{k}"}, ensure_ascii=False) + "\n")
+    return path
+
+
 def main():
-    model = sys.argv[1]
-    out = Path(sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp(prefix="real-"))
-    options = ["--model", model, "--device", "cpu"]
-    prepared, prepare_cost = run("prepare", DUMP, "--out", out / "shards")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("out", nargs="?", type=Path)
+    parser.add_argument("--records", type=int)
+    asked = parser.parse_args()
+    out = asked.out or Path(tempfile.mkdtemp(prefix="real-"))
+    options = ["--model", asked.model, "--device", "cpu"]
+    dump = DUMP if asked.records is None else repeated(asked.records, out)
+    prepared, prepare_cost = run("prepare", dump, "--out", out / "shards")
     built, build_cost = run("build", out / "shards", "--index", out / "straight", *options)
+    result = {
+        "prepare": {"records": prepared["records"], "rejected": prepared["rejected"], **prepare_cost},
+        "build": {k: built[k] for k in ("records", "rejected", "shards", "tokens", "seconds", "tags_per_second")}
+        | {"cost": build_cost},
+    }
+    if asked.records is not None:
+        verified, verify_cost = run("verify", out / "straight")
+        print(json.dumps(result | {"verify": {"problems": verified["problems"], **verify_cost}}))
+        return
     command = [*CLI, "build", str(out / "shards"), "--index", str(out / "killed"), *options]
     for at in (8, 20):
         killed(command, out / "killed", at)
     finished, finish_cost = run("build", out / "shards", "--index", out / "killed", *options)
     verified, verify_cost = run("verify", out / "killed")
-    result = {
-        "prepare": {"records": prepared["records"], "rejected": prepared["rejected"], **prepare_cost},
-        "build": {k: built[k] for k in ("records", "rejected", "shards", "tokens", "seconds", "tags_per_second")}
-        | {"cost": build_cost},
+    result |= {
         "after_two_kills": {k: finished[k] for k in ("records", "shards")} | {"cost": finish_cost},
         "same_as_undisturbed": equal(out / "straight", out / "killed"),
         "verify": {"problems": verified["problems"], **verify_cost},

@@ -10,7 +10,6 @@ import pytest
 from checkpoints import SAMPLE
 from processes import one_line, run_cli
 
-from danbooru_index.checkpoint import EMBEDDED_FOLDER
 from danbooru_index.cli import main
 
 VERBS = ["prepare", "build", "rebuild", "search", "status", "verify", "rollback", "prune"]
@@ -62,17 +61,6 @@ def test_wrong_usage_ends_with_2(arguments, words, capfd):
     assert said.out == ""
     assert words in said.err
     assert len(said.err.strip().splitlines()) == 1
-
-
-def test_build_without_a_model_and_without_a_gpu_names_the_choices(sample_shards, tmp_path, monkeypatch):
-    if EMBEDDED_FOLDER.is_dir():
-        pytest.skip("m3-mini is part of this version, and is the default here")
-    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi, even where there is one
-    line = one_line(run_cli("build", sample_shards, "--index", tmp_path / "i"), 2)
-    for choice in ("BAAI/bge-m3", "--model FOLDER", "m3-mini"):
-        assert choice in line
-    line = one_line(run_cli("build", sample_shards, "--index", tmp_path / "i", "--device", "cpu"), 2)
-    assert "BAAI/bge-m3" in line
 
 
 def build(shards, index, model, *more):

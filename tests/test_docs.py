@@ -91,10 +91,8 @@ def test_every_module_is_in_the_tree():
 @pytest.mark.slow
 def test_the_walk_through_runs_as_it_stands(tmp_path):
     """In a copy of the files it names, with this environment's commands first in the PATH."""
-    for name in ("danbooru_index", "tests"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "danbooru_index").mkdir()
     shutil.copy(ROOT / "danbooru_index" / "sample_tags.jsonl", tmp_path / "danbooru_index")
-    shutil.copy(ROOT / "tests" / "checkpoints.py", tmp_path / "tests")
     (block,) = blocks("README.md", "sh run")
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(

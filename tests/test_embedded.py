@@ -1,4 +1,4 @@
-"""m3-mini: the parts of its recipe do what they say; where it is part of the package, it is small, loads, and finds tags."""
+"""m3-mini: it loads as BGE-M3 does, fits in the package, and finds tags; the parts of its recipe do what they say."""
 
 import gzip
 import json
@@ -15,12 +15,10 @@ from danbooru_index.embedded import MiniRecipe, train_tokenizer, with_prior, wit
 from danbooru_index.encoder import Encoder, Tokenizer
 from danbooru_index.records import parse_line
 
-included = pytest.mark.skipif(not EMBEDDED_FOLDER.is_dir(), reason="m3-mini is not part of this version")
 LARGEST = 16_000_000
 WORDS = 64 - embedded.RESERVED
 
 
-@included
 def test_it_is_small_and_whole():
     sizes = {path.name: path.stat().st_size for path in EMBEDDED_FOLDER.iterdir()}
     assert sum(sizes.values()) <= LARGEST
@@ -28,7 +26,6 @@ def test_it_is_small_and_whole():
     assert longest_text(resolve_model(EMBEDDED_MODEL)) == 512
 
 
-@included
 def test_flagembedding_loads_it_as_it_is(sample):
     from FlagEmbedding import BGEM3FlagModel
 
@@ -44,7 +41,6 @@ def test_flagembedding_loads_it_as_it_is(sample):
         assert ours.sparse_row(row) == pytest.approx(expected, abs=1e-5)
 
 
-@included
 @pytest.mark.slow
 def test_it_finds_tags_by_names_it_was_never_told():
     """The development queries among their own answers and every 20th other record: far above what shares words."""
@@ -79,7 +75,7 @@ def base(tmp_path_factory, sample):
     drawn = torch.randn(embedded._vocabulary(folder), WORDS)
     words = torch.nn.functional.pad(torch.nn.functional.layer_norm(drawn, (WORDS,)), (0, embedded.RESERVED))
     texts = [record.text for record in records]
-    vectors = with_rarity(folder, with_prior(folder, words.clone(), records), texts, recipe)
+    vectors = with_rarity(folder, with_prior(folder, words.clone(), records, recipe), texts, recipe)
     write_base(folder, vectors, texts, recipe)
     return folder, words, records, recipe
 
@@ -137,5 +133,5 @@ def test_a_hub_that_cannot_be_reached_names_the_ways_out(sample_shards, tmp_path
         ),
         1,
     )
-    for way in ("HF_ENDPOINT", "local folder"):
+    for way in ("HF_ENDPOINT", "local folder", "--model m3-mini"):
         assert way in line

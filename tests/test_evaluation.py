@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from danbooru_index.cli import main
-from danbooru_index.config import BuildConfig, Device, Filter, Mode, Precision
+from danbooru_index.config import BuildConfig, Device, Filter, Mode, Precision, Weights
 from danbooru_index.errors import InputError
 from danbooru_index.evaluation import (
     EvaluateConfig,
@@ -122,12 +122,19 @@ def test_the_verb_reports_every_mode_the_baselines_and_the_other_index(index, sa
     lines += [{"query": r["tag"].replace("_", " "), "relevant": [r["tag"]], "kind": "name"} for r in sample[:30]]
     lines.append({"query": "nothing", "relevant": ["no_such_tag"], "kind": "name"})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    words = ["evaluate", str(index), str(path), "--device", "cpu", "--against", str(index)]
+    words = ["evaluate", str(index), str(path), "--device", "cpu", "--against", str(index), "--ablation"]
     assert main([*words, "--picture", str(tmp_path / "quality.svg"), "--json"]) == 0
     document = json.loads(capfd.readouterr().out.splitlines()[-1])
     systems = {system["name"]: system for system in document["systems"]}
     modes = {mode.value for mode in Mode}
-    assert systems.keys() == modes | {f"{mode} of {index}" for mode in modes} | {"bm25", "char tf-idf"}
+    ablated = {f"hybrid without {part}" for part in ("dense", "sparse", "colbert")}
+    assert systems.keys() == modes | {f"{mode} of {index}" for mode in modes} | ablated | {"bm25", "char tf-idf"}
+    assert {systems[name]["counterpart"] for name in ablated} == {"hybrid"}
+    weights = Weights(dense=0.0)
+    alone = evaluate(
+        EvaluateConfig(str(index), str(path), modes=(Mode.HYBRID,), weights=weights, device=Device.CPU, baselines=False)
+    )
+    assert alone.systems[0].all == systems["hybrid without dense"]["all"] != systems["hybrid"]["all"]
     assert systems["dense"]["kinds"]["text"]["R@1"][0] > 0.9, "a text finds itself"
     assert systems["dense"]["counterpart"] == f"dense of {index}"
     assert systems["dense"]["better"] == systems["dense"]["worse"] == []
@@ -139,3 +146,5 @@ def test_the_verb_reports_every_mode_the_baselines_and_the_other_index(index, sa
     assert "Recall@10" in report.to_text()
     assert main(["evaluate", str(index), str(path), "--picture", "x.pdf"]) == 2
     assert main(["evaluate", str(index), "/nowhere.jsonl"]) == 1
+    assert main(["evaluate", str(index), str(path), "--mode", "dense", "--ablation"]) == 2
+    assert main(["evaluate", str(index), str(path), "--weights", "0,0,1", "--ablation"]) == 2
