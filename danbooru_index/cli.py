@@ -505,7 +505,7 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.search import TagIndex, format_hits
 
     with TagIndex.open(arguments.index, model=arguments.model, device=Device.parse(arguments.device)) as index:
-        for query in _queries(arguments.query):
+        for number, query in enumerate(_queries(arguments.query)):
             hits = index.search(
                 query,
                 mode=mode,
@@ -516,9 +516,13 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
                 nsfw=arguments.nsfw,
             )
             if arguments.json:
-                answer = {"query": query, "mode": mode.value, "hits": [hit.to_dict() for hit in hits]}
+                built = index.generation.manifest.model
+                named = {"model": built["name"], "model_id": built["id"]}
+                answer = {"query": query, "mode": mode.value, **named, "hits": [hit.to_dict() for hit in hits]}
                 print(json.dumps(answer, ensure_ascii=False), file=out, flush=True)
             else:
+                if not number:
+                    print(f"{arguments.index}, by {index.model}", file=out)
                 print(format_hits(query, hits), file=out, flush=True)
     return 0
 

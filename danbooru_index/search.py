@@ -117,6 +117,12 @@ class TagIndex:
         place = IndexRoot(root)
         return cls(place.current(), model, device, root=place)
 
+    @property
+    def model(self) -> str:
+        """The model that built the index: its name and the first digits of its id."""
+        built = self.generation.manifest.model
+        return f"{built['name']} (id {built['id'][:12]})"
+
     def refresh(self) -> bool:
         """Open the generation that is published now, if it is another; return whether it was.
 

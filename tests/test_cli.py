@@ -10,6 +10,7 @@ import pytest
 from checkpoints import SAMPLE
 from processes import one_line, run_cli
 
+from danbooru_index.checkpoint import model_id
 from danbooru_index.cli import main
 
 VERBS = ["prepare", "build", "rebuild", "search", "status", "verify", "rollback", "prune"]
@@ -191,6 +192,9 @@ def test_rebuild_search_roll_back_from_the_command_line(tmp_path, checkpoint):
     )
     answers = [json.loads(line) for line in found.stdout.splitlines()]
     assert [answer["query"] for answer in answers] == ["【食物】toast - 吐司", "猫耳"]
+    assert {(answer["model"], answer["model_id"]) for answer in answers} == {(str(checkpoint), model_id(checkpoint))}
+    shown = run_cli("search", index, "猫耳", "--limit", "1", "--device", "cpu").stdout
+    assert shown.startswith(f"{index}, by {checkpoint} (id {model_id(checkpoint)[:12]})\n猫耳\n")
     assert "new" in [hit["id"] for hit in answers[0]["hits"]]
     assert {"rank", "score", "dense", "sparse", "colbert", "tag", "text"} <= answers[0]["hits"][0].keys()
     assert run_cli("verify", index).returncode == 0
