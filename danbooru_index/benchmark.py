@@ -48,6 +48,9 @@ class Part(Choice):
         return function
 
 
+IN_ROUNDS = (Part.ENCODER, Part.PACKING, Part.JOB, Part.OVERHEAD)
+
+
 @dataclass(frozen=True, slots=True)
 class BenchmarkConfig:
     """What to measure, with which model and texts; `rows`: of the input, `repeats`: rounds of each contestant."""
@@ -102,9 +105,10 @@ class BenchmarkReport:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def to_text(self) -> str:
-        lines = [f"{self.model} on {self.device}: {self.rows:,} records, {self.repeats} rounds of each"]
+        lines = [f"{self.model} on {self.device}: {self.rows:,} records"]
         for part, measured in self.parts.items():
-            lines += [f"{part}", *(f"  {line}" for line in _lines(measured))]
+            rounds = f"{self.repeats} rounds of each" if Part(part) in IN_ROUNDS else "one run of each"
+            lines += [f"{part}, {rounds}", *(f"  {line}" for line in _lines(measured))]
         return "\n".join(lines)
 
 
