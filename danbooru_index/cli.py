@@ -176,7 +176,9 @@ def _add_prepare(verbs: Any) -> None:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="hub name or folder (default BAAI/bge-m3 on a GPU)")
+    parser.add_argument(
+        "--model", metavar="NAME_OR_PATH", help="hub name or folder (default BAAI/bge-m3 on a GPU, else m3-mini)"
+    )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--num-gpus", type=int, metavar="N", help="use at most N GPUs (default all)")
     parser.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|fp16")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from danbooru_index.checkpoint import Checkpoint, default_model, hidden_size, resolve_model, settings_of
 from danbooru_index.cluster import gpus_for, on_worker, ray_session
-from danbooru_index.config import BASELINE_RECORDS, PRODUCTION_MODEL, Device, Precision
+from danbooru_index.config import BASELINE_RECORDS, DEFAULT_MAX_LENGTH, PRODUCTION_MODEL, Device, Precision
 from danbooru_index.devices import DeviceInfo, cpu_count, probe_device
 from danbooru_index.encoder import Encoder, Tokenizer, gpu_tokens_per_batch
 from danbooru_index.errors import DanbooruIndexError, DeviceError, ModelError, StorageError, UsageError
@@ -22,7 +22,6 @@ from danbooru_index.versions import INSTALL, version_problems
 
 SHOWN_VERSIONS = ("ray", "torch", "transformers", "FlagEmbedding", "pyarrow", "lancedb", "pylance")
 SAMPLE = Path(__file__).parent / "sample_tags.jsonl"
-LONGEST_TEXT = 512
 PRODUCTION_HIDDEN, PRODUCTION_BYTES = 1024, 1_140_000_000  # BGE-M3, in half precision
 SMALLEST_GPU_MEMORY = 2_500_000_000
 TOKENS_A_TEXT = 12.7  # measured on 925,428 tags
@@ -145,7 +144,7 @@ def _model(config: DoctorConfig, info: DeviceInfo) -> tuple[str, Checkpoint]:
 
 def _encode(checkpoint: Checkpoint, info: DeviceInfo) -> tuple[str, None]:
     """All three outputs of a few texts, twice: the first call warms up. Raises `ModelError`."""
-    tokenizer = Tokenizer(checkpoint.path, LONGEST_TEXT)
+    tokenizer = Tokenizer(checkpoint.path, DEFAULT_MAX_LENGTH)
     encoder = Encoder(checkpoint.path, Device(info.kind), Precision(info.precision))
     texts = [json.loads(line)["text"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
     batch = tokenizer(texts)

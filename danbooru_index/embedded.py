@@ -21,6 +21,7 @@ import torch
 
 from danbooru_index.checkpoint import model_id
 from danbooru_index.devices import cpu_count
+from danbooru_index.durable import replace_file
 from danbooru_index.evaluation import read_queries
 from danbooru_index.finetune import FinetuneConfig, FinetuneReport, finetune
 from danbooru_index.progress import StepProgress
@@ -38,6 +39,7 @@ LARGEST_SHARE = 0.5
 LONGEST_PIECE = 6  # characters: names that were never seen fall into pieces that were
 
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
+TokenRows = list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +109,14 @@ def make_mini(
     queries = {normal(query.text) for path in held_out for query in read_queries(path)}
     training = _draw_weights(read, called, queries, recipe)
     base, pairs = work / "base", work / "pairs.jsonl"
+    texts = [record.text for record in read]
     if not pairs.exists():
         train_tokenizer(read, [pair.query for pair in training.pairs], base, recipe.vocabulary)
-        texts = [record.text for record in read]
+        rows = token_rows(base, texts)
         vectors = learn_means(base, training, texts, recipe)
-        write_base(base, with_rarity(base, with_prior(base, vectors, read, recipe), texts, recipe), texts, recipe)
+        write_base(base, with_rarity(with_prior(base, vectors, read, rows, recipe), rows, recipe), rows, recipe)
         lines = (pair.to_json() + "\n" for pair in _drawn(training, texts, recipe))
-        pairs.write_text("".join(lines), encoding="utf-8")
+        replace_file(pairs, "".join(lines).encode())
     report = finetune(
         FinetuneConfig(
             pairs=str(pairs),
@@ -129,7 +132,7 @@ def make_mini(
             seed=recipe.seed,
         )
     )
-    refit_sparse(work / "tuned", [record.text for record in read], recipe)
+    refit_sparse(work / "tuned", token_rows(base, texts), recipe)
     ship(work / "tuned", out)
     (out / "README.md").write_text(_card(out, [*records, *names], report, recipe), encoding="utf-8")
     return report
@@ -242,7 +245,9 @@ def learn_means(folder: Path, training: _Training, texts: list[str], recipe: Min
     return torch.nn.functional.pad(_normed(vectors.detach()), (0, RESERVED))
 
 
-def with_prior(folder: Path, vectors: torch.Tensor, records: Sequence[Record], recipe: MiniRecipe) -> torch.Tensor:
+def with_prior(
+    folder: Path, vectors: torch.Tensor, records: Sequence[Record], rows: TokenRows, recipe: MiniRecipe
+) -> torch.Tensor:
     """The vectors with how popular their tokens' tags are along an axis.
 
     People ask for what is drawn often: all else equal, 【服饰】 is meant before 【画师】. A category's token takes -1 to 1 of
@@ -256,7 +261,7 @@ def with_prior(folder: Path, vectors: torch.Tensor, records: Sequence[Record], r
     means = {category: sum(logs) / len(logs) for category, logs in by_category.items()}
     low, high = min(means.values(), default=0.0), max(means.values(), default=0.0)
     above = np.array([_log_posts(record) - means[record.category] for record in records])
-    added = recipe.token_prior * _least_squares(folder, [record.text for record in records], above)
+    added = recipe.token_prior * _least_squares(rows, above, len(vectors))
     shares = torch.from_numpy(added.clip(-LARGEST_SHARE, LARGEST_SHARE)).float()
     for category, mean in means.items():
         token = tokenizer.token_to_id(_category_token(category))
@@ -269,15 +274,15 @@ def _log_posts(record: Record) -> float:
     return math.log1p(record.post_count or 0)
 
 
-def _least_squares(folder: Path, texts: list[str], targets: Vector) -> Vector:
+def _least_squares(rows: TokenRows, targets: Vector, vocabulary: int) -> Vector:
     """What each token adds to a target, [vocabulary], where a text's is the mean over its tokens: damped least squares."""
     from scipy.sparse import csr_matrix
     from scipy.sparse.linalg import lsqr
 
-    rows = [row[1:-1] or [3] for row in _token_ids(folder, texts)]
-    lengths = np.array([len(row) for row in rows])
-    tokens, ends = np.concatenate(rows), np.concatenate([[0], np.cumsum(lengths)])
-    of_text = csr_matrix((np.repeat(1 / lengths, lengths), tokens, ends), shape=(len(rows), _vocabulary(folder)))
+    words = [row[1:-1] or [3] for row in rows]
+    lengths = np.array([len(row) for row in words])
+    tokens, ends = np.concatenate(words), np.concatenate([[0], np.cumsum(lengths)])
+    of_text = csr_matrix((np.repeat(1 / lengths, lengths), tokens, ends), shape=(len(words), vocabulary))
     solution: Vector = lsqr(of_text, targets, damp=DAMPING, iter_lim=200)[0]
     return solution
 
@@ -288,26 +293,22 @@ def _along(axis: int, shares: torch.Tensor, vectors: torch.Tensor) -> torch.Tens
     return (1 - share**2).clamp_min(0).sqrt() * vectors + length * share * _axis(vectors.shape[1], axis)
 
 
-def with_rarity(folder: Path, vectors: torch.Tensor, texts: list[str], recipe: MiniRecipe) -> torch.Tensor:
+def with_rarity(vectors: torch.Tensor, rows: TokenRows, recipe: MiniRecipe) -> torch.Tensor:
     """The vectors with each token's rarity, between -1 and 1 times `rarity_share`, along an axis that attention does not
     mix: what the sparse head reads."""
-    shares = torch.from_numpy(recipe.rarity_share * (2 * _rarity(folder, texts) - 1)).float()
+    shares = torch.from_numpy(recipe.rarity_share * (2 * _rarity(rows, len(vectors)) - 1)).float()
     return _along(RARITY, shares, vectors)
 
 
-def _rarity(folder: Path, texts: list[str]) -> Vector:
+def _rarity(rows: TokenRows, vocabulary: int) -> Vector:
     """Inverse document frequency of each token, [vocabulary], from 0 (in every text) to 1 (in one)."""
-    rows = _token_ids(folder, texts)
-    seen = np.bincount([token for row in rows for token in set(row)], minlength=_vocabulary(folder))
-    return np.log(len(texts) / np.maximum(seen, 1)) / math.log(max(2, len(texts)))
+    seen = np.bincount([token for row in rows for token in set(row)], minlength=vocabulary)
+    return np.log(len(rows) / np.maximum(seen, 1)) / math.log(max(2, len(rows)))
 
 
-def _token_ids(folder: Path, texts: list[str]) -> list[list[int]]:
+def token_rows(folder: Path, texts: list[str]) -> TokenRows:
+    """The token ids of each text, `<s>` and `</s>` around them."""
     return [encoding.ids for encoding in _tokenizer(folder).encode_batch(texts)]
-
-
-def _vocabulary(folder: Path) -> int:
-    return int(_tokenizer(folder).get_vocab_size())
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -335,9 +336,10 @@ def _means(vectors: torch.Tensor, rows: list[list[int]]) -> torch.Tensor:
     return torch.nn.functional.normalize(sums, dim=-1)
 
 
-def write_base(folder: Path, vectors: torch.Tensor, texts: list[str], recipe: MiniRecipe) -> None:
+def write_base(folder: Path, vectors: torch.Tensor, rows: TokenRows, recipe: MiniRecipe) -> None:
     """An XLM-R whose three outputs are made of the mean of these token vectors, and of each token's own; beside it a
-    ColBERT head that passes through, and a sparse head that weighs tokens by their rarity in `texts`."""
+    ColBERT head that passes through, and a sparse head that weighs tokens by their rarity in `rows`, the
+    token ids of texts."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     torch.manual_seed(recipe.seed)
@@ -363,13 +365,13 @@ def write_base(folder: Path, vectors: torch.Tensor, texts: list[str], recipe: Mi
         _begin_as_mean(model, vectors, recipe)
         colbert.weight.copy_(_without_rarity(recipe.hidden))
         torch.nn.init.zeros_(colbert.bias)
-        _weigh_by_rarity(sparse, model, folder, texts, recipe)
+        _weigh_by_rarity(sparse, model, rows, recipe)
     model.save_pretrained(folder)
     torch.save(colbert.state_dict(), folder / "colbert_linear.pt")
     torch.save(sparse.state_dict(), folder / "sparse_linear.pt")
 
 
-def refit_sparse(folder: Path, texts: list[str], recipe: MiniRecipe) -> None:
+def refit_sparse(folder: Path, rows: TokenRows, recipe: MiniRecipe) -> None:
     """Fit the sparse head of a tuned model to the rarity of tokens again.
 
     Most pairs share no token across languages, and on those the training drove every weight to zero (measured).
@@ -378,7 +380,7 @@ def refit_sparse(folder: Path, texts: list[str], recipe: MiniRecipe) -> None:
 
     sparse = torch.nn.Linear(recipe.hidden, 1)
     with torch.no_grad():
-        _weigh_by_rarity(sparse, XLMRobertaModel.from_pretrained(folder).eval(), folder, texts, recipe)
+        _weigh_by_rarity(sparse, XLMRobertaModel.from_pretrained(folder).eval(), rows, recipe)
     torch.save(sparse.state_dict(), folder / "sparse_linear.pt")
 
 
@@ -403,13 +405,13 @@ def _begin_as_mean(model: Any, vectors: torch.Tensor, recipe: MiniRecipe) -> Non
     model.encoder.layer[0].attention.output.dense.bias.copy_(recipe.prior * _axis(recipe.hidden, POPULARITY))
 
 
-def _weigh_by_rarity(head: torch.nn.Linear, model: Any, folder: Path, texts: list[str], recipe: MiniRecipe) -> None:
+def _weigh_by_rarity(head: torch.nn.Linear, model: Any, rows: TokenRows, recipe: MiniRecipe) -> None:
     """Fit the sparse head to inverse document frequencies, by ridge regression over the hidden states of some texts.
 
     Plain least squares has no single solution, since a layer norm's outputs add up to zero: it gave coefficients that
     cancelled out in fp32 and were noise in bf16.
     """
-    rows, rarity = _token_ids(folder, texts), recipe.rarity * _rarity(folder, texts)
+    rarity = recipe.rarity * _rarity(rows, model.config.vocab_size)
     some = np.random.default_rng(recipe.seed).choice(len(rows), min(RARITY_TEXTS, len(rows)), replace=False)
     states, targets = [], []
     for i in some.tolist():

@@ -11,7 +11,7 @@ from processes import one_line, run_cli
 
 from danbooru_index import embedded
 from danbooru_index.checkpoint import EMBEDDED_FOLDER, EMBEDDED_MODEL, longest_text, resolve_model
-from danbooru_index.embedded import MiniRecipe, train_tokenizer, with_prior, with_rarity, write_base
+from danbooru_index.embedded import MiniRecipe, token_rows, train_tokenizer, with_prior, with_rarity, write_base
 from danbooru_index.encoder import Encoder, Tokenizer
 from danbooru_index.records import parse_line
 
@@ -72,11 +72,12 @@ def base(tmp_path_factory, sample):
     recipe = MiniRecipe(vocabulary=3000, hidden=64, intermediate=128)
     train_tokenizer(records, ["水手服", "sailor"], folder, recipe.vocabulary)
     torch.manual_seed(0)
-    drawn = torch.randn(embedded._vocabulary(folder), WORDS)
+    drawn = torch.randn(embedded._tokenizer(folder).get_vocab_size(), WORDS)
     words = torch.nn.functional.pad(torch.nn.functional.layer_norm(drawn, (WORDS,)), (0, embedded.RESERVED))
     texts = [record.text for record in records]
-    vectors = with_rarity(folder, with_prior(folder, words.clone(), records, recipe), texts, recipe)
-    write_base(folder, vectors, texts, recipe)
+    rows = token_rows(folder, texts)
+    vectors = with_rarity(with_prior(folder, words.clone(), records, rows, recipe), rows, recipe)
+    write_base(folder, vectors, rows, recipe)
     return folder, words, records, recipe
 
 
