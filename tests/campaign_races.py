@@ -259,6 +259,7 @@ def _together(outcome, generation, manifest, records):
 # ---- publishes under readers ----
 
 GRACE_S = 3.0
+NOTICED_S = 20.0
 QUERIES = ("long_hair", "学生制服", "ツインテール")
 
 
@@ -278,7 +279,8 @@ def publishes(seed: int, count: int, folder: Path) -> Outcome:
     for number in range(2, count + 2):
         vault.build(index, names, 10, path=model, seed=number, keep=2)
         outcome.add("publishes")
-    time.sleep(2)
+        if number in (count // 2 + 1, count + 1):  # half way and at the end: however fast this machine publishes
+            _caught_up(outcome, readers, str(number))
     stop.write_text("")
     for reader in readers:
         outcome.expect(finish(reader, 60) == 0, f"a reader ended with {reader.returncode}: {said(reader)[-500:]}")
@@ -293,6 +295,16 @@ def publishes(seed: int, count: int, folder: Path) -> Outcome:
     for reader in readers:
         kill(reader.pid)
     return outcome
+
+
+def _caught_up(outcome, readers, generation):
+    """Wait until every reader answers from that generation: they look once a second."""
+    deadline = time.monotonic() + NOTICED_S
+    while late := [r for r in readers if r.out.read_text().split("answers from ")[-1].strip() != generation]:
+        if time.monotonic() > deadline or any(reader.poll() is not None for reader in late):
+            outcome.problems.append(f"{len(late)} readers did not notice generation {generation} in {NOTICED_S:.0f} s")
+            return
+        time.sleep(0.1)
 
 
 def read(index: Path, stop: Path, number: int) -> None:
@@ -315,9 +327,11 @@ def read(index: Path, stop: Path, number: int) -> None:
             sources = {hit.source for hit in hits}
             if len(sources) > 1:
                 problems.append(f"one answer from generations {sources}")
-            if hits:
-                changes += last not in ("", hits[0].source)
+            if hits and hits[0].source != last:
+                changes += last != ""
                 last = hits[0].source
+                print(f"answers from {last}", flush=True)
+            if hits:
                 found[mode] = found.get(mode, 0) + len(hits)
             problems += _strange_scores(hits, encode([query])[0])
             time.sleep(0.02)
