@@ -24,7 +24,7 @@ from danbooru_index.batches import Array, Encoding, TokenBatch, ragged_take, rep
 from danbooru_index.config import Device, Precision
 from danbooru_index.devices import keep_buffers
 from danbooru_index.errors import ModelError, first_line
-from danbooru_index.forward import PackedModel, max_sim_matrix, pack_calls
+from danbooru_index.forward import PackedCall, PackedModel, Packing, max_sim_matrix, pack, pack_calls, padded
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 CPU_TOKENS_PER_BATCH = 2048
 LARGEST_GPU_TOKENS_PER_BATCH = 32_768
 SMALLEST_TOKENS_PER_BATCH = 512
+MOST_STREAMS = 4
+FEW_TOKENS = 256  # a query alone is not padded to a block
 HALVINGS = 8
 SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if it hung
 OUTPUTS = ("dense", "sparse_ids", "sparse_weights", "colbert", "finite")
@@ -115,7 +117,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 class Encoder:
-    """BGE-M3 on one device. `encode` may be called from several threads: one forward pass runs at a time.
+    """BGE-M3 on one device. `encode` may be called from several threads: one batch is on the device at a time.
 
     `half_output`: dense and ColBERT come as float16, cast on the device, else as float32. `projection` [D, C] float32:
     ColBERT vectors have C values instead of D (`codec`).
@@ -135,7 +137,13 @@ class Encoder:
         import torch
 
         # One thread does all forward passes: one OpenMP team and one set of its buffers, however many call `encode`.
-        self._forwards = ThreadPoolExecutor(1, "forward", torch.set_num_threads, (threads or torch.get_num_threads(),))
+        threads = threads or torch.get_num_threads()
+        self._forwards = ThreadPoolExecutor(1, "forward", torch.set_num_threads, (threads,))
+        # On a CPU it hands device calls to streams with a part of the cores each: a core that something else takes for a
+        # moment then keeps one call waiting, not all cores at the end of each matrix product.
+        count = 1 if device is Device.CUDA else max(n for n in range(1, MOST_STREAMS + 1) if threads % n == 0)
+        self._streams = ThreadPoolExecutor(count, "stream", torch.set_num_threads, (threads // count,))
+        self._stream_count = count
         self._path = path
         self._device = "cuda" if device is Device.CUDA else "cpu"
         embedder = _load(path, self._device, precision)
@@ -150,6 +158,7 @@ class Encoder:
         special = [getattr(embedder.tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
         self._projection = projection
         self._forward = PackedModel(embedder.model, self._device, [s for s in special if s is not None], projection)
+        self._blocks = self._forward.blocks
         self.tokens_per_batch = tokens_per_batch or self._default_tokens_per_batch()
         self.stats = EncoderStats()
         self._recomputing = threading.Lock()
@@ -178,7 +187,7 @@ class Encoder:
         def run() -> Array:
             total = torch.zeros(self.dim, self.dim, dtype=torch.float32, device=self._device)
             with torch.inference_mode():
-                for call in pack_calls(_Plan(batch).groups, self.tokens_per_batch, self._padding):
+                for call in self._calls(_Plan(batch)):
                     vectors = self._forward(call)[OUTPUTS.index("colbert")]
                     vectors = vectors[torch.isfinite(vectors).all(1)]
                     total += vectors.T @ vectors
@@ -191,8 +200,11 @@ class Encoder:
         return self._forwards.submit(max_sim_matrix, questions, records, projection, self._device).result()
 
     def gemm_tflops(self) -> float:
-        """The device's TFLOP/s in this model's own largest matrix products, at the token budget."""
-        return self._forwards.submit(self._forward.gemm_tflops, self.tokens_per_batch).result()
+        """The device's TFLOP/s in this model's own largest matrix products, at the token budget: one product at a time,
+        or one in each stream, whichever is faster."""
+        rows, product = self.tokens_per_batch, self._forward.gemm_tflops
+        alone = self._forwards.submit(product, rows).result()
+        return max(alone, sum(self._streams.map(product, [rows] * self._stream_count)))
 
     @property
     def peak_memory(self) -> int:
@@ -239,19 +251,33 @@ class Encoder:
             )
             for name, size in sizes.items()
         }
-        filled = dict.fromkeys(out, 0)
-        processed = 0
-        with torch.inference_mode():
-            for call in pack_calls(plan.groups, self.tokens_per_batch, self._padding):
+        calls = self._calls(plan)
+        before = np.cumsum([(0, 0), *((call.rows, call.tokens) for call in calls)], axis=0)[:-1].tolist()
+
+        def run(call: PackedCall, done: tuple[int, int]) -> None:
+            rows, tokens = done
+            at = {"dense": rows, "finite": rows, "colbert": tokens - rows}
+            with torch.inference_mode():
                 for name, part in zip(OUTPUTS, self._forward(call), strict=True):
-                    out[name][filled[name] : filled[name] + len(part)] = part
-                    filled[name] += len(part)
-                processed += len(call.ids)
-                if on_rows:
-                    on_rows(call.rows)
-            if self._device == "cuda":
-                torch.cuda.current_stream().synchronize()  # the time counted is the device's
-        return out, processed
+                    start = at.get(name, tokens)
+                    out[name][start : start + len(part)] = part
+
+        each = self._streams.map if self._stream_count > 1 and len(calls) > 1 else map
+        for place, _ in enumerate(each(run, calls, before)):
+            if on_rows:
+                on_rows(calls[place].rows)
+        if self._device == "cuda":
+            torch.cuda.current_stream().synchronize()  # the time counted is the device's
+        return out, sum(len(call.ids) for call in calls)
+
+    def _calls(self, plan: _Plan) -> list[PackedCall]:
+        """The device calls of a plan at the token budget; where several run at once, as many as end together."""
+        budget = self.tokens_per_batch
+        packing = plan.pack(self._blocks if min(plan.unique_tokens, budget) > FEW_TOKENS else (0,))
+        if packing.slots > budget:
+            rounds = -(-packing.slots // (budget * self._stream_count))
+            budget = min(budget, padded(-(-packing.slots // (rounds * self._stream_count))))
+        return list(pack_calls(packing, budget, self._padding))
 
     def _recompute(
         self,
@@ -309,7 +335,7 @@ class Encoder:
     def _count(self, stats: EncoderStats, plan: _Plan, processed: int, seconds: float) -> None:
         hidden = self.dim
         per_token = self._layers * 2 * (4 * hidden**2 + 2 * hidden * self._intermediate) + 2 * hidden**2 + 2 * hidden
-        attention = sum(g.shape[0] * g.shape[1] ** 2 for g in plan.groups) * self._layers * 4 * hidden
+        attention = int((plan.unique_lengths**2).sum()) * self._layers * 4 * hidden
         stats.tokens += plan.tokens
         stats.computed += plan.unique_tokens
         stats.processed += processed
@@ -318,15 +344,15 @@ class Encoder:
 
 
 class _Plan:
-    """How a batch is encoded: rows grouped by length, equal rows once, and the way back to the input's order."""
+    """How a batch is encoded: equal rows once, in an order that packs well, and the way back to the input's order."""
 
     def __init__(self, batch: TokenBatch) -> None:
         self.lengths = batch.lengths.astype(np.int64)
         self.tokens = batch.tokens
         offsets = np.concatenate(([0], np.cumsum(self.lengths)))[:-1]
-        self.groups: list[npt.NDArray[np.int32]] = []
-        self.unique_of = np.zeros(len(self.lengths), dtype=np.int64)
-        unique_lengths: list[npt.NDArray[np.int64]] = []
+        self._unique_of = np.zeros(len(self.lengths), dtype=np.int64)
+        ids: list[npt.NDArray[np.int32]] = [np.empty(0, np.int32)]
+        unique_lengths: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
         done = 0
         order = np.argsort(self.lengths, kind="stable")
         present, counts = np.unique(self.lengths, return_counts=True)
@@ -334,32 +360,42 @@ class _Plan:
             matrix = batch.token_ids[offsets[rows][:, None] + np.arange(length)]
             keys = np.ascontiguousarray(matrix).view(np.dtype((np.void, 4 * length))).ravel()
             _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-            self.groups.append(matrix[first])
-            self.unique_of[rows] = done + inverse
+            ids.append(matrix[first].ravel())
+            self._unique_of[rows] = done + inverse
             unique_lengths.append(np.full(len(first), length, dtype=np.int64))
             done += len(first)
         self.unique_rows = done
-        self.unique_lengths = np.concatenate(unique_lengths) if unique_lengths else np.empty(0, np.int64)
-        self.unique_tokens = int(self.unique_lengths.sum())
+        self._ids, self.unique_lengths = np.concatenate(ids), np.concatenate(unique_lengths)
+        self._packing = pack(self._ids, self.unique_lengths, 0)
+        self.unique_tokens = len(self._ids)
         self.vectors = self.unique_tokens - self.unique_rows
 
+    def pack(self, blocks: tuple[int, ...]) -> Packing:
+        """The unique rows in the order in which they are to be encoded from now on: in the blocks that cost least."""
+        self._packing = min((pack(self._ids, self.unique_lengths, block) for block in blocks), key=lambda one: one.cost)
+        return self._packing
+
     def assemble(self, out: dict[str, Array]) -> tuple[Encoding, npt.NDArray[np.int64]]:
-        """Device results of the unique rows -> an `Encoding` in input order, and the rows that are not finite."""
+        """Device results of the unique rows, in the order of the last `pack` -> an `Encoding` in input order, and the
+        rows that are not finite."""
+        place = np.empty(self.unique_rows, dtype=np.int64)
+        place[self._packing.order] = np.arange(self.unique_rows)
+        taken, lengths = place[self._unique_of], self._packing.lengths
         kept = out["sparse_weights"] > 0
-        rows = np.repeat(np.arange(self.unique_rows), self.unique_lengths)
+        rows = np.repeat(np.arange(self.unique_rows), lengths)
         counts = np.bincount(rows[kept], minlength=self.unique_rows)
-        chosen = ragged_take(counts, self.unique_of)
-        vectors = ragged_take(self.unique_lengths - 1, self.unique_of)
+        chosen = ragged_take(counts, taken)
+        vectors = ragged_take(lengths - 1, taken)
         encoding = Encoding(
-            dense=out["dense"][self.unique_of],
+            dense=out["dense"][taken],
             sparse_ids=out["sparse_ids"][kept][chosen],
             sparse_weights=out["sparse_weights"][kept][chosen],
-            sparse_lengths=counts[self.unique_of],
+            sparse_lengths=counts[taken],
             colbert=out["colbert"][vectors],
             colbert_lengths=self.lengths - 1,
             bad=np.empty(0, np.int64),
         )
-        return encoding, np.flatnonzero(~out["finite"][self.unique_of])
+        return encoding, np.flatnonzero(~out["finite"][taken])
 
 
 def _to_host(outputs: dict[str, torch.Tensor]) -> dict[str, Array]:

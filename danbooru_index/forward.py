@@ -1,9 +1,8 @@
-"""BGE-M3's forward pass on packed tokens: texts of any length one after the other, nothing padded between them.
+"""BGE-M3's forward pass on packed tokens: texts of any length one after the other, next to nothing padded.
 
 XLM-R's own layers do the work on [tokens, width] matrices; only attention knows where a text ends: by FlashAttention's
-variable-length kernel on a GPU that has it, else one call of scaled_dot_product_attention for each run of equal
-lengths, without a mask. So every matrix product is as large as the token budget, whatever the lengths are.
-Called by `encoder`, which plans the calls.
+variable-length kernel on a GPU that has it, else in blocks of 32 to 128 tokens filled with whole texts, under a mask. So every
+matrix product is as large as the token budget, whatever the lengths are. Called by `encoder`, which plans the calls.
 """
 
 from __future__ import annotations
@@ -17,75 +16,165 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from danbooru_index.batches import Encoding
+from danbooru_index.batches import Encoding, ragged_take
 
 if TYPE_CHECKING:
     import torch
 
 Attend = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-Attention = Callable[[tuple[tuple[int, int], ...], str], Attend]
+Attention = Callable[["PackedCall", "torch.Tensor"], Attend]
 
 QUESTION_VECTORS = 256
 GEMMS = 8
 TAIL_STEPS = ((64, 1), (512, 32), (1 << 62, 128))
+BLOCK_COSTS = {32: 1.0, 64: 1.04, 128: 1.1, 0: 1.2}  # of a slot: a layer's time by how attention is done; 0: by length
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Texts in the order in which they are encoded, in a stream of slots: what calls are cut from.
+
+    `order` [n]: which text each is; `ids` int32 [T] and `lengths` [n]: theirs; `starts` [n]: the slot where each begins.
+    Units, which no call divides: unit u has the slots from `bounds[u]` and the texts from `firsts[u]`. The first `blocks`
+    units are blocks of `block` slots, filled with whole texts; each of the others is one text.
+    """
+
+    order: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    bounds: npt.NDArray[np.int64]
+    firsts: npt.NDArray[np.int64]
+    blocks: int
+    block: int
+
+    @property
+    def slots(self) -> int:
+        return int(self.bounds[-1])
+
+    @property
+    def cost(self) -> float:
+        filled = self.blocks * self.block
+        return filled * BLOCK_COSTS[self.block] + (self.slots - filled) * BLOCK_COSTS[0]
 
 
 @dataclass(frozen=True, slots=True)
 class PackedCall:
-    """One device call: `ids` and `positions` int64 [P] of T tokens and a tail; `spans`: runs of (rows, length)."""
+    """One device call: `ids` and `positions` int64 [P], padding where no text is; `lengths` and `starts` of its texts
+    [n]; the slot of each of their tokens, `places` [T]. The first `blocks` x `block` slots are blocks, then come
+    `spans`, runs of (texts, length), one text after the other."""
 
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
-    spans: tuple[tuple[int, int], ...]
+    lengths: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    blocks: int
+    block: int
 
     @property
     def rows(self) -> int:
-        return sum(rows for rows, _ in self.spans)
+        return len(self.lengths)
 
     @property
     def tokens(self) -> int:
-        return sum(rows * length for rows, length in self.spans)
+        return len(self.places)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        lengths = self.lengths[self.starts >= self.blocks * self.block]
+        cuts = np.flatnonzero(np.diff(lengths, prepend=-1))
+        return tuple(zip(np.diff([*cuts, len(lengths)]).tolist(), lengths[cuts].tolist(), strict=True))
 
     @property
     def segments(self) -> tuple[tuple[int, int], ...]:
         """The spans, and the tail as one more text."""
-        tail = len(self.ids) - self.tokens
-        return (*self.spans, (1, tail)) if tail else self.spans
+        used = self.blocks * self.block + sum(rows * length for rows, length in self.spans)
+        return (*self.spans, (1, len(self.ids) - used)) if used < len(self.ids) else self.spans
 
 
-def pack_calls(groups: list[npt.NDArray[np.int32]], budget: int, padding_id: int) -> Iterator[PackedCall]:
-    """Cut groups of rows ([n, L] each, L ascending) into calls of up to `budget` tokens; a longer text goes alone."""
-    pieces: list[npt.NDArray[np.int32]] = []
-    used = 0
-    for group in groups:
-        count, length = group.shape
-        start = 0
-        while start < count:
-            taken = max(0, min((budget - used) // length, count - start))
-            if not taken and pieces:
-                yield _call(pieces, padding_id)
-                pieces, used = [], 0
-                continue
-            taken = max(1, taken)
-            pieces.append(group[start : start + taken])
-            start, used = start + taken, used + taken * length
-    if pieces:
-        yield _call(pieces, padding_id)
+def pack(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], block: int) -> Packing:
+    """Order texts (`ids` flat) for packed calls: those that fit, in blocks of `block` slots; the others by length."""
+    by_length = np.argsort(lengths, kind="stable")
+    short = int(np.searchsorted(lengths[by_length], block, side="right"))
+    filled, starts, sizes = _fill_blocks(lengths[by_length[:short]], block)
+    order = np.concatenate((by_length[filled], by_length[short:]))
+    rest = lengths[by_length[short:]]
+    bounds = np.concatenate(([0], np.cumsum(np.concatenate((np.full(len(sizes), block), rest)))))
+    firsts = np.concatenate(([0], np.cumsum(np.concatenate((sizes, np.ones(len(rest), np.int64))))))
+    starts = np.concatenate((starts, bounds[len(sizes) : -1]))
+    return Packing(order, ids[ragged_take(lengths, order)], lengths[order], starts, bounds, firsts, len(sizes), block)
 
 
-def _call(pieces: list[npt.NDArray[np.int32]], padding_id: int) -> PackedCall:
+def _fill_blocks(
+    lengths: npt.NDArray[np.int64], block: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Fill blocks with texts of ascending lengths, the longest that fits first: (texts, the slot of each, texts a block).
+
+    One step for each combination of lengths, not for each block.
+    """
+    left = np.bincount(lengths, minlength=block + 1)
+    following = np.cumsum(left) - left
+    parts: list[tuple[npt.NDArray[np.int64], ...]] = [(np.empty(0, np.int64),) * 3]
+    done = 0
+    while left.any():
+        pattern = _pattern(left.tolist(), block)
+        used = np.bincount(pattern, minlength=block + 1)
+        times = int((left[used > 0] // used[used > 0]).min())
+        columns = []
+        for length in pattern:
+            columns.append(following[length] + np.arange(times))
+            following[length] += times
+        begins = block * (done + np.arange(times))[:, None] + np.cumsum([0, *pattern[:-1]])
+        parts.append((np.stack(columns, 1).ravel(), begins.ravel(), np.full(times, len(pattern))))
+        left, done = left - times * used, done + times
+    texts, starts, sizes = (np.concatenate(some) for some in zip(*parts, strict=True))
+    return texts, starts, sizes
+
+
+def _pattern(left: list[int], room: int) -> list[int]:
+    """Lengths, of which `left[length]` texts are left, for one block: the longest that leaves nothing, or room for the
+    shortest, else the longest that fits."""
+    pattern: list[int] = []
+    shortest = 0
+    while True:
+        present = [length for length in range(room, 0, -1) if left[length] > 0]
+        if not present:
+            return pattern
+        shortest = present[-1]
+        length = next((one for one in present if room == one or room - one >= shortest), present[0])
+        pattern.append(length)
+        left[length] -= 1
+        room -= length
+
+
+def pack_calls(packing: Packing, budget: int, padding_id: int) -> Iterator[PackedCall]:
+    """Cut a packing into calls of up to `budget` slots; a unit that is longer goes alone."""
+    bounds = packing.bounds
+    unit = 0
+    while unit < len(bounds) - 1:
+        stop = max(unit + 1, int(np.searchsorted(bounds, bounds[unit] + budget, side="right")) - 1)
+        yield _call(packing, unit, stop, padding_id)
+        unit = stop
+
+
+def _call(packing: Packing, unit: int, stop: int, padding_id: int) -> PackedCall:
     """XLM-R numbers the positions from `padding_id` + 1 and passes over padding, also where a text spells it out."""
-    spans = tuple((len(piece), piece.shape[1]) for piece in pieces)
-    tokens = sum(piece.size for piece in pieces)
-    ids = np.full(padded(tokens), padding_id, dtype=np.int64)
+    rows = slice(int(packing.firsts[unit]), int(packing.firsts[stop]))
+    lengths = packing.lengths[rows]
+    starts = packing.starts[rows] - packing.bounds[unit]
+    first = np.cumsum(lengths) - lengths
+    places = np.repeat(starts - first, lengths) + np.arange(int(lengths.sum()))
+    at = int(packing.lengths[: rows.start].sum())
+    tokens = packing.ids[at : at + len(places)]
+    ids = np.full(padded(int(packing.bounds[stop] - packing.bounds[unit])), padding_id, dtype=np.int64)
     positions = np.full(len(ids), padding_id, dtype=np.int64)
-    at = 0
-    for piece in pieces:
-        real = piece != padding_id
-        ids[at : at + piece.size] = piece.ravel()
-        positions[at : at + piece.size] = (real.cumsum(1) * real + padding_id).ravel()
-        at += piece.size
-    return PackedCall(ids, positions, spans)
+    ids[places] = tokens
+    real = tokens != padding_id
+    counted = real.cumsum()
+    positions[places] = (counted - np.repeat(counted[first] - real[first], lengths)) * real + padding_id
+    blocks = min(max(packing.blocks - unit, 0), stop - unit)
+    return PackedCall(ids, positions, lengths, starts, places, blocks, packing.block)
 
 
 def padded(tokens: int) -> int:
@@ -112,31 +201,33 @@ class PackedModel:
         self._projection = None if projection is None else torch.from_numpy(projection).to(device)
         self._qkv = [_fuse(layer.attention.self) for layer in self._layers]
         self._heads = model.model.config.num_attention_heads
-        self._attention: Attention = _variable_length if _has_variable_length(self._qkv[0][0]) else _by_length
+        varlen = _has_variable_length(self._qkv[0][0])
+        self._attention: Attention = _variable_length if varlen else _by_block
+        self.blocks = (0,) if varlen else tuple(BLOCK_COSTS)
 
     def __call__(self, call: PackedCall) -> tuple[torch.Tensor, ...]:
         """dense [n, D], sparse ids [T] and weights [T] in row order (0: not an entry), ColBERT [T - n, C], and which
-        rows are finite [n]. Vectors are float32."""
+        rows are finite [n]. Vectors are float32. A row that is not finite may make others of its block so."""
         import torch
         from torch.nn.functional import normalize
 
-        sent = torch.from_numpy(np.stack([call.ids, call.positions])).to(self._device)
-        hidden = self._hidden(sent[0], sent[1], call)[: call.tokens]
-        lengths = np.repeat([length for _, length in call.spans], [rows for rows, _ in call.spans])
+        def sent(array: npt.NDArray[Any]) -> torch.Tensor:
+            return torch.from_numpy(array).to(self._device)
+
+        ids, positions, places = sent(call.ids), sent(call.positions), sent(call.places)
+        hidden = self._hidden(ids, positions, call)
         first = np.zeros(call.tokens, dtype=bool)
-        first[np.cumsum(lengths) - lengths] = True
-        rows = torch.from_numpy(np.repeat(np.arange(call.rows), lengths)).to(self._device)
-        starts = torch.from_numpy(np.flatnonzero(first)).to(self._device)
-        others = torch.from_numpy(np.flatnonzero(~first)).to(self._device)
+        first[np.cumsum(call.lengths) - call.lengths] = True
+        rows, others = sent(np.repeat(np.arange(call.rows), call.lengths)), sent(np.flatnonzero(~first))
         # Normalised in fp32: a bf16 norm is off by up to 0.4%, and every score with it.
-        dense = normalize(hidden[starts].float(), dim=-1)
-        colbert = normalize(self._colbert(hidden[others]).float(), dim=-1)
+        dense = normalize(hidden[sent(call.starts)].float(), dim=-1)
+        colbert = normalize(self._colbert(hidden[places[others]]).float(), dim=-1)
         if self._projection is not None:
             colbert = normalize(colbert @ self._projection, dim=-1)
-        weights = torch.relu(self._sparse(hidden)).squeeze(-1).float()
+        weights = torch.relu(self._sparse(hidden)).squeeze(-1).float()[places]
         sums = weights.index_add(0, others, colbert.sum(1))
         finite = torch.isfinite(dense.sum(1).index_add(0, rows, sums))
-        ids = sent[0, : call.tokens]
+        ids = ids[places]
         weights = weights.masked_fill(torch.isin(ids, self._special), 0.0)
         return dense, *segment_max(ids, weights, rows), colbert, finite
 
@@ -149,8 +240,8 @@ class PackedModel:
         """The last layer's output for every token, [P, D]."""
         from torch.nn.functional import linear
 
-        attend = self._attention(call.segments, self._device)
         hidden = self._embeddings(input_ids=ids[None], position_ids=positions[None])[0]
+        attend = self._attention(call, hidden)
         width = hidden.shape[1]
         for layer, (weight, bias) in zip(self._layers, self._qkv, strict=True):
             query, key, value = linear(hidden, weight, bias).view(len(hidden), 3, self._heads, -1).unbind(1)
@@ -172,31 +263,51 @@ def _fuse(attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, bias
 
 
-def _by_length(segments: tuple[tuple[int, int], ...], _: str) -> Attend:
-    """Attention within each text, [P, heads, d]: one call for each run of texts of one length."""
+def _by_block(call: PackedCall, hidden: torch.Tensor) -> Attend:
+    """Attention within each text, [P, heads, d]: one call for all blocks, one for each run of longer texts of one length.
+
+    A multiple of 16 slots is what the CPU's kernel is fast for: texts of 8 tokens take a third of the time so.
+    """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
+    segments = (*(((call.blocks, call.block),) if call.blocks else ()), *call.segments)
+    mask = _same_text(call, hidden)
+
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        parts = []
         at = 0
-        for rows, length in segments:
+        for place, (rows, length) in enumerate(segments):
             span = slice(at, at + rows * length)
             q, k, v = (part[span].view(rows, length, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
-            out[span] = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+            attended = scaled_dot_product_attention(q, k, v, mask if place == 0 else None)
+            parts.append(attended.transpose(1, 2).flatten(0, 1))
             at += rows * length
-        return out
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return attend
 
 
-def _variable_length(segments: tuple[tuple[int, int], ...], device: str) -> Attend:
-    """The same by FlashAttention, over all texts of a call at once."""
+def _same_text(call: PackedCall, hidden: torch.Tensor) -> torch.Tensor | None:
+    """What is added to the scores within the blocks, [blocks, 1, block, block]: nothing within a text, else -inf."""
+    import torch
+
+    if not call.blocks:
+        return None
+    owner = np.full(len(call.ids), -1)
+    owner[call.places] = np.repeat(np.arange(call.rows), call.lengths)
+    owners = torch.from_numpy(owner[: call.blocks * call.block]).to(hidden.device).view(call.blocks, 1, call.block)
+    mask = hidden.new_zeros(call.blocks, 1, call.block, call.block)
+    return mask.masked_fill_(owners[..., None] != owners[:, :, None], -torch.inf)
+
+
+def _variable_length(call: PackedCall, hidden: torch.Tensor) -> Attend:
+    """The same by FlashAttention, over all texts of a call at once; it takes no blocks."""
     import torch
     from torch.nn.attention.varlen import varlen_attn
 
-    lengths = np.repeat([length for _, length in segments], [rows for rows, _ in segments])
-    bounds = torch.from_numpy(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)).to(device)
+    lengths = np.repeat([length for _, length in call.segments], [rows for rows, _ in call.segments])
+    bounds = torch.from_numpy(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)).to(hidden.device)
     longest = int(lengths.max())
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

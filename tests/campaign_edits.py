@@ -291,8 +291,8 @@ class NonFinite:
         def spoiling(self, call):
             dense, sorted_ids, weights, colbert, finite = forward(self, call)
             at = 0
-            for row, length in enumerate(length for rows, length in call.spans for _ in range(rows)):
-                tokens = call.ids[at : at + length].tolist()
+            for row, (begin, length) in enumerate(zip(call.starts.tolist(), call.lengths.tolist(), strict=True)):
+                tokens = call.ids[begin : begin + length].tolist()
                 if tuple(tokens) in (spoiled | hopeless if self is encoder._forward else hopeless):
                     kind = sum(tokens) % 3
                     dense[row] = float("nan") if kind == 0 else dense[row]

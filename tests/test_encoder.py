@@ -192,6 +192,22 @@ def test_out_of_memory_halves_the_budget_and_then_fails_by_name(checkpoint, toke
 
 
 @pytest.mark.slow
+def test_streams_change_nothing_and_their_errors_arrive(checkpoint, tokenizer, texts, monkeypatch):
+    assert [Encoder(str(checkpoint), threads=n)._stream_count for n in (1, 2, 5, 6, 8)] == [1, 2, 1, 3, 4]
+    alone, several = (Encoder(str(checkpoint), threads=n, tokens_per_batch=512) for n in (1, 2))
+    batch, told = tokenizer(texts), []
+    expected, found = alone.encode(batch), several.encode(batch, told.append)
+    assert len(told) >= 4
+    assert sum(told) == len(set(texts))
+    assert np.abs(found.dense - expected.dense).max() < 1e-5
+    assert np.abs(found.colbert - expected.colbert).max() < 1e-5
+    assert np.array_equal(found.sparse_ids, expected.sparse_ids)
+    monkeypatch.setattr(several, "_forward", lambda call: 1 / 0)
+    with pytest.raises(ModelError, match="ZeroDivisionError"):
+        several.encode(batch)
+
+
+@pytest.mark.slow
 def test_other_errors_are_not_retried(checkpoint, tokenizer, monkeypatch):
     encoder = Encoder(str(checkpoint))
     calls = []
@@ -220,6 +236,14 @@ def test_non_finite_outputs_are_recomputed_in_fp32_or_listed(checkpoint, tmp_pat
     assert np.isfinite(encoding.colbert).all()
     assert encoding.sparse_row(1)
     assert encoder.stats.recomputed == 2
+    # Among many, its neighbours in a block come out as if it were not there: those that it spoiled are encoded again.
+    others = [f"text {n}" for n in range(200)]
+    among = encoder.encode(tokenizer([*others, "twintails"]))
+    clean = encoder.encode(tokenizer(others))
+    assert among.bad.tolist() == [200]
+    assert 3 < encoder.stats.recomputed < 40
+    assert (among.dense[:200] * clean.dense).sum(1).min() > 0.999
+    assert not len(clean.bad)
 
 
 @pytest.mark.slow
