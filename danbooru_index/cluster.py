@@ -223,13 +223,18 @@ def plan_cluster(config: BuildConfig, pending: int) -> ClusterPlan:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = gpus_for(config.device, config.num_gpus)
-    if wanted:
-        encoders = max(1, min(wanted, pending))
-        per_gpu = min(node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU", 0) >= 1)
-        num_cpus = min(1.0, max(0.1, _floor(per_gpu - 2 * TOKENIZER_CPUS)))
-        return ClusterPlan(Device.CUDA, encoders, config.num_gpus, num_cpus, 1, None, 2 * encoders, len(nodes) == 1)
+    if wanted := gpus_for(config.device, config.num_gpus):
+        return _plan_gpus(nodes, max(1, min(wanted, pending)), config.num_gpus)
     return _plan_cpus([float(node.get("CPU", 0)) for node in nodes], pending, len(nodes) == 1)
+
+
+def _plan_gpus(nodes: list[dict[str, float]], encoders: int, most: int | None) -> ClusterPlan:
+    """Encoders of a GPU each, and two tokenisers for each as far as the CPUs of the cluster go."""
+    per_gpu = min(node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU", 0) >= 1)
+    num_cpus = min(1.0, max(0.1, _floor(per_gpu - 2 * TOKENIZER_CPUS)))
+    left = sum(node.get("CPU", 0) for node in nodes) - encoders * num_cpus
+    tokenizers = max(1, min(2 * encoders, int(left / TOKENIZER_CPUS + 1e-6)))
+    return ClusterPlan(Device.CUDA, encoders, most, num_cpus, 1, None, tokenizers, len(nodes) == 1)
 
 
 def gpus_for(device: Device, num_gpus: int | None) -> int:

@@ -143,13 +143,13 @@ def overhead(bench: Bench) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _cluster(gpus: int) -> Iterator[None]:
-    """A Ray of this process with so many logical GPUs, and CPUs enough not to bind."""
+    """A Ray of this process with so many logical GPUs, and the CPUs that this machine has."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     import ray
 
     ray.init(
         address="local",
-        num_cpus=4 * gpus + 4,
+        num_cpus=cpu_count(),
         num_gpus=gpus,
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,

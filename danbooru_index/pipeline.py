@@ -58,7 +58,6 @@ from danbooru_index.workers import (
     TokenizeShard,
     WorkerSettings,
     check_row,
-    summarize,
     task_row,
 )
 
@@ -88,7 +87,7 @@ class Run:
     encoding: Encoding | None = None
     sampling: str = "their worker went away"
     failed: dict[str, str] = field(default_factory=dict)
-    fresh: list[dict[str, Any]] = field(default_factory=list)
+    fresh: dict[str, int] = field(default_factory=dict)  # records read, by shard
     progress: Progress | None = None
 
     @property
@@ -323,7 +322,8 @@ def _run_pipeline(run: Run, shards: list[Shard], attempts: Location, limit: int,
 
     suspects: dict[str, str] = {}
     samples = [] if run.encoding is not None else run.samples
-    items = [task_row(shard) for shard in shards] + ([check_row([s.text for s in samples])] if samples else [])
+    # The samples first: among the last tasks they would count as one device's share, and another get a shard too many.
+    items = ([check_row([s.text for s in samples])] if samples else []) + [task_row(shard) for shard in shards]
     if not items:
         return suspects
     board = ray.remote(num_cpus=0)(_Board).remote()
@@ -332,7 +332,7 @@ def _run_pipeline(run: Run, shards: list[Shard], attempts: Location, limit: int,
             dataset = _dataset(run, items, _settings(run, attempts, limit, board), alone=alone)
             for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
                 receipt = Receipt(**json.loads(batch["receipt"][0].as_py()))
-                board.report.remote(receipt.shard, receipt.record.get("read", 0))
+                board.report.remote(receipt.shard, receipt.read)
                 _take(run, receipt, batch["payload"][0].as_py(), suspects)
     except RayError as error:
         raise ClusterError(
@@ -354,7 +354,7 @@ def _take(run: Run, receipt: Receipt, payload: bytes, suspects: dict[str, str]) 
         else:
             run.sampling = receipt.message
     elif receipt.state == "done":
-        run.fresh.append(receipt.record)
+        run.fresh[receipt.shard] = receipt.read
     elif receipt.state == "suspect":
         suspects[receipt.shard] = receipt.message
     else:
@@ -448,7 +448,7 @@ def _watching(run: Run, board: Any) -> Iterator[None]:
     import ray
 
     ended = threading.Event()
-    before = sum(record["read"] for record in run.fresh)
+    before = sum(run.fresh.values())
 
     def watch() -> None:
         while not ended.wait(1.0):
@@ -465,7 +465,7 @@ def _watching(run: Run, board: Any) -> Iterator[None]:
         ended.set()
         thread.join(timeout=1.5)
         if run.progress is not None:
-            run.progress.show(sum(record["read"] for record in run.fresh))
+            run.progress.show(sum(run.fresh.values()))
 
 
 def _finish(run: Run, root: IndexRoot) -> BuildReport:
@@ -538,8 +538,9 @@ def _report(run: Run, records: dict[str, CompletionRecord], state: str) -> Build
         codec={"name": manifest.fingerprint["codec"], "colbert_dim": manifest.colbert_dim, **manifest.codec},
     )
     for record in records.values():
-        report.add_shard(summarize(record))
-    report.add_work(run.fresh, run.device.name)
+        report.add_shard(_summary(record))
+    fresh = [_summary(records[shard]) for shard in run.fresh if shard in records]
+    report.add_work(fresh, run.device.name)
     total = len(run.shards)
     report.shards = ShardCounts(
         total, run.skipped or total - len(run.fresh) - len(run.failed), len(run.fresh), len(run.failed)
@@ -556,14 +557,25 @@ def _report(run: Run, records: dict[str, CompletionRecord], state: str) -> Build
         replace_file(path, ("\n".join(lines) + "\n").encode())
         report.rejects_file = str(path)
     report.seconds.total = time.monotonic() - run.started
-    if run.fresh and run.progress is not None:
-        measured = [record["measured"] for record in run.fresh]
+    if fresh and run.progress is not None:
+        measured = [summary["measured"] for summary in fresh]
         offset = time.time() - time.monotonic()
         first = min(m["started"] for m in measured) - offset
         report.seconds.startup = max(0.0, first - run.started)
         report.seconds.encode = max(m["ended"] for m in measured) - min(m["started"] for m in measured)
         report.timeline = run.progress.timeline
     return report
+
+
+def _summary(record: CompletionRecord) -> dict[str, Any]:
+    """A completion record without fragments and rejects: what the report counts."""
+    return {
+        "rows": record.rows,
+        "read": record.read,
+        "rejected": dict(count_rejects([record])),
+        "measured": record.measured,
+        "bytes": sum(part.bytes for part in record.tables.values()),
+    }
 
 
 def exit_code(report: BuildReport, config: BuildConfig) -> int:

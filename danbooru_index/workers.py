@@ -12,9 +12,8 @@ import math
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +69,14 @@ class WorkerSettings:
 
 @dataclass(slots=True)
 class Receipt:
-    """What became of a shard: `done`, `suspect` (its actor died too often) or `failed`; `fatal` ends the whole run."""
+    """What became of a shard: `done` (`read` records), `suspect` (its actor died too often) or `failed`; `fatal` ends the
+    whole run. What a shard cost is in its completion record."""
 
     shard: str
     state: str
     message: str = ""
     fatal: bool = False
-    record: dict[str, Any] = field(default_factory=dict)
+    read: int = 0
 
     def to_table(self, payload: bytes = b"") -> pa.Table:
         """The row that travels back to the driver."""
@@ -173,7 +173,7 @@ class EncodeShard:
                 return Receipt(shard, "done").to_table(self._check(tokens))
             reach("encode.begin", shard)
             record = self._encode(_shard(task), tokens, row)
-            return Receipt(shard, "done", record=summarize(record)).to_table()
+            return Receipt(shard, "done", read=record.read).to_table()
         except TooManyAttemptsError as error:
             return Receipt(shard, "suspect", str(error)).to_table()
         except Exception as error:
@@ -399,17 +399,6 @@ def _non_finite(records: pa.Table, rows: list[int], shard: Shard) -> list[dict[s
         reject = Reject(Reason.NON_FINITE_OUTPUT, shard.path, 0, f"id {record['id']}", record["text"][:2000])
         rejects.append(json.loads(reject.to_json()))
     return rejects
-
-
-def summarize(record: CompletionRecord) -> dict[str, Any]:
-    """A completion record without fragments and rejects: what the driver counts."""
-    return {
-        "rows": record.rows,
-        "read": record.read,
-        "rejected": dict(Counter(reject["reason"] for reject in record.rejects)),
-        "measured": record.measured,
-        "bytes": sum(part.bytes for part in record.tables.values()),
-    }
 
 
 def _shard(task: dict[str, Any]) -> Shard:

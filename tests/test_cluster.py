@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from processes import ROOT, run_cli, running, wait_for
 
+from danbooru_index.cluster import TOKENIZER_CPUS, _plan_gpus
 from danbooru_index.generations import IndexRoot
 from danbooru_index.status import verify
 
@@ -155,3 +156,20 @@ def test_no_cluster_no_token_no_gpu(head, sample_shards, checkpoint, tmp_path):
     assert nobody.returncode == 1
     assert "check --address" in nobody.stderr.strip().splitlines()[-1]
     assert "Traceback" not in nobody.stderr
+
+
+@pytest.mark.parametrize(
+    ("nodes", "encoders", "num_cpus", "tokenizers"),
+    [
+        ([{"CPU": 16, "GPU": 1}], 1, 1.0, 2),
+        ([{"CPU": 128, "GPU": 8}, {"CPU": 8}], 8, 1.0, 16),
+        ([{"CPU": 2, "GPU": 8}], 8, 0.1, 4),
+        ([{"CPU": 1, "GPU": 1}], 1, 0.5, 2),
+        ([{"CPU": 0, "GPU": 1}], 1, 0.1, 1),
+    ],
+)
+def test_what_a_job_asks_of_a_cluster_with_gpus_fits(nodes, encoders, num_cpus, tokenizers):
+    plan = _plan_gpus(nodes, encoders, None)
+    assert (plan.num_cpus, plan.tokenizers, plan.max_encoders, plan.num_gpus) == (num_cpus, tokenizers, None, 1)
+    asked = encoders * plan.num_cpus + plan.tokenizers * TOKENIZER_CPUS
+    assert asked <= sum(node["CPU"] for node in nodes) or not nodes[0]["CPU"]
