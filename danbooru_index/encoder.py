@@ -142,8 +142,8 @@ class Encoder:
         # On a CPU it hands device calls to streams with a part of the cores each: a core that something else takes for a
         # moment then keeps one call waiting, not all cores at the end of each matrix product.
         count = 1 if device is Device.CUDA else max(n for n in range(1, MOST_STREAMS + 1) if threads % n == 0)
-        self._streams = ThreadPoolExecutor(count, "stream", torch.set_num_threads, (threads // count,))
-        self._stream_count = count
+        self._pool = ThreadPoolExecutor(count, "stream", torch.set_num_threads, (threads // count,))
+        self.streams: int = count
         self._path = path
         self._device = "cuda" if device is Device.CUDA else "cpu"
         embedder = _load(path, self._device, precision)
@@ -158,7 +158,7 @@ class Encoder:
         special = [getattr(embedder.tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
         self._projection = projection
         self._forward = PackedModel(embedder.model, self._device, [s for s in special if s is not None], projection)
-        self._blocks = self._forward.blocks
+        self.blocks: tuple[int, ...] = self._forward.blocks
         self.tokens_per_batch = tokens_per_batch or self._default_tokens_per_batch()
         self.stats = EncoderStats()
         self._recomputing = threading.Lock()
@@ -175,7 +175,7 @@ class Encoder:
 
         Raises `ModelError` when memory runs out at any batch size.
         """
-        plan = _Plan(batch)
+        plan = _Plan(batch, self.blocks)
         outputs = self._forwards.submit(self._run_counted, plan, on_rows, stats or EncoderStats()).result()
         encoding, suspects = plan.assemble(_to_host(outputs))
         return self._recompute(batch, encoding, suspects, on_rows) if len(suspects) else encoding
@@ -187,7 +187,7 @@ class Encoder:
         def run() -> Array:
             total = torch.zeros(self.dim, self.dim, dtype=torch.float32, device=self._device)
             with torch.inference_mode():
-                for call in self._calls(_Plan(batch)):
+                for call in self._calls(_Plan(batch, self.blocks)):
                     vectors = self._forward(call)[OUTPUTS.index("colbert")]
                     vectors = vectors[torch.isfinite(vectors).all(1)]
                     total += vectors.T @ vectors
@@ -204,7 +204,7 @@ class Encoder:
         or one in each stream, whichever is faster."""
         rows, product = self.tokens_per_batch, self._forward.gemm_tflops
         alone = self._forwards.submit(product, rows).result()
-        return max(alone, sum(self._streams.map(product, [rows] * self._stream_count)))
+        return max(alone, sum(self._pool.map(product, [rows] * self.streams)))
 
     @property
     def peak_memory(self) -> int:
@@ -262,7 +262,7 @@ class Encoder:
                     start = at.get(name, tokens)
                     out[name][start : start + len(part)] = part
 
-        each = self._streams.map if self._stream_count > 1 and len(calls) > 1 else map
+        each = self._pool.map if self.streams > 1 and len(calls) > 1 else map
         for place, _ in enumerate(each(run, calls, before)):
             if on_rows:
                 on_rows(calls[place].rows)
@@ -273,10 +273,12 @@ class Encoder:
     def _calls(self, plan: _Plan) -> list[PackedCall]:
         """The device calls of a plan at the token budget; where several run at once, as many as end together."""
         budget = self.tokens_per_batch
-        packing = plan.pack(self._blocks if min(plan.unique_tokens, budget) > FEW_TOKENS else (0,))
+        if budget <= FEW_TOKENS:
+            plan.pack((0,))
+        packing = plan.packing
         if packing.slots > budget:
-            rounds = -(-packing.slots // (budget * self._stream_count))
-            budget = min(budget, padded(-(-packing.slots // (rounds * self._stream_count))))
+            rounds = -(-packing.slots // (budget * self.streams))
+            budget = min(budget, padded(-(-packing.slots // (rounds * self.streams))))
         return list(pack_calls(packing, budget, self._padding))
 
     def _recompute(
@@ -301,7 +303,7 @@ class Encoder:
 
     def _encode_once(self, batch: TokenBatch) -> tuple[Encoding, bool]:
         """One text, and whether its output is finite; never recomputed."""
-        plan = _Plan(batch)
+        plan = _Plan(batch, self.blocks)
         encoding, suspects = plan.assemble(_to_host(self._run(plan)[0]))
         return encoding, not len(suspects)
 
@@ -346,7 +348,7 @@ class Encoder:
 class _Plan:
     """How a batch is encoded: equal rows once, in an order that packs well, and the way back to the input's order."""
 
-    def __init__(self, batch: TokenBatch) -> None:
+    def __init__(self, batch: TokenBatch, blocks: tuple[int, ...]) -> None:
         self.lengths = batch.lengths.astype(np.int64)
         self.tokens = batch.tokens
         offsets = np.concatenate(([0], np.cumsum(self.lengths)))[:-1]
@@ -366,21 +368,20 @@ class _Plan:
             done += len(first)
         self.unique_rows = done
         self._ids, self.unique_lengths = np.concatenate(ids), np.concatenate(unique_lengths)
-        self._packing = pack(self._ids, self.unique_lengths, 0)
         self.unique_tokens = len(self._ids)
         self.vectors = self.unique_tokens - self.unique_rows
+        self.pack(blocks if self.unique_tokens > FEW_TOKENS else (0,))
 
-    def pack(self, blocks: tuple[int, ...]) -> Packing:
-        """The unique rows in the order in which they are to be encoded from now on: in the blocks that cost least."""
-        self._packing = min((pack(self._ids, self.unique_lengths, block) for block in blocks), key=lambda one: one.cost)
-        return self._packing
+    def pack(self, blocks: tuple[int, ...]) -> None:
+        """Put the unique rows in the order in which they are to be encoded, in one of these sizes of blocks."""
+        self.packing: Packing = pack(self._ids, self.unique_lengths, blocks)
 
     def assemble(self, out: dict[str, Array]) -> tuple[Encoding, npt.NDArray[np.int64]]:
         """Device results of the unique rows, in the order of the last `pack` -> an `Encoding` in input order, and the
         rows that are not finite."""
         place = np.empty(self.unique_rows, dtype=np.int64)
-        place[self._packing.order] = np.arange(self.unique_rows)
-        taken, lengths = place[self._unique_of], self._packing.lengths
+        place[self.packing.order] = np.arange(self.unique_rows)
+        taken, lengths = place[self._unique_of], self.packing.lengths
         kept = out["sparse_weights"] > 0
         rows = np.repeat(np.arange(self.unique_rows), lengths)
         counts = np.bincount(rows[kept], minlength=self.unique_rows)

@@ -130,7 +130,7 @@ def _cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any,
 
 
 def packing(bench: Bench) -> dict[str, Any]:
-    """What packing, the token budget and encoding equal texts once are worth, in the device's best precision."""
+    """What packing, the token budget, attention in blocks and streams are worth, in the device's best precision."""
     precision = bench.precisions[-1]
     one = _load(bench, precision)
     tokenizer = Tokenizer(bench.checkpoint.path, MAX_LENGTH)
@@ -138,7 +138,15 @@ def packing(bench: Bench) -> dict[str, Any]:
     started = time.perf_counter()
     batch = tokenizer(bench.texts)
     tokenising = time.perf_counter() - started
-    default = one.tokens_per_batch
+    default, blocks, streams = one.tokens_per_batch, one.blocks, one.streams
+
+    def without(kept_blocks: tuple[int, ...], kept_streams: int) -> Callable[[], None]:
+        def run() -> None:
+            one.tokens_per_batch, one.blocks, one.streams = default, kept_blocks, kept_streams
+            one.encode(batch)
+            one.blocks, one.streams = blocks, streams
+
+        return run
 
     def at(budget: int) -> Callable[[], None]:
         def run() -> None:
@@ -155,6 +163,10 @@ def packing(bench: Bench) -> dict[str, Any]:
     contestants: dict[str, Callable[[], Any]] = {f"packed, {default} tokens a call": at(default)}
     contestants |= {f"packed, {size} tokens a call": at(size) for size in (default // 4, default // 2, default * 2)}
     contestants["one length a call"] = exact_lengths
+    if blocks != (0,):
+        contestants["attention by length, not in blocks"] = without((0,), streams)
+        contestants["one call at a time, on all cores"] = without(blocks, 1)
+        contestants["neither blocks nor streams"] = without((0,), 1)
     one.encode(batch.rows(0, min(WARM_UP, len(batch.lengths))))
     seconds = in_turn(contestants, bench.config.repeats)
     first = next(iter(seconds))

@@ -52,11 +52,6 @@ class Packing:
     def slots(self) -> int:
         return int(self.bounds[-1])
 
-    @property
-    def cost(self) -> float:
-        filled = self.blocks * self.block
-        return filled * BLOCK_COSTS[self.block] + (self.slots - filled) * BLOCK_COSTS[0]
-
 
 @dataclass(frozen=True, slots=True)
 class PackedCall:
@@ -93,11 +88,14 @@ class PackedCall:
         return (*self.spans, (1, len(self.ids) - used)) if used < len(self.ids) else self.spans
 
 
-def pack(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], block: int) -> Packing:
-    """Order texts (`ids` flat) for packed calls: those that fit, in blocks of `block` slots; the others by length."""
+def pack(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], blocks: tuple[int, ...]) -> Packing:
+    """Order texts (`ids` flat) for packed calls: those that fit in blocks of the size that costs least, the others by
+    length. A size of 0: all by length."""
     by_length = np.argsort(lengths, kind="stable")
-    short = int(np.searchsorted(lengths[by_length], block, side="right"))
-    filled, starts, sizes = _fill_blocks(lengths[by_length[:short]], block)
+    counts = np.bincount(lengths, minlength=max(blocks) + 1)
+    block, patterns = min(((block, _fill(counts, block)) for block in blocks), key=lambda one: _cost(counts, *one))
+    short = int(counts[: block + 1].sum())
+    filled, starts, sizes = _place(counts[: block + 1], patterns, block)
     order = np.concatenate((by_length[filled], by_length[short:]))
     rest = lengths[by_length[short:]]
     bounds = np.concatenate(([0], np.cumsum(np.concatenate((np.full(len(sizes), block), rest)))))
@@ -106,46 +104,49 @@ def pack(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], block: int)
     return Packing(order, ids[ragged_take(lengths, order)], lengths[order], starts, bounds, firsts, len(sizes), block)
 
 
-def _fill_blocks(
-    lengths: npt.NDArray[np.int64], block: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Fill blocks with texts of ascending lengths, the longest that fits first: (texts, the slot of each, texts a block).
+def _fill(counts: npt.NDArray[np.int64], block: int) -> list[tuple[list[int], int]]:
+    """Combinations of lengths that fill blocks, and how many blocks each; `counts[length]` texts there are.
 
-    One step for each combination of lengths, not for each block.
+    Into each goes the longest that leaves nothing, or room for the shortest, else the longest that fits.
     """
-    left = np.bincount(lengths, minlength=block + 1)
-    following = np.cumsum(left) - left
+    left = {length: count for length, count in enumerate(counts[: block + 1].tolist()) if length and count}
+    patterns = []
+    while left:
+        pattern: list[int] = []
+        room, fitting = block, sorted(left, reverse=True)
+        while fitting := [n for n in fitting if n <= room and pattern.count(n) < left[n]]:
+            pattern.append(next((n for n in fitting if n == room or room - n >= fitting[-1]), fitting[0]))
+            room -= pattern[-1]
+        times = min(left[n] // pattern.count(n) for n in pattern)
+        patterns.append((pattern, times))
+        for n in pattern:
+            left[n] -= times
+        left = {n: count for n, count in left.items() if count}
+    return patterns
+
+
+def _cost(counts: npt.NDArray[np.int64], block: int, patterns: list[tuple[list[int], int]]) -> float:
+    longer = int((counts[block + 1 :] * np.arange(block + 1, len(counts))).sum())
+    return sum(times for _, times in patterns) * block * BLOCK_COSTS[block] + longer * BLOCK_COSTS[0]
+
+
+def _place(
+    counts: npt.NDArray[np.int64], patterns: list[tuple[list[int], int]], block: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Texts of ascending lengths put into blocks: (texts, the slot of each, texts a block)."""
+    following = np.cumsum(counts) - counts
     parts: list[tuple[npt.NDArray[np.int64], ...]] = [(np.empty(0, np.int64),) * 3]
     done = 0
-    while left.any():
-        pattern = _pattern(left.tolist(), block)
-        used = np.bincount(pattern, minlength=block + 1)
-        times = int((left[used > 0] // used[used > 0]).min())
+    for pattern, times in patterns:
         columns = []
         for length in pattern:
             columns.append(following[length] + np.arange(times))
             following[length] += times
         begins = block * (done + np.arange(times))[:, None] + np.cumsum([0, *pattern[:-1]])
         parts.append((np.stack(columns, 1).ravel(), begins.ravel(), np.full(times, len(pattern))))
-        left, done = left - times * used, done + times
+        done += times
     texts, starts, sizes = (np.concatenate(some) for some in zip(*parts, strict=True))
     return texts, starts, sizes
-
-
-def _pattern(left: list[int], room: int) -> list[int]:
-    """Lengths, of which `left[length]` texts are left, for one block: the longest that leaves nothing, or room for the
-    shortest, else the longest that fits."""
-    pattern: list[int] = []
-    shortest = 0
-    while True:
-        present = [length for length in range(room, 0, -1) if left[length] > 0]
-        if not present:
-            return pattern
-        shortest = present[-1]
-        length = next((one for one in present if room == one or room - one >= shortest), present[0])
-        pattern.append(length)
-        left[length] -= 1
-        room -= length
 
 
 def pack_calls(packing: Packing, budget: int, padding_id: int) -> Iterator[PackedCall]:

@@ -193,7 +193,7 @@ def test_out_of_memory_halves_the_budget_and_then_fails_by_name(checkpoint, toke
 
 @pytest.mark.slow
 def test_streams_change_nothing_and_their_errors_arrive(checkpoint, tokenizer, texts, monkeypatch):
-    assert [Encoder(str(checkpoint), threads=n)._stream_count for n in (1, 2, 5, 6, 8)] == [1, 2, 1, 3, 4]
+    assert [Encoder(str(checkpoint), threads=n).streams for n in (1, 2, 5, 6, 8)] == [1, 2, 1, 3, 4]
     alone, several = (Encoder(str(checkpoint), threads=n, tokens_per_batch=512) for n in (1, 2))
     batch, told = tokenizer(texts), []
     expected, found = alone.encode(batch), several.encode(batch, told.append)
