@@ -1,8 +1,8 @@
 """The encoder: texts -> token batches -> dense vectors, sparse weights and ColBERT matrices (BGE-M3).
 
 Weights, tokenizer and heads are loaded by FlagEmbedding; the numbers are those of `BGEM3FlagModel.encode`. What differs
-is the work around them: rows are sorted by token count and packed (`forward`), so that nothing is padded; equal rows
-are encoded once; the heads' results stay on the device, in flat buffers, until a whole batch is done.
+is the work around them: rows are packed (`forward`), so that next to nothing is padded; equal rows are encoded once;
+the heads' results stay on the device, in flat buffers, until a whole batch is done.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SPECIAL_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")
 @dataclass(slots=True)
 class EncoderStats:
     """What an encoder has done: `tokens` of the texts, `computed` of them (equal rows once), `processed` on the device
-    (with the calls' tails), seconds in the forward pass, useful floating-point operations."""
+    (with empty slots and tails), seconds in the forward pass, useful floating-point operations."""
 
     tokens: int = 0
     computed: int = 0

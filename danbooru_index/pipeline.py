@@ -537,9 +537,10 @@ def _report(run: Run, records: dict[str, CompletionRecord], state: str) -> Build
         notes=run.notes,
         codec={"name": manifest.fingerprint["codec"], "colbert_dim": manifest.colbert_dim, **manifest.codec},
     )
-    for record in records.values():
-        report.add_shard(_summary(record))
-    fresh = [_summary(records[shard]) for shard in run.fresh if shard in records]
+    summaries = {shard: _summary(record) for shard, record in records.items()}
+    for summary in summaries.values():
+        report.add_shard(summary)
+    fresh = [summaries[shard] for shard in run.fresh if shard in summaries]
     report.add_work(fresh, run.device.name)
     total = len(run.shards)
     report.shards = ShardCounts(

@@ -44,7 +44,7 @@ def test_every_text_is_packed_once_and_calls_keep_to_the_budget(budget, block):
         within = call.starts < call.blocks * block
         ends = call.starts + call.lengths - 1
         assert (call.starts[within] // block == ends[within] // block).all() if block else not within.any()
-    assert sum(len(row) for row in packed) <= packing.slots == packing.bounds[-1]
+    assert packing.slots == packing.blocks * block + lengths[lengths > block].sum()
 
 
 def test_a_call_ends_only_where_the_next_text_does_not_fit():
