@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,6 +33,7 @@ CPU_TOKENS_PER_BATCH = 2048
 LARGEST_GPU_TOKENS_PER_BATCH = 32_768
 SMALLEST_TOKENS_PER_BATCH = 512
 MOST_STREAMS = 4
+AHEAD = 2  # batches on the device: while one ends, the next has begun
 FEW_TOKENS = 256  # a query alone is not padded to a block
 HALVINGS = 8
 SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if it hung
@@ -117,7 +118,8 @@ def quiet_loading() -> Iterator[None]:
 
 
 class Encoder:
-    """BGE-M3 on one device. `encode` may be called from several threads: one batch is on the device at a time.
+    """BGE-M3 on one device. `encode` may be called from several threads: the device calls of one batch come after those
+    of the one before, without a pause between them.
 
     `half_output`: dense and ColBERT come as float16, cast on the device, else as float32. `projection` [D, C] float32:
     ColBERT vectors have C values instead of D (`codec`).
@@ -136,14 +138,17 @@ class Encoder:
     ) -> None:
         import torch
 
-        # One thread does all forward passes: one OpenMP team and one set of its buffers, however many call `encode`.
         threads = threads or torch.get_num_threads()
-        self._forwards = ThreadPoolExecutor(1, "forward", torch.set_num_threads, (threads,))
         # On a CPU it hands device calls to streams with a part of the cores each: a core that something else takes for a
         # moment then keeps one call waiting, not all cores at the end of each matrix product.
         count = 1 if device is Device.CUDA else max(n for n in range(1, MOST_STREAMS + 1) if threads % n == 0)
         self._pool = ThreadPoolExecutor(count, "stream", torch.set_num_threads, (threads // count,))
         self.streams: int = count
+        # Few threads of its own do the forward passes, so few OpenMP teams and their buffers, however many call `encode`.
+        ahead = AHEAD if device is Device.CUDA or count > 1 else 1
+        self._forwards = ThreadPoolExecutor(ahead, "forward", torch.set_num_threads, (threads,))
+        self._launching, self._counting = threading.Lock(), threading.Lock()
+        self._ended = 0.0
         self._path = path
         self._device = "cuda" if device is Device.CUDA else "cpu"
         embedder = _load(path, self._device, precision)
@@ -176,6 +181,7 @@ class Encoder:
         Raises `ModelError` when memory runs out at any batch size.
         """
         plan = _Plan(batch, self.blocks)
+        self._calls(plan)  # beside the batch that is on the device now
         outputs = self._forwards.submit(self._run_counted, plan, on_rows, stats or EncoderStats()).result()
         encoding, suspects = plan.assemble(_to_host(outputs))
         return self._recompute(batch, encoding, suspects, on_rows) if len(suspects) else encoding
@@ -223,63 +229,106 @@ class Encoder:
     def _run_counted(
         self, plan: _Plan, on_rows: Callable[[int], None] | None, stats: EncoderStats
     ) -> dict[str, torch.Tensor]:
-        """Run with ever smaller token budgets while memory runs out; count the time and the work."""
+        """Run with ever smaller token budgets while memory runs out; count the time and the work.
+
+        Of two batches on the device, the time of the later one begins where the earlier one ended.
+        """
         started = time.perf_counter()
         for attempt in range(HALVINGS + 1):
+            budget = self.tokens_per_batch
             try:
-                outputs, processed = self._run(plan, on_rows)
+                outputs = self._run(plan, on_rows)
                 break
             except Exception as error:
-                if not _is_out_of_memory(error) or attempt == HALVINGS or self.tokens_per_batch <= 1:
+                if not _is_out_of_memory(error) or attempt == HALVINGS or budget <= 1:
                     raise self._failure(error) from None
-            self._halve()
-        for counted in (self.stats, stats):
-            self._count(counted, plan, processed, time.perf_counter() - started)
+            self._halve(budget)
+        with self._counting:
+            ended = time.perf_counter()
+            for counted in (self.stats, stats):
+                self._count(counted, plan, ended - max(started, self._ended))
+            self._ended = ended
         return outputs
 
-    def _run(self, plan: _Plan, on_rows: Callable[[int], None] | None = None) -> tuple[dict[str, torch.Tensor], int]:
-        """All calls of a plan, on the device: flat buffers in the plan's order, and the tokens that went through."""
+    def _run(self, plan: _Plan, on_rows: Callable[[int], None] | None = None) -> dict[str, torch.Tensor]:
+        """All calls of a plan, on the device: flat buffers in the plan's order.
+
+        They are launched at once, after those of the batch before and before those of the next, and then waited for.
+        """
+        with self._launching:
+            calls = self._calls(plan)
+            out = self._buffers(plan)
+            rows = np.cumsum([0, *(call.rows for call in calls)]).tolist()
+            tokens = np.cumsum([0, *(call.tokens for call in calls)]).tolist()
+            pending: list[Future[None]] = []
+            for place, call in enumerate(calls):
+                work = (call, rows[place], tokens[place], out)
+                if self.streams > 1 and len(calls) > 1:
+                    pending.append(self._pool.submit(self._call, *work))
+                    continue
+                self._call(*work)
+                if on_rows:
+                    on_rows(call.rows)
+            ended = self._mark()
+        try:
+            for place, future in enumerate(pending):
+                future.result()
+                if on_rows:
+                    on_rows(calls[place].rows)
+        finally:
+            for future in pending:
+                future.cancel()
+        if ended is not None:
+            ended.synchronize()
+        return out
+
+    def _call(self, call: PackedCall, rows: int, tokens: int, out: dict[str, torch.Tensor]) -> None:
+        """One device call, its results put behind those of `rows` texts with `tokens` tokens."""
+        import torch
+
+        at = {"dense": rows, "finite": rows, "colbert": tokens - rows}
+        with torch.inference_mode():
+            for name, part in zip(OUTPUTS, self._forward(call), strict=True):
+                start = at.get(name, tokens)
+                out[name][start : start + len(part)] = part
+
+    def _mark(self) -> Any:
+        """On a GPU, what can be waited for: the end of all that has been launched."""
+        if self._device == "cpu":
+            return None
+        import torch
+
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def _buffers(self, plan: _Plan) -> dict[str, torch.Tensor]:
         import torch
 
         sizes = {"dense": plan.unique_rows, "colbert": plan.vectors, "finite": plan.unique_rows}
         sizes |= {"sparse_ids": plan.unique_tokens, "sparse_weights": plan.unique_tokens}
         widths = {"dense": (self.dim,), "colbert": (self.colbert_dim,)}
         kinds = {"sparse_ids": torch.int32, "sparse_weights": torch.float32, "finite": torch.bool}
-        out = {
+        return {
             name: torch.empty(
                 (size, *widths.get(name, ())), dtype=kinds.get(name, self._output_dtype), device=self._device
             )
             for name, size in sizes.items()
         }
-        calls = self._calls(plan)
-        before = np.cumsum([(0, 0), *((call.rows, call.tokens) for call in calls)], axis=0)[:-1].tolist()
-
-        def run(call: PackedCall, done: tuple[int, int]) -> None:
-            rows, tokens = done
-            at = {"dense": rows, "finite": rows, "colbert": tokens - rows}
-            with torch.inference_mode():
-                for name, part in zip(OUTPUTS, self._forward(call), strict=True):
-                    start = at.get(name, tokens)
-                    out[name][start : start + len(part)] = part
-
-        each = self._pool.map if self.streams > 1 and len(calls) > 1 else map
-        for place, _ in enumerate(each(run, calls, before)):
-            if on_rows:
-                on_rows(calls[place].rows)
-        if self._device == "cuda":
-            torch.cuda.current_stream().synchronize()  # the time counted is the device's
-        return out, sum(len(call.ids) for call in calls)
 
     def _calls(self, plan: _Plan) -> list[PackedCall]:
-        """The device calls of a plan at the token budget; where several run at once, as many as end together."""
+        """The device calls of a plan at the token budget, planned once; where several run at once, as many as end together."""
         budget = self.tokens_per_batch
-        if budget <= FEW_TOKENS:
-            plan.pack((0,))
-        packing = plan.packing
-        if packing.slots > budget:
-            rounds = -(-packing.slots // (budget * self.streams))
-            budget = min(budget, padded(-(-packing.slots // (rounds * self.streams))))
-        return list(pack_calls(packing, budget, self._padding))
+        if plan.budget != budget:
+            plan.budget = budget
+            if budget <= FEW_TOKENS:
+                plan.pack((0,))
+            packing = plan.packing
+            if packing.slots > budget:
+                rounds = -(-packing.slots // (budget * self.streams))
+                budget = min(budget, padded(-(-packing.slots // (rounds * self.streams))))
+            plan.calls = list(pack_calls(packing, budget, self._padding))
+        return plan.calls
 
     def _recompute(
         self,
@@ -304,7 +353,7 @@ class Encoder:
     def _encode_once(self, batch: TokenBatch) -> tuple[Encoding, bool]:
         """One text, and whether its output is finite; never recomputed."""
         plan = _Plan(batch, self.blocks)
-        encoding, suspects = plan.assemble(_to_host(self._run(plan)[0]))
+        encoding, suspects = plan.assemble(_to_host(self._run(plan)))
         return encoding, not len(suspects)
 
     def _default_tokens_per_batch(self) -> int:
@@ -316,9 +365,11 @@ class Encoder:
         free, _ = torch.cuda.mem_get_info()
         return gpu_tokens_per_batch(free, self.dim, self._intermediate)
 
-    def _halve(self) -> None:
-        """After running out of memory: a smaller budget from now on."""
-        self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
+    def _halve(self, budget: int) -> None:
+        """After running out of memory at this budget: a smaller one from now on, once for batches that ran out together."""
+        with self._launching:
+            if self.tokens_per_batch == budget:
+                self.tokens_per_batch = max(1, budget // 2)
         if self._device == "cuda":
             import torch
 
@@ -334,13 +385,13 @@ class Encoder:
             f"the model failed on {self._device}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         )
 
-    def _count(self, stats: EncoderStats, plan: _Plan, processed: int, seconds: float) -> None:
+    def _count(self, stats: EncoderStats, plan: _Plan, seconds: float) -> None:
         hidden = self.dim
         per_token = self._layers * 2 * (4 * hidden**2 + 2 * hidden * self._intermediate) + 2 * hidden**2 + 2 * hidden
         attention = int((plan.unique_lengths**2).sum()) * self._layers * 4 * hidden
         stats.tokens += plan.tokens
         stats.computed += plan.unique_tokens
-        stats.processed += processed
+        stats.processed += sum(len(call.ids) for call in plan.calls)
         stats.seconds += seconds
         stats.flops += plan.unique_tokens * per_token + attention
 
@@ -370,6 +421,8 @@ class _Plan:
         self._ids, self.unique_lengths = np.concatenate(ids), np.concatenate(unique_lengths)
         self.unique_tokens = len(self._ids)
         self.vectors = self.unique_tokens - self.unique_rows
+        self.budget = 0
+        self.calls: list[PackedCall] = []
         self.pack(blocks if self.unique_tokens > FEW_TOKENS else (0,))
 
     def pack(self, blocks: tuple[int, ...]) -> None:

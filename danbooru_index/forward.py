@@ -247,17 +247,23 @@ class PackedModel:
         for layer, (weight, bias) in zip(self._layers, self._qkv, strict=True):
             query, key, value = linear(hidden, weight, bias).view(len(hidden), 3, self._heads, -1).unbind(1)
             attended = attend(query, key, value).reshape(len(hidden), width)
-            hidden = layer.attention.output(attended, hidden)
-            hidden = layer.output(layer.intermediate(hidden), hidden)
+            hidden = _close(layer.attention.output, attended, hidden)
+            hidden = _close(layer.output, layer.intermediate(hidden), hidden)
         return cast("torch.Tensor", hidden)
 
 
-def _sent(array: npt.NDArray[Any], device: str) -> torch.Tensor:
+def _close(output: Any, inner: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """A sublayer's end, LayerNorm(inner W + bias + residual), the product added in place: one pass over memory less."""
+    dense = output.dense
+    return cast("torch.Tensor", output.LayerNorm((residual + dense.bias).addmm_(inner, dense.weight.t())))
+
+
+def _sent(array: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
     """An array on the device: to a GPU from pinned memory, so that nobody waits for the kernels queued before."""
     import torch
 
     tensor = torch.from_numpy(array)
-    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor if str(device) == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _fuse(attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -305,7 +311,7 @@ def _same_text(call: PackedCall, hidden: torch.Tensor) -> torch.Tensor | None:
         return None
     owner = np.full(len(call.ids), -1)
     owner[call.places] = np.repeat(np.arange(call.rows), call.lengths)
-    owners = _sent(owner[: call.blocks * call.block], hidden.device.type).view(call.blocks, 1, call.block)
+    owners = _sent(owner[: call.blocks * call.block], hidden.device).view(call.blocks, 1, call.block)
     mask = hidden.new_zeros(call.blocks, 1, call.block, call.block)
     return mask.masked_fill_(owners[..., None] != owners[:, :, None], -torch.inf)
 
@@ -316,7 +322,7 @@ def _variable_length(call: PackedCall, hidden: torch.Tensor) -> Attend:
     from torch.nn.attention.varlen import varlen_attn
 
     lengths = np.repeat([length for _, length in call.segments], [rows for rows, _ in call.segments])
-    bounds = _sent(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), hidden.device.type)
+    bounds = _sent(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), hidden.device)
     longest = int(lengths.max())
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

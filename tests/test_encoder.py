@@ -1,8 +1,12 @@
 """The encoder against `BGEM3FlagModel.encode` in one run: the same numbers, for every kind of text, in any order."""
 
+import itertools
 import json
 import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from conftest import SHARED
 
 from danbooru_index.config import Device, Precision
 from danbooru_index.devices import cpu_has_bf16, nvidia_driver, probe_device
-from danbooru_index.encoder import Encoder, Tokenizer, gpu_tokens_per_batch
+from danbooru_index.encoder import Encoder, EncoderStats, Tokenizer, _Plan, gpu_tokens_per_batch
 from danbooru_index.errors import DeviceError, ModelError
 
 MIXED = [
@@ -205,6 +209,46 @@ def test_streams_change_nothing_and_their_errors_arrive(checkpoint, tokenizer, t
     monkeypatch.setattr(several, "_forward", lambda call: 1 / 0)
     with pytest.raises(ModelError, match="ZeroDivisionError"):
         several.encode(batch)
+
+
+@pytest.mark.slow
+def test_the_next_batch_begins_before_the_last_call_of_this_one_ends(checkpoint, tokenizer, texts, monkeypatch):
+    """No pause between batches; the time of both together is counted once."""
+    encoder = Encoder(str(checkpoint), threads=2, tokens_per_batch=512)
+    batches = [tokenizer(texts), tokenizer([f"{text} again" for text in texts])]
+    expected = [encoder.encode(batch) for batch in batches]
+    calls = len(encoder._calls(_Plan(batches[0], encoder.blocks)))
+    forward, begun, first, second = encoder._forward, itertools.count(1), threading.Event(), threading.Event()
+
+    def waits(call):
+        number = next(begun)
+        first.set()
+        if number == calls:
+            assert second.wait(30)
+        elif number == calls + 1:
+            second.set()
+        return forward(call)
+
+    monkeypatch.setattr(encoder, "_forward", waits)
+    stats = [EncoderStats(), EncoderStats()]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(2) as callers:
+        running = [callers.submit(encoder.encode, batches[0], None, stats[0])]
+        assert first.wait(30)
+        running.append(callers.submit(encoder.encode, batches[1], None, stats[1]))
+        for encoding, other in zip([one.result() for one in running], expected, strict=True):
+            assert np.abs(encoding.dense - other.dense).max() < 1e-5
+            assert np.array_equal(encoding.sparse_ids, other.sparse_ids)
+    assert second.is_set()
+    assert 0 < sum(one.seconds for one in stats) <= time.perf_counter() - started
+
+
+@pytest.mark.slow
+def test_batches_that_run_out_of_memory_together_halve_once(checkpoint):
+    encoder = Encoder(str(checkpoint), tokens_per_batch=512)
+    encoder._halve(512)
+    encoder._halve(512)
+    assert encoder.tokens_per_batch == 256
 
 
 @pytest.mark.slow
