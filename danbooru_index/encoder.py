@@ -24,7 +24,7 @@ from danbooru_index.batches import Array, Encoding, TokenBatch, ragged_take, rep
 from danbooru_index.config import Device, Precision
 from danbooru_index.devices import keep_buffers
 from danbooru_index.errors import ModelError, first_line
-from danbooru_index.forward import PackedCall, PackedModel, Packing, max_sim_matrix, pack, pack_calls, padded
+from danbooru_index.forward import PackedCall, PackedModel, Packing, max_sim_matrix, on_device, pack, pack_calls, padded
 
 if TYPE_CHECKING:
     import torch
@@ -147,6 +147,7 @@ class Encoder:
         # Few threads of its own do the forward passes, so few OpenMP teams and their buffers, however many call `encode`.
         ahead = AHEAD if device is Device.CUDA or count > 1 else 1
         self._forwards = ThreadPoolExecutor(ahead, "forward", torch.set_num_threads, (threads,))
+        self._copies = torch.cuda.Stream() if device is Device.CUDA else None  # type: ignore[no-untyped-call]
         self._launching, self._counting = threading.Lock(), threading.Lock()
         self._ended = 0.0
         self._path = path
@@ -183,7 +184,7 @@ class Encoder:
         plan = _Plan(batch, self.blocks)
         self._calls(plan)  # beside the batch that is on the device now
         outputs = self._forwards.submit(self._run_counted, plan, on_rows, stats or EncoderStats()).result()
-        encoding, suspects = plan.assemble(_to_host(outputs))
+        encoding, suspects = plan.assemble(self._to_host(outputs, plan))
         return self._recompute(batch, encoding, suspects, on_rows) if len(suspects) else encoding
 
     def second_moment(self, batch: TokenBatch) -> Array:
@@ -316,6 +317,25 @@ class Encoder:
             for name, size in sizes.items()
         }
 
+    def _to_host(self, outputs: dict[str, torch.Tensor], plan: _Plan) -> dict[str, Array]:
+        """Device buffers as numpy arrays, dense and ColBERT vectors in the input's order: from a GPU, which puts them in
+        order, through pinned memory, on a stream of their own, beside the next forward pass."""
+        if self._copies is None:
+            arrays = {name: value.numpy() for name, value in outputs.items()}
+            return arrays | {name: arrays[name].take(way, axis=0) for name, way in plan.ways.items()}
+        import torch
+
+        with torch.cuda.stream(self._copies):
+            ways = {name: on_device(way, self._device) for name, way in plan.ways.items()}
+            there = {name: value[ways[name]] if name in ways else value for name, value in outputs.items()}
+            copies = {
+                name: torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+                for name, value in there.items()
+            }
+            ended = self._mark()
+        ended.synchronize()
+        return {name: value.numpy() for name, value in copies.items()}
+
     def _calls(self, plan: _Plan) -> list[PackedCall]:
         """The device calls of a plan at the token budget, planned once; where several run at once, as many as end together."""
         budget = self.tokens_per_batch
@@ -353,7 +373,7 @@ class Encoder:
     def _encode_once(self, batch: TokenBatch) -> tuple[Encoding, bool]:
         """One text, and whether its output is finite; never recomputed."""
         plan = _Plan(batch, self.blocks)
-        encoding, suspects = plan.assemble(_to_host(self._run(plan)))
+        encoding, suspects = plan.assemble(self._to_host(self._run(plan), plan))
         return encoding, not len(suspects)
 
     def _default_tokens_per_batch(self) -> int:
@@ -397,7 +417,8 @@ class Encoder:
 
 
 class _Plan:
-    """How a batch is encoded: equal rows once, in an order that packs well, and the way back to the input's order."""
+    """How a batch is encoded: equal rows once, in an order that packs well, and the way back to the input's order: which of
+    the device's vectors each of the input's is (`ways`)."""
 
     def __init__(self, batch: TokenBatch, blocks: tuple[int, ...]) -> None:
         self.lengths = batch.lengths.astype(np.int64)
@@ -428,45 +449,29 @@ class _Plan:
     def pack(self, blocks: tuple[int, ...]) -> None:
         """Put the unique rows in the order in which they are to be encoded, in one of these sizes of blocks."""
         self.packing: Packing = pack(self._ids, self.unique_lengths, blocks)
-
-    def assemble(self, out: dict[str, Array]) -> tuple[Encoding, npt.NDArray[np.int64]]:
-        """Device results of the unique rows, in the order of the last `pack` -> an `Encoding` in input order, and the
-        rows that are not finite."""
         place = np.empty(self.unique_rows, dtype=np.int64)
         place[self.packing.order] = np.arange(self.unique_rows)
-        taken, lengths = place[self._unique_of], self.packing.lengths
+        taken = place[self._unique_of]
+        self.ways = {"dense": taken, "colbert": ragged_take(self.packing.lengths - 1, taken)}
+
+    def assemble(self, out: dict[str, Array]) -> tuple[Encoding, npt.NDArray[np.int64]]:
+        """Device results of the unique rows, in the order of the last `pack`, but vectors by `ways` -> an `Encoding` in
+        input order, and the rows that are not finite."""
+        taken = self.ways["dense"]
         kept = out["sparse_weights"] > 0
-        rows = np.repeat(np.arange(self.unique_rows), lengths)
+        rows = np.repeat(np.arange(self.unique_rows), self.packing.lengths)
         counts = np.bincount(rows[kept], minlength=self.unique_rows)
         chosen = ragged_take(counts, taken)
-        vectors = ragged_take(lengths - 1, taken)
         encoding = Encoding(
-            dense=out["dense"][taken],
+            dense=out["dense"],
             sparse_ids=out["sparse_ids"][kept][chosen],
             sparse_weights=out["sparse_weights"][kept][chosen],
             sparse_lengths=counts[taken],
-            colbert=out["colbert"][vectors],
+            colbert=out["colbert"],
             colbert_lengths=self.lengths - 1,
             bad=np.empty(0, np.int64),
         )
         return encoding, np.flatnonzero(~out["finite"][taken])
-
-
-def _to_host(outputs: dict[str, torch.Tensor]) -> dict[str, Array]:
-    """Device buffers as numpy arrays: from a GPU through pinned memory, on a stream of its own, so that the copy runs
-    beside the next forward pass (which another thread has begun by now)."""
-    import torch
-
-    if not outputs["dense"].is_cuda:
-        return {name: value.numpy() for name, value in outputs.items()}
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        copies = {
-            name: torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-            for name, value in outputs.items()
-        }
-    stream.synchronize()
-    return {name: value.numpy() for name, value in copies.items()}
 
 
 def gpu_tokens_per_batch(free: int, dim: int, intermediate: int) -> int:

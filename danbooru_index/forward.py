@@ -213,7 +213,7 @@ class PackedModel:
         from torch.nn.functional import normalize
 
         def sent(array: npt.NDArray[Any]) -> torch.Tensor:
-            return _sent(array, self._device)
+            return on_device(array, self._device)
 
         ids, positions, places = sent(call.ids), sent(call.positions), sent(call.places)
         hidden = self._hidden(ids, positions, call)
@@ -258,7 +258,7 @@ def _close(output: Any, inner: torch.Tensor, residual: torch.Tensor) -> torch.Te
     return cast("torch.Tensor", output.LayerNorm((residual + dense.bias).addmm_(inner, dense.weight.t())))
 
 
-def _sent(array: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
+def on_device(array: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
     """An array on the device: to a GPU from pinned memory, so that nobody waits for the kernels queued before."""
     import torch
 
@@ -311,7 +311,7 @@ def _same_text(call: PackedCall, hidden: torch.Tensor) -> torch.Tensor | None:
         return None
     owner = np.full(len(call.ids), -1)
     owner[call.places] = np.repeat(np.arange(call.rows), call.lengths)
-    owners = _sent(owner[: call.blocks * call.block], hidden.device).view(call.blocks, 1, call.block)
+    owners = on_device(owner[: call.blocks * call.block], hidden.device).view(call.blocks, 1, call.block)
     mask = hidden.new_zeros(call.blocks, 1, call.block, call.block)
     return mask.masked_fill_(owners[..., None] != owners[:, :, None], -torch.inf)
 
@@ -322,7 +322,7 @@ def _variable_length(call: PackedCall, hidden: torch.Tensor) -> Attend:
     from torch.nn.attention.varlen import varlen_attn
 
     lengths = np.repeat([length for _, length in call.segments], [rows for rows, _ in call.segments])
-    bounds = _sent(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), hidden.device)
+    bounds = on_device(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), hidden.device)
     longest = int(lengths.max())
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
