@@ -147,7 +147,6 @@ class Encoder:
         # Few threads of its own do the forward passes, so few OpenMP teams and their buffers, however many call `encode`.
         ahead = AHEAD if device is Device.CUDA or count > 1 else 1
         self._forwards = ThreadPoolExecutor(ahead, "forward", torch.set_num_threads, (threads,))
-        self._copies = torch.cuda.Stream() if device is Device.CUDA else None  # type: ignore[no-untyped-call]
         self._launching, self._counting = threading.Lock(), threading.Lock()
         self._ended = 0.0
         self._path = path
@@ -155,6 +154,7 @@ class Encoder:
         embedder = _load(path, self._device, precision)
         if self._device == "cpu":
             keep_buffers()  # not before: what loading needed once goes back to the system
+        self._copies = torch.cuda.Stream() if device is Device.CUDA else None  # type: ignore[no-untyped-call]
         config = embedder.model.model.config
         self._output_dtype = torch.float16 if half_output else torch.float32
         self.dim: int = config.hidden_size
@@ -184,7 +184,11 @@ class Encoder:
         plan = _Plan(batch, self.blocks)
         self._calls(plan)  # beside the batch that is on the device now
         outputs = self._forwards.submit(self._run_counted, plan, on_rows, stats or EncoderStats()).result()
-        encoding, suspects = plan.assemble(self._to_host(outputs, plan))
+        try:
+            arrays = self._to_host(outputs, plan)
+        except Exception as error:
+            raise self._failure(error) from None
+        encoding, suspects = plan.assemble(arrays)
         return self._recompute(batch, encoding, suspects, on_rows) if len(suspects) else encoding
 
     def second_moment(self, batch: TokenBatch) -> Array:

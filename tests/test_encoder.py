@@ -190,6 +190,9 @@ def test_out_of_memory_halves_the_budget_and_then_fails_by_name(checkpoint, toke
     encoding = encoder.encode(batch)
     assert len(encoding.dense) == 51
     assert encoder.tokens_per_batch == 64
+    monkeypatch.setattr(encoder, "_to_host", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(ModelError, match="out of memory on cpu even at 64 tokens"):
+        encoder.encode(batch)
     monkeypatch.setattr(encoder, "_forward", lambda call: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(ModelError, match="out of memory"):
         encoder.encode(batch)
