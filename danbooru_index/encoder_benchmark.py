@@ -140,33 +140,26 @@ def packing(bench: Bench) -> dict[str, Any]:
     tokenising = time.perf_counter() - started
     default, blocks, streams = one.tokens_per_batch, one.blocks, one.streams
 
-    def without(kept_blocks: tuple[int, ...], kept_streams: int) -> Callable[[], None]:
+    def encoding(
+        grouped: Callable[[TokenBatch], list[TokenBatch]] = lambda whole: [whole],
+        budget: int = default,
+        blocks: tuple[int, ...] = blocks,
+        streams: int = streams,
+    ) -> Callable[[], None]:
         def run() -> None:
-            one.tokens_per_batch, one.blocks, one.streams = default, kept_blocks, kept_streams
-            one.encode(batch)
-            one.blocks, one.streams = blocks, streams
+            one.tokens_per_batch, one.blocks, one.streams = budget, blocks, streams
+            for rows in grouped(batch):
+                one.encode(rows)
 
         return run
 
-    def at(budget: int) -> Callable[[], None]:
-        def run() -> None:
-            one.tokens_per_batch = budget
-            one.encode(batch)
-
-        return run
-
-    def exact_lengths() -> None:
-        one.tokens_per_batch = default
-        for rows in _by_length(batch):
-            one.encode(rows)
-
-    contestants: dict[str, Callable[[], Any]] = {f"packed, {default} tokens a call": at(default)}
-    contestants |= {f"packed, {size} tokens a call": at(size) for size in (default // 4, default // 2, default * 2)}
-    contestants["one length a call"] = exact_lengths
+    sizes = (default, default // 4, default // 2, default * 2)
+    contestants = {f"packed, {size} tokens a call": encoding(budget=size) for size in sizes}
+    contestants["one length a call"] = encoding(_by_length)
     if blocks != (0,):
-        contestants["attention by length, not in blocks"] = without((0,), streams)
-        contestants["one call at a time, on all cores"] = without(blocks, 1)
-        contestants["neither blocks nor streams"] = without((0,), 1)
+        contestants["attention by length, not in blocks"] = encoding(blocks=(0,))
+        contestants["one call at a time, on all cores"] = encoding(streams=1)
+        contestants["neither blocks nor streams"] = encoding(blocks=(0,), streams=1)
     one.encode(batch.rows(0, min(WARM_UP, len(batch.lengths))))
     seconds = in_turn(contestants, bench.config.repeats)
     first = next(iter(seconds))
