@@ -13,10 +13,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """The tokens of N texts: `token_ids` int32 [T] flat, `lengths` int32 [N]; T is the sum of `lengths`."""
+    """The tokens of N texts: `token_ids` int32 [T] flat, `lengths` int32 [N]; T is the sum of `lengths`.
+
+    `special`: the ids of the tokenizer's special tokens, which never become sparse entries.
+    """
 
     token_ids: npt.NDArray[np.int32]
     lengths: npt.NDArray[np.int32]
+    special: tuple[int, ...]
     truncated: int = 0
 
     @property
@@ -26,7 +30,7 @@ class TokenBatch:
     def rows(self, start: int, stop: int) -> TokenBatch:
         """The texts `start` to `stop`."""
         offsets = np.concatenate(([0], np.cumsum(self.lengths)))
-        return TokenBatch(self.token_ids[offsets[start] : offsets[stop]], self.lengths[start:stop])
+        return TokenBatch(self.token_ids[offsets[start] : offsets[stop]], self.lengths[start:stop], self.special)
 
 
 @dataclass(frozen=True, slots=True)

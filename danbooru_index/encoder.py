@@ -8,6 +8,7 @@ the heads' results stay on the device, in flat buffers, until a whole batch is d
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -38,7 +40,8 @@ FEW_TOKENS = 256  # a query alone is not padded to a block
 HALVINGS = 8
 SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if it hung
 OUTPUTS = ("dense", "sparse_ids", "sparse_weights", "colbert", "finite")
-SPECIAL_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")
+SPECIAL_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")  # FlagEmbedding drops their weights
+TOKENIZER_CLASSES = {"XLMRobertaTokenizer": "XLMRobertaTokenizer", "PreTrainedTokenizer": "PreTrainedTokenizerFast"}
 
 
 @dataclass(slots=True)
@@ -70,22 +73,22 @@ class TextEncoder(Protocol):
 
 
 class Tokenizer:
-    """The checkpoint's tokenizer, loaded as FlagEmbedding loads it. Raises `ModelError` where that cannot be done."""
+    """The checkpoint's tokenizer, the one that FlagEmbedding gets. Raises `ModelError` where it cannot be loaded."""
 
     def __init__(self, path: str, max_length: int) -> None:
-        from transformers import AutoTokenizer
-
         try:
             with quiet_loading():
-                self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+                self._tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
         except Exception as error:  # the library raises no narrower one
             raise ModelError(f"{path}: cannot load the tokenizer ({first_line(error)})") from None
         self._max_length = max_length
+        ids = [getattr(self._tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
+        self._special = tuple(number for number in ids if number is not None)
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Tokenise, truncating at `max_length` tokens (special tokens included) as FlagEmbedding does."""
         if not texts:
-            return TokenBatch(np.empty(0, np.int32), np.empty(0, np.int32))
+            return TokenBatch(np.empty(0, np.int32), np.empty(0, np.int32), self._special)
         batch = self._tokenizer(
             list(texts),
             truncation=True,
@@ -99,7 +102,17 @@ class Tokenizer:
         token_ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
         full = np.flatnonzero(lengths >= self._max_length)
         truncated = sum(1 for row in full if batch.encodings[int(row)].overflowing)
-        return TokenBatch(token_ids, lengths, truncated)
+        return TokenBatch(token_ids, lengths, self._special, truncated)
+
+
+def _tokenizer_class(path: str) -> Any:
+    """The class that `AutoTokenizer` would choose, which by itself imports torch; that one for a class unknown here."""
+    import transformers
+
+    settings = Path(path) / "tokenizer_config.json"
+    named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    known = TOKENIZER_CLASSES.get(str(named.get("tokenizer_class")).removesuffix("Fast"))
+    return getattr(transformers, known if known and "auto_map" not in named else "AutoTokenizer")
 
 
 @contextlib.contextmanager
@@ -151,19 +164,18 @@ class Encoder:
         self._ended = 0.0
         self._path = path
         self._device = "cuda" if device is Device.CUDA else "cpu"
-        embedder = _load(path, self._device, precision)
+        model = _load(path, self._device, precision)
         if self._device == "cpu":
             keep_buffers()  # not before: what loading needed once goes back to the system
         self._copies = torch.cuda.Stream() if device is Device.CUDA else None  # type: ignore[no-untyped-call]
-        config = embedder.model.model.config
+        config = model.model.config
         self._output_dtype = torch.float16 if half_output else torch.float32
         self.dim: int = config.hidden_size
         self.colbert_dim: int = self.dim if projection is None else projection.shape[1]
         self._layers, self._intermediate = config.num_hidden_layers, config.intermediate_size
         self._padding: int = config.pad_token_id
-        special = [getattr(embedder.tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
         self._projection = projection
-        self._forward = PackedModel(embedder.model, self._device, [s for s in special if s is not None], projection)
+        self._forward = PackedModel(model, self._device, projection)
         self.blocks: tuple[int, ...] = self._forward.blocks
         self.tokens_per_batch = tokens_per_batch or self._default_tokens_per_batch()
         self.stats = EncoderStats()
@@ -427,6 +439,7 @@ class _Plan:
     def __init__(self, batch: TokenBatch, blocks: tuple[int, ...]) -> None:
         self.lengths = batch.lengths.astype(np.int64)
         self.tokens = batch.tokens
+        self._special = np.array(batch.special, np.int32)
         offsets = np.concatenate(([0], np.cumsum(self.lengths)))[:-1]
         self._unique_of = np.zeros(len(self.lengths), dtype=np.int64)
         ids: list[npt.NDArray[np.int32]] = [np.empty(0, np.int32)]
@@ -462,7 +475,7 @@ class _Plan:
         """Device results of the unique rows, in the order of the last `pack`, but vectors by `ways` -> an `Encoding` in
         input order, and the rows that are not finite."""
         taken = self.ways["dense"]
-        kept = out["sparse_weights"] > 0
+        kept = (out["sparse_weights"] > 0) & ~np.isin(out["sparse_ids"], self._special)
         rows = np.repeat(np.arange(self.unique_rows), self.packing.lengths)
         counts = np.bincount(rows[kept], minlength=self.unique_rows)
         chosen = ragged_take(counts, taken)
@@ -485,27 +498,29 @@ def gpu_tokens_per_batch(free: int, dim: int, intermediate: int) -> int:
 
 
 def _load(path: str, device: str, precision: Precision) -> Any:
-    """FlagEmbedding's own loader: model, both heads (`weights_only`), tokenizer; in the precision asked for."""
+    """FlagEmbedding's own loader: model and both heads (`weights_only`) in the precision asked for, as `BGEM3FlagModel` has
+    them in its `model`; without the tokenizer, which that loads too."""
     import torch
-    from FlagEmbedding import BGEM3FlagModel
+    from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
+        EncoderOnlyEmbedderM3ModelForInference,
+        EncoderOnlyEmbedderM3Runner,
+    )
 
+    kinds = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
     try:
         with quiet_loading():
-            embedder = BGEM3FlagModel(
-                path,
-                use_fp16=precision is Precision.FP16,
-                use_bf16=precision is Precision.BF16,
-                devices=device,
-                trust_remote_code=False,
+            parts = EncoderOnlyEmbedderM3Runner.get_model(
+                path, trust_remote_code=False, torch_dtype=kinds.get(precision, torch.float32)
             )
-        embedder.model.to(device).eval()
+            model = EncoderOnlyEmbedderM3ModelForInference(parts)
+        model.to(device).eval()
     except torch.OutOfMemoryError:
         raise ModelError(f"{path}: the model does not fit the memory of this {device} device") from None
     except Exception as error:
         reason = first_line(error, 300)
         raise ModelError(f"{path}: FlagEmbedding cannot load this model ({type(error).__name__}: {reason})") from None
-    embedder.model.model.pooler = None
-    return embedder
+    model.model.pooler = None
+    return model
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

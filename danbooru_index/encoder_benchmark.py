@@ -178,7 +178,7 @@ def _by_length(batch: TokenBatch) -> list[TokenBatch]:
     rows: dict[int, list[np.ndarray[Any, Any]]] = {}
     for row in order.tolist():
         rows.setdefault(int(batch.lengths[row]), []).append(batch.token_ids[offsets[row] : offsets[row + 1]])
-    return [TokenBatch(np.concatenate(some), np.full(len(some), n, np.int32)) for n, some in rows.items()]
+    return [TokenBatch(np.concatenate(r), np.full(len(r), n, np.int32), batch.special) for n, r in rows.items()]
 
 
 def colbert(bench: Bench) -> dict[str, Any]:

@@ -190,15 +190,12 @@ class PackedModel:
     `projection` [D, C] float32: ColBERT vectors are multiplied by it and normalised again.
     """
 
-    def __init__(
-        self, model: Any, device: str, special: list[int], projection: npt.NDArray[np.float32] | None = None
-    ) -> None:
+    def __init__(self, model: Any, device: str, projection: npt.NDArray[np.float32] | None = None) -> None:
         import torch
 
         self._embeddings, self._layers = model.model.embeddings, model.model.encoder.layer
         self._sparse, self._colbert = model.sparse_linear, model.colbert_linear
         self._device = device
-        self._special = torch.tensor(special, device=device)
         self._projection = None if projection is None else torch.from_numpy(projection).to(device)
         self._qkv = [_fuse(layer.attention.self) for layer in self._layers]
         self._heads = model.model.config.num_attention_heads
@@ -207,8 +204,9 @@ class PackedModel:
         self.blocks = (0,) if varlen else tuple(BLOCK_COSTS)
 
     def __call__(self, call: PackedCall) -> tuple[torch.Tensor, ...]:
-        """dense [n, D], sparse ids [T] and weights [T] in row order (0: not an entry), ColBERT [T - n, C], and which
-        rows are finite [n]. Vectors are float32. A row that is not finite may make others of its block so."""
+        """dense [n, D], sparse ids [T] and weights [T] in row order (0: not an entry; those of special tokens are in it),
+        ColBERT [T - n, C], and which rows are finite [n]. Vectors are float32. A row that is not finite may make others of
+        its block so."""
         import torch
         from torch.nn.functional import normalize
 
@@ -228,9 +226,7 @@ class PackedModel:
         weights = torch.relu(self._sparse(hidden)).squeeze(-1).float()[places]
         sums = weights.index_add(0, others, colbert.sum(1))
         finite = torch.isfinite(dense.sum(1).index_add(0, rows, sums))
-        ids = ids[places]
-        weights = weights.masked_fill(torch.isin(ids, self._special), 0.0)
-        return dense, *segment_max(ids, weights, rows), colbert, finite
+        return dense, *segment_max(ids[places], weights, rows), colbert, finite
 
     def gemm_tflops(self, rows: int) -> float:
         """What this device reaches in the largest products of this model alone: the limit of a forward pass."""

@@ -108,7 +108,7 @@ class TokenizeShard:
     def __call__(self, rows: pa.Table) -> pa.Table:
         task = json.loads(rows["task"][0].as_py())
         started = time.perf_counter()
-        records, tokens = pa.table({}), TokenBatch(np.empty(0, np.int32), np.empty(0, np.int32))
+        records, tokens = pa.table({}), TokenBatch(np.empty(0, np.int32), np.empty(0, np.int32), ())
         rejects: list[Reject] = []
         problem = ""
         try:
@@ -134,6 +134,7 @@ class TokenizeShard:
                 "token_ids": pa.array([tokens.token_ids], pa.large_list(pa.int32())),
                 "lengths": pa.array([tokens.lengths], pa.large_list(pa.int32())),
                 "truncated": [tokens.truncated],
+                "special": pa.array([tokens.special], pa.list_(pa.int32())),
                 "problem": [problem],
                 "fatal": [bool(self._problem)],
                 "seconds": [time.perf_counter() - started],
@@ -165,7 +166,8 @@ class EncodeShard:
             state = "suspect" if problem.startswith("suspect: ") else "failed"
             fatal = bool(self._problem) or row["fatal"].as_py()
             return Receipt(shard, state, problem.removeprefix("suspect: "), fatal).to_table()
-        tokens = TokenBatch(_flat(row["token_ids"]), _flat(row["lengths"]), row["truncated"].as_py())
+        special = tuple(row["special"].as_py())
+        tokens = TokenBatch(_flat(row["token_ids"]), _flat(row["lengths"]), special, row["truncated"].as_py())
         try:
             check_attempts(self._settings, shard, "encode")
             if task["kind"] == "check":

@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ import torch
 from checkpoints import SHAPES, make_checkpoint
 from conftest import SHARED
 
+from danbooru_index.checkpoint import EMBEDDED_FOLDER
 from danbooru_index.config import Device, Precision
 from danbooru_index.devices import cpu_has_bf16, nvidia_driver, probe_device
 from danbooru_index.encoder import Encoder, EncoderStats, Tokenizer, _Plan, gpu_tokens_per_batch
@@ -68,6 +71,47 @@ def test_fp32_equals_flag_embedding(checkpoint, texts):
     batch = Tokenizer(str(checkpoint), 512)(texts)
     assert batch.truncated == 1
     assert_parity(flag_embedding(checkpoint, texts), Encoder(str(checkpoint)).encode(batch))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tokenizer_class": "XLMRobertaTokenizer"},
+        {"tokenizer_class": "XLMRobertaTokenizerFast", "cls_token": "</s>", "extra_special_tokens": ["cat"]},
+        {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<mask>"},
+        {"tokenizer_class": "TokenizersBackend"},
+        {"tokenizer_class": None},
+        {},
+        None,
+    ],
+)
+def test_the_tokenizer_is_the_one_that_auto_tokenizer_makes(checkpoint, tmp_path, settings, texts):
+    """To the byte of its serialised form, whatever class the checkpoint names; `AutoTokenizer` is what FlagEmbedding calls."""
+    from transformers import AutoTokenizer
+
+    path = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, path)
+    config = path / "tokenizer_config.json"
+    config.unlink() if settings is None else config.write_text(json.dumps(settings))
+    ours, theirs = Tokenizer(str(path), 512), AutoTokenizer.from_pretrained(path)
+    assert type(ours._tokenizer) is type(theirs)
+    assert ours._tokenizer.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    special = {theirs.cls_token_id, theirs.eos_token_id, theirs.pad_token_id, theirs.unk_token_id} - {None}
+    batch = ours(texts)
+    assert set(batch.special) == special
+    expected = theirs(texts, truncation=True, max_length=512)["input_ids"]
+    assert batch.token_ids.tolist() == list(itertools.chain.from_iterable(expected))
+
+
+@pytest.mark.parametrize("model", ["checkpoint", "embedded"])
+def test_a_tokeniser_needs_no_torch(checkpoint, model):
+    """A second less, and a quarter of a gigabyte, in every tokenising process."""
+    path = EMBEDDED_FOLDER if model == "embedded" else checkpoint
+    script = (
+        "import sys; from danbooru_index.workers import Tokenizer; "
+        f"assert Tokenizer({str(path)!r}, 512)(['cat ears']).tokens; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def on_a_fake_gpu(checkpoint, monkeypatch):
     """The model in fp16 on a device that has no memory; an operation that mixes devices fails as it would there."""
     monkeypatch.setattr("danbooru_index.forward._has_variable_length", lambda weight: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # the driver pins, and there is none
-    model = _load(str(checkpoint), "cpu", Precision.FP32).model.half()
+    model = _load(str(checkpoint), "cpu", Precision.FP32).half()
     real, mode = torch.from_numpy, FakeTensorMode(allow_non_fake_inputs=True)
     monkeypatch.setattr(torch, "from_numpy", lambda array: mode.from_tensor(real(array)))
     with mode:
@@ -74,7 +74,7 @@ def on_a_fake_gpu(checkpoint, monkeypatch):
 def test_a_whole_forward_pass_stays_on_the_gpu(on_a_fake_gpu, width):
     """Types, shapes and devices of every operation, FlashAttention's declared ones among them."""
     projection = None if width == 64 else np.zeros((64, width), np.float32)
-    packed = PackedModel(on_a_fake_gpu, "meta", [0, 1, 2, 3], projection)
+    packed = PackedModel(on_a_fake_gpu, "meta", projection)
     assert packed.blocks == (0,)
     assert packed._attention is _variable_length
     call = a_call([4] * 9 + [12] * 30 + [300])
@@ -91,8 +91,8 @@ def test_a_whole_forward_pass_stays_on_the_gpu(on_a_fake_gpu, width):
 
 @pytest.mark.slow
 def test_what_mixes_devices_is_caught_there(on_a_fake_gpu):
-    """The check can fail: the special tokens on the CPU, the rest on the GPU."""
-    packed = PackedModel(on_a_fake_gpu, "meta", [0, 1, 2, 3])
-    packed._special = torch.tensor([0, 1, 2, 3], device="cpu")
+    """The check can fail: the projection on the CPU, the rest on the GPU."""
+    packed = PackedModel(on_a_fake_gpu, "meta", np.zeros((64, 16), np.float32))
+    packed._projection = torch.zeros(64, 16, device="cpu")
     with pytest.raises(RuntimeError, match="devices, meta and cpu"), torch.inference_mode():
         packed(a_call([4, 12]))
