@@ -31,15 +31,28 @@ HUB_TIMEOUT_S = 30
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model at hand: the name it was asked for by, its local folder, its id (a hash of every file that counts)."""
+    """A model at hand: the name it was asked for by, its local folder, its id (a hash of every file that counts), and what
+    the file system said of those files before they were read (`stamp_of`)."""
 
     name: str
     path: str
     model_id: str
+    stamp: str
 
 
 def resolve_model(name: str) -> Checkpoint:
     """Find or fetch the model `name`. Raises `ModelError` saying what is missing and where it could come from."""
+    return identify(name, find_model(name))
+
+
+def identify(name: str, folder: Path) -> Checkpoint:
+    """The model in a folder, every file of it read. Raises `ModelError` for what is missing."""
+    stamp = stamp_of(folder)
+    return Checkpoint(name, str(folder.resolve()), model_id(folder), stamp)
+
+
+def find_model(name: str) -> Path:
+    """The folder of the model `name`, fetched where need be, all its files there. Raises `ModelError` as above."""
     folder = Path(os.path.expanduser(name))
     if name == EMBEDDED_MODEL and not folder.is_dir():
         folder = EMBEDDED_FOLDER
@@ -47,7 +60,8 @@ def resolve_model(name: str) -> Checkpoint:
         if _looks_like_path(name):
             raise ModelError(f"--model {name}: no such folder; a folder in BGE-M3's format or a hub name is needed")
         folder = Path(fetch_model(name))
-    return Checkpoint(name, str(folder.resolve()), model_id(folder))
+    required_files(folder)
+    return folder
 
 
 def default_model(device: str) -> str:
@@ -85,6 +99,13 @@ def model_id(folder: Path) -> str:
         with (folder / name).open("rb") as file:
             digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def stamp_of(folder: Path) -> str:
+    """Names, sizes, inodes and times of change of a checkpoint's files: where they are the same, so is the model id, and 2.3
+    GB need not be read again. Checks that all are there."""
+    found = [(name, (folder / name).stat()) for name in required_files(folder)]
+    return json.dumps([(name, file.st_size, file.st_ino, file.st_ctime_ns) for name, file in found])
 
 
 def required_files(folder: Path) -> list[str]:

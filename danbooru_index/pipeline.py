@@ -15,14 +15,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from danbooru_index import workers
 from danbooru_index.batches import Encoding
-from danbooru_index.checkpoint import Checkpoint, default_model, hidden_size, longest_text, resolve_model
+from danbooru_index.checkpoint import Checkpoint, default_model, hidden_size, longest_text
 from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, on_worker, plan_cluster, ray_session
 from danbooru_index.codec import Codec, Fidelity
 from danbooru_index.config import BuildConfig, Device, Precision, worker_environment
@@ -41,9 +40,10 @@ from danbooru_index.errors import (
 from danbooru_index.failpoints import armed, reach
 from danbooru_index.generations import Fingerprint, Generation, IndexRoot, Manifest
 from danbooru_index.lifecycle import begin, check_tables, count_rejects, end
+from danbooru_index.lookahead import Lookahead
 from danbooru_index.object_store import Location
 from danbooru_index.preparation import describe_rejects
-from danbooru_index.progress import Progress
+from danbooru_index.progress import Board, Progress
 from danbooru_index.projection import obtain, refuse_below
 from danbooru_index.reader import GenerationReader
 from danbooru_index.sampling import Sample, choose_samples
@@ -62,7 +62,6 @@ from danbooru_index.workers import (
 )
 
 SAMPLES = 16
-ESTIMATE_TEXTS = 2000
 ATTEMPTS = 2
 SOLO_ATTEMPTS = 2
 TASKS_IN_FLIGHT = 16
@@ -120,13 +119,13 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
             f"{duplicates:,} duplicate_id in {config.shards}: nothing was built because of --strict"
         )
     named = config.model or (default_model("cpu") if _without_gpu(config) else None)
-    checkpoint = resolve_model(named) if named else None
+    model = Lookahead(named, shards, config.max_length) if named else None
     try:
         with ray_session(config.address), armed(config.failpoints):
             plan = plan_cluster(config, len(shards))
-            if checkpoint is None:
-                checkpoint = resolve_model(default_model(plan.device.value))
-            return _build(config, started, shards, root, checkpoint, plan)
+            if model is None:
+                model = Lookahead(default_model(plan.device.value), shards, config.max_length)
+            return _build(config, started, shards, root, model, plan)
     except KeyboardInterrupt:
         raise BuildFailedError("stopped; completed shards are kept: run the same command to go on") from None
     except OSError as error:
@@ -147,9 +146,10 @@ def _ray_runs() -> bool:
 
 
 def _build(
-    config: BuildConfig, started: float, shards: list[Shard], root: IndexRoot, checkpoint: Checkpoint, plan: ClusterPlan
+    config: BuildConfig, started: float, shards: list[Shard], root: IndexRoot, model: Lookahead, plan: ClusterPlan
 ) -> BuildReport:
     device = _on_worker(plan, config)
+    checkpoint = model.checkpoint()
     hidden = _checked_hidden_size(checkpoint, config.max_length)
     recipe = _recipe(config, plan, device, checkpoint, hidden)
     fingerprint = Fingerprint(checkpoint.model_id, device.precision, config.max_length)
@@ -166,7 +166,8 @@ def _build(
     done = _records(run)
     run.skipped = len(done)
     pending = [shard for shard in shards if shard.id not in done]
-    _check_space(run, pending)
+    if pending:
+        _check_space(run, pending, model.tokens_per_text())
     run.samples = choose_samples(shards, SAMPLES)
     _encode(run, pending)
     reach("build.encoded")
@@ -221,6 +222,7 @@ def _recipe(
         model=checkpoint.name,
         model_path=checkpoint.path,
         model_id=checkpoint.model_id,
+        model_stamp=checkpoint.stamp,
         device=plan.device.value,
         precision=device.precision,
         max_length=config.max_length,
@@ -267,38 +269,17 @@ def _records(run: Run, *, sealed: bool = False) -> dict[str, CompletionRecord]:
     return read_records(run.generation.path, [shard.id for shard in run.shards], run.fingerprint, sealed=sealed)
 
 
-def _check_space(run: Run, pending: list[Shard]) -> None:
+def _check_space(run: Run, pending: list[Shard], tokens_per_text: float) -> None:
     """Refuse a build whose tables would not fit the disk, before it begins."""
     records = sum(shard.rows for shard in pending)
-    dim, colbert_dim = run.recipe.dim, run.recipe.colbert_dim
-    tokens = _tokens_per_text(run.checkpoint, pending, run.config.max_length)
-    needed = index_bytes(records, dim, colbert_dim, tokens)
+    needed = index_bytes(records, run.recipe.dim, run.recipe.colbert_dim, tokens_per_text)
     free = free_bytes(run.generation.path)
     if needed > free:
         raise StorageError(
             f"{run.config.index}: the tables of {records:,} records need about {needed / 1e9:.1f} GB and "
             f"{free / 1e9:.1f} GB are free; free some space, or put --index on a larger disk"
         )
-    if records:
-        run.notes.append(f"tables of about {needed / 1e6:,.1f} MB to come; {free / 1e9:,.0f} GB free")
-
-
-def _tokens_per_text(checkpoint: Checkpoint, shards: list[Shard], max_length: int) -> float:
-    """The mean number of tokens of a text, from a sample of the shards."""
-    tokenizer = Path(checkpoint.path) / "tokenizer.json"
-    texts = [sample.text for sample in choose_samples(shards, ESTIMATE_TEXTS)]
-    if not texts or not tokenizer.is_file():
-        return 40.0
-    from tokenizers import Tokenizer
-
-    try:
-        fast = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # the library raises no narrower one
-        raise ModelError(f"{tokenizer}: not a tokenizer ({' '.join(str(error).split())[:160]})") from None
-    fast.no_padding()
-    fast.no_truncation()
-    encodings = fast.encode_batch(texts)
-    return float(np.mean([min(len(encoding.ids), max_length) for encoding in encodings]))
+    run.notes.append(f"tables of about {needed / 1e6:,.1f} MB to come; {free / 1e9:,.0f} GB free")
 
 
 def _encode(run: Run, pending: list[Shard]) -> None:
@@ -326,7 +307,7 @@ def _run_pipeline(run: Run, shards: list[Shard], attempts: Location, limit: int,
     items = ([check_row([s.text for s in samples])] if samples else []) + [task_row(shard) for shard in shards]
     if not items:
         return suspects
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    board = ray.remote(num_cpus=0)(Board).remote()
     try:
         with _watching(run, board):
             dataset = _dataset(run, items, _settings(run, attempts, limit, board), alone=alone)
@@ -426,20 +407,6 @@ def _configure_ray_data() -> None:
     context.retried_map_errors = False
     context.max_map_retries = 0
     context.max_errored_blocks = -1
-
-
-class _Board:
-    """A small actor that knows how far each shard is, so that the bar moves within a shard."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, int] = {}
-
-    def report(self, shard: str, rows: int) -> None:
-        """`rows` of a shard are encoded; a retried shard counts once."""
-        self._rows[shard] = max(rows, self._rows.get(shard, 0))
-
-    def total(self) -> int:
-        return sum(self._rows.values())
 
 
 @contextlib.contextmanager

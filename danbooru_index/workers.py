@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from danbooru_index.batches import TokenBatch
-from danbooru_index.checkpoint import model_id, resolve_model
+from danbooru_index.checkpoint import model_id, resolve_model, stamp_of
 from danbooru_index.codec import FULL, load_codec
 from danbooru_index.config import HISTOGRAM_EDGES, Device, Precision
 from danbooru_index.durable import claim, make_folder
@@ -48,6 +48,7 @@ class WorkerSettings:
     model: str
     model_path: str
     model_id: str
+    model_stamp: str
     device: str
     precision: str
     max_length: int
@@ -133,8 +134,8 @@ class TokenizeShard:
                 "rejects": pa.array([json.dumps([json.loads(r.to_json()) for r in rejects])], pa.large_string()),
                 "token_ids": pa.array([tokens.token_ids], pa.large_list(pa.int32())),
                 "lengths": pa.array([tokens.lengths], pa.large_list(pa.int32())),
-                "truncated": [tokens.truncated],
                 "special": pa.array([tokens.special], pa.list_(pa.int32())),
+                "truncated": [tokens.truncated],
                 "problem": [problem],
                 "fatal": [bool(self._problem)],
                 "seconds": [time.perf_counter() - started],
@@ -377,7 +378,7 @@ def local_model(settings: WorkerSettings) -> str:
             raise ModelError(
                 f"{settings.model_path} is not on node {os.uname().nodename}; put the model on shared storage ({error})"
             ) from None
-    if model_id(Path(path)) != settings.model_id:
+    if stamp_of(Path(path)) != settings.model_stamp and model_id(Path(path)) != settings.model_id:
         raise ModelError(f"{path} on node {os.uname().nodename} is not the model this build began with")
     return path
 

@@ -24,7 +24,7 @@ ROOMS = [
     {"training"},
     {"finetune", "doctor"},
     {"embedded"},
-    {"projection"},
+    {"projection", "lookahead"},
     {"pipeline"},
     {"rebuild", "rivals", "simulation"},
     {"benchmark"},

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub import serve
@@ -16,6 +18,7 @@ from processes import ROOT, run_cli
 from danbooru_index.checkpoint import EMBEDDED_MODEL, default_model, model_id, resolve_model
 from danbooru_index.config import PRODUCTION_MODEL
 from danbooru_index.errors import ModelError
+from danbooru_index.workers import local_model
 
 TOKEN = "hf_" + "S3cretS3cret" * 3
 SCRIPT = """
@@ -152,3 +155,30 @@ def test_a_build_from_a_hub(repository, sample_shards, tmp_path):
     written = [path for path in Path(tmp_path / "index").rglob("*") if path.is_file()]
     assert written
     assert not any(TOKEN.encode() in path.read_bytes() for path in written)
+
+
+def test_a_worker_reads_a_model_again_only_where_the_file_system_says_that_it_changed(
+    checkpoint, tmp_path, monkeypatch
+):
+    """Same size and time of modification, other bytes: noticed. Copied or touched, the same bytes: taken."""
+    path, copied = tmp_path / "model", tmp_path / "copied"
+    shutil.copytree(checkpoint, path)
+    shutil.copytree(checkpoint, copied)
+    known = resolve_model(str(path))
+    settings = SimpleNamespace(model=str(path), model_id=known.model_id, model_stamp=known.stamp)
+    settings.model_path = str(copied)
+    assert local_model(settings) == str(copied)
+    settings.model_path = str(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("danbooru_index.workers.model_id", lambda folder: pytest.fail("read again"))
+        assert local_model(settings) == str(path)
+    head = path / "sparse_linear.pt"
+    before = head.stat()
+    content = bytearray(head.read_bytes())
+    content[-1] ^= 1
+    time.sleep(0.05)  # the file system's clock has ticked
+    head.write_bytes(bytes(content))
+    os.utime(head, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (head.stat().st_size, head.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(ModelError, match="is not the model this build began with"):
+        local_model(settings)

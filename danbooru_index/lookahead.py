@@ -1,0 +1,72 @@
+"""The driver's own work while Ray starts, which is mostly waiting: what the model's files say.
+
+Not while Ray ends: where a thread collects garbage just then and meets a reference of Ray's, Ray ends the process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from danbooru_index.checkpoint import Checkpoint, find_model, identify
+from danbooru_index.errors import ModelError
+from danbooru_index.sampling import choose_samples
+from danbooru_index.shards import Shard
+
+ESTIMATE_TEXTS = 2000
+T = TypeVar("T")
+
+
+class Lookahead:
+    """A model whose files are being read, in threads that hold nobody up who stops the build.
+
+    `name` is found, or fetched, first: raises `ModelError` where it cannot be.
+    """
+
+    def __init__(self, name: str, shards: list[Shard], max_length: int) -> None:
+        folder = find_model(name)
+        self._checkpoint = _begin(identify, name, folder)
+        self._tokens_per_text = _begin(_tokens_per_text, folder, shards, max_length)
+
+    def checkpoint(self) -> Checkpoint:
+        """The model, identified; raise `ModelError` where a file is missing."""
+        return self._checkpoint.result()
+
+    def tokens_per_text(self) -> float:
+        """The mean number of tokens of a text, from a sample; raise `ModelError` for a tokenizer that is none."""
+        return self._tokens_per_text.result()
+
+
+def _begin(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name=function.__name__, daemon=True).start()
+    return future
+
+
+def _tokens_per_text(model: Path, shards: list[Shard], max_length: int) -> float:
+    tokenizer = model / "tokenizer.json"
+    texts = [sample.text for sample in choose_samples(shards, ESTIMATE_TEXTS)]
+    if not texts or not tokenizer.is_file():
+        return 40.0
+    from tokenizers import Tokenizer
+
+    try:
+        fast = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the library raises no narrower one
+        raise ModelError(f"{tokenizer}: not a tokenizer ({' '.join(str(error).split())[:160]})") from None
+    fast.no_padding()
+    fast.no_truncation()
+    encodings = fast.encode_batch(texts)
+    return float(np.mean([min(len(encoding.ids), max_length) for encoding in encodings]))
