@@ -11,7 +11,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,11 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """How many encoders run, on what; `max_encoders` None: as many as GPUs join."""
+    """How many encoders run, on what; `max_encoders` None: as many as GPUs join.
+
+    `runtime_env`: what the actors' processes must be told; nothing where they inherit it, so that Ray gives them those
+    that it has started already instead of starting others (two seconds of two cores).
+    """
 
     device: Device
     encoders: int
@@ -38,17 +42,19 @@ class ClusterPlan:
     threads: int | None
     tokenizers: int
     local: bool
+    runtime_env: dict[str, Any] = field(default_factory=lambda: {"env_vars": worker_environment()})
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None) -> Iterator[bool]:
     """Join the cluster at `address` (or `RAY_ADDRESS`), else start a private Ray on this machine; end it afterwards.
 
-    A Ray that this process has already started is used and left running. SIGTERM becomes KeyboardInterrupt inside.
+    Yields whether its workers have the `worker_environment` from their start: those of a private Ray. A Ray that this
+    process has already started is used and left running. SIGTERM becomes KeyboardInterrupt inside.
     Raises `ClusterError` when the cluster cannot be reached.
     """
     private = address is None and "RAY_ADDRESS" not in os.environ
-    if private:
+    if private and not ray_runs():
         _prepare_private_ray()
     import ray
     import ray.data
@@ -57,7 +63,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL + 1)  # its log file keeps everything
     if ray.is_initialized():
-        yield
+        yield False
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if private:
@@ -69,15 +75,21 @@ def ray_session(address: str | None) -> Iterator[None]:
             _check_reachable(address)
             options["address"] = address
     with restoring():
-        context = _start(options, address)
+        with _environment(worker_environment() if private else {}):
+            context = _start(options, address)
         try:
             with interrupting_exit(), terminable():  # after `ray.init`, which installs its own handlers
                 if not private:
                     refuse_open_head(ray.get_runtime_context().gcs_address, context.dashboard_url)
-                yield
+                yield private
         finally:
             with deaf(), contextlib.suppress(Exception):
                 ray.shutdown()
+
+
+def ray_runs() -> bool:
+    """Whether this process has started or joined a Ray. Does not import it: that is when Ray reads its settings."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def _start(options: dict[str, Any], address: str | None) -> Any:
@@ -98,16 +110,37 @@ def _start(options: dict[str, Any], address: str | None) -> Any:
         raise
 
 
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """These variables too, for the processes that are started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def _prepare_private_ray() -> None:
     """Environment for a Ray of this process's own: on loopback only, behind a token that nobody else has.
 
-    Ray reads the first variable when it is imported; without it its servers listen on every address. A job's own
-    settings must not reach it. When its control store dies, the driver gives up in seconds instead of a minute.
+    Ray reads the first variable and those of the token when it is imported; without the first its servers listen on every
+    address. A job's own settings must not reach it. When its control store dies, the driver gives up in seconds instead of
+    a minute. Raises `ClusterError` where Ray has been imported already, without a word on tokens.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
     os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
     if "RAY_AUTH_MODE" not in os.environ:
+        if "ray" in sys.modules:
+            raise ClusterError(
+                "ray was imported before the build could give its own Ray a token: import ray later, or call ray.init() "
+                "before the build, or set RAY_AUTH_MODE (token or disabled) before importing it"
+            )
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
@@ -218,14 +251,17 @@ def on_worker(num_gpus: int, num_cpus: float, function: Callable[..., Any], *arg
         raise ClusterError(f"a worker of this cluster cannot run the job: {first_line(error)}") from None
 
 
-def plan_cluster(config: BuildConfig, pending: int) -> ClusterPlan:
-    """What a build of `pending` shards takes of the connected cluster. Raises `DeviceError` without the GPU asked for."""
+def plan_cluster(config: BuildConfig, pending: int, *, inherited: bool = False) -> ClusterPlan:
+    """What a build of `pending` shards takes of the connected cluster, whose workers have the `worker_environment` where
+    it is `inherited`. Raises `DeviceError` without the GPU asked for."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if wanted := gpus_for(config.device, config.num_gpus):
-        return _plan_gpus(nodes, max(1, min(wanted, pending)), config.num_gpus)
-    return _plan_cpus([float(node.get("CPU", 0)) for node in nodes], pending, len(nodes) == 1)
+        plan = _plan_gpus(nodes, max(1, min(wanted, pending)), config.num_gpus)
+    else:
+        plan = _plan_cpus([float(node.get("CPU", 0)) for node in nodes], pending, len(nodes) == 1)
+    return replace(plan, runtime_env={}) if inherited else plan
 
 
 def _plan_gpus(nodes: list[dict[str, float]], encoders: int, most: int | None) -> ClusterPlan:

@@ -22,9 +22,9 @@ import numpy as np
 from danbooru_index import workers
 from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import Checkpoint, default_model, hidden_size, longest_text
-from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, on_worker, plan_cluster, ray_session
+from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, on_worker, plan_cluster, ray_runs, ray_session
 from danbooru_index.codec import Codec, Fidelity
-from danbooru_index.config import BuildConfig, Device, Precision, worker_environment
+from danbooru_index.config import BuildConfig, Device, Precision
 from danbooru_index.devices import DeviceInfo, nvidia_driver, probe_device
 from danbooru_index.durable import owned, remove_tree, replace_file
 from danbooru_index.errors import (
@@ -121,8 +121,8 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
     named = config.model or (default_model("cpu") if _without_gpu(config) else None)
     model = Lookahead(named, shards, config.max_length) if named else None
     try:
-        with ray_session(config.address), armed(config.failpoints):
-            plan = plan_cluster(config, len(shards))
+        with ray_session(config.address) as inherited, armed(config.failpoints):
+            plan = plan_cluster(config, len(shards), inherited=inherited)
             if model is None:
                 model = Lookahead(default_model(plan.device.value), shards, config.max_length)
             return _build(config, started, shards, root, model, plan)
@@ -135,14 +135,7 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
 def _without_gpu(config: BuildConfig) -> bool:
     """Whether it is plain, before Ray starts, that no GPU will be found."""
     alone = config.address is None and "RAY_ADDRESS" not in os.environ
-    return config.device is Device.CPU or (alone and nvidia_driver() is None and not _ray_runs())
-
-
-def _ray_runs() -> bool:
-    """Whether this process has a Ray already, whose cluster may have GPUs."""
-    import ray
-
-    return bool(ray.is_initialized())
+    return config.device is Device.CPU or (alone and nvidia_driver() is None and not ray_runs())
 
 
 def _build(
@@ -365,7 +358,6 @@ def _dataset(run: Run, items: list[dict[str, str]], settings: WorkerSettings, *,
 
     _configure_ray_data()
     plan = run.plan
-    environment = {"env_vars": worker_environment()}
     flight = 1 if alone else TASKS_IN_FLIGHT
     tokenizers = ray.data.ActorPoolStrategy(
         size=1 if alone else max(1, min(plan.tokenizers, len(items))), max_tasks_in_flight_per_actor=flight
@@ -380,15 +372,15 @@ def _dataset(run: Run, items: list[dict[str, str]], settings: WorkerSettings, *,
         enable_true_multi_threading=True,
     )
     common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "fn_constructor_args": (settings,)}
+    common["runtime_env"] = plan.runtime_env
     return (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(TokenizeShard, compute=tokenizers, num_cpus=TOKENIZER_CPUS, runtime_env=environment, **common)
+        .map_batches(TokenizeShard, compute=tokenizers, num_cpus=TOKENIZER_CPUS, **common)
         .map_batches(
             EncodeShard,
             compute=encoders,
             num_cpus=plan.num_cpus,
             num_gpus=plan.num_gpus or None,
-            runtime_env=environment,
             **common,
         )
     )

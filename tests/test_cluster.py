@@ -158,6 +158,77 @@ def test_no_cluster_no_token_no_gpu(head, sample_shards, checkpoint, tmp_path):
     assert "Traceback" not in nobody.stderr
 
 
+INHERITED = """
+import json, os
+from danbooru_index.cluster import ray_session
+with ray_session(None) as inherited:
+    import ray
+    there = ray.get(ray.remote(lambda: dict(os.environ)).remote())
+names = ("LANCE_LOG", "MALLOC_ARENA_MAX")
+print(json.dumps([inherited, *([place.get(name) for name in names] for place in (there, os.environ))]))
+"""
+IMPORTED_FIRST = """
+import ray
+from danbooru_index import BuildConfig, build
+build(BuildConfig(shards="SHARDS", index="INDEX"))
+"""
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """The environment of a user who has set nothing."""
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "MALLOC_ARENA_MAX"
+    }
+    return env | {"HOME": str(tmp_path)}
+
+
+def in_a_new_process(*arguments, env):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_workers_of_a_private_ray_have_their_environment_from_the_start(bare):
+    """So that a build's actors can be processes that Ray has started already; the driver's own is as it was."""
+    done = in_a_new_process("-c", INHERITED, env=bare | {"LANCE_LOG": "warn"})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [True, ["error", "2"], ["warn", None]]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_build_with_nothing_set_at_all(bare, sample_shards, tmp_path):
+    """No option, no variable of Ray's: Ray must not be imported before it is told of its token."""
+    done = in_a_new_process(
+        "-m",
+        "danbooru_index.cli",
+        "build",
+        sample_shards,
+        "--index",
+        tmp_path / "index",
+        env=bare | {"PATH": "/nonexistent"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "m3-mini" in done.stdout
+
+
+@pytest.mark.slow
+def test_ray_imported_before_it_has_a_token_is_said_at_once(bare, sample_shards, tmp_path):
+    script = IMPORTED_FIRST.replace("SHARDS", str(sample_shards)).replace("INDEX", str(tmp_path / "index"))
+    done = in_a_new_process("-c", script, env=bare | {"PATH": "/nonexistent"})
+    assert "ClusterError: ray was imported before the build could give its own Ray a token" in done.stderr
+    assert not list((tmp_path / "index").glob("generations/*"))
+
+
 @pytest.mark.parametrize(
     ("nodes", "encoders", "num_cpus", "tokenizers"),
     [
