@@ -57,11 +57,12 @@ class UnifiedModel(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
 
 
 class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
-    """FlagEmbedding's runner with `UnifiedModel`, and nothing trained that has no gradient."""
+    """FlagEmbedding's runner with `UnifiedModel`, weights in fp32, and nothing trained that has no gradient."""
 
     def load_tokenizer_and_model(self) -> tuple[Any, Any]:
         tokenizer, model = super().load_tokenizer_and_model()
         model.__class__ = UnifiedModel
+        model.float()  # weights kept in half precision, as m3-mini's, are loaded so: small steps would round to nothing
         if model.model.pooler is not None:
             model.model.pooler.requires_grad_(False)
         if self.training_args.use_cpu:

@@ -1,12 +1,14 @@
 """Fine-tuning end to end on a small checkpoint: what it writes, that it learns, that it goes on after a kill."""
 
 import json
+import shutil
 import signal
 import time
 
 import pytest
 import torch
 from processes import CLI, one_line, run_cli, running
+from safetensors.torch import load_file, save_file
 
 from danbooru_index.checkpoint import model_id
 from danbooru_index.config import BuildConfig, Device
@@ -19,9 +21,21 @@ SETTINGS = ("--lr", "2e-3", "--batch-size", "16", "--group-size", "3", "--device
 
 
 @pytest.fixture(scope="module")
-def index(sample_shards, checkpoint, tmp_path_factory, ray_session):
+def base(checkpoint, tmp_path_factory):
+    """The small checkpoint with its weights in half precision, as m3-mini and many others are kept."""
+    path = tmp_path_factory.mktemp("half") / "model"
+    shutil.copytree(checkpoint, path)
+    weights = load_file(path / "model.safetensors")
+    save_file({name: weight.half() for name, weight in weights.items()}, path / "model.safetensors", {"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def index(sample_shards, base, tmp_path_factory, ray_session):
     root = tmp_path_factory.mktemp("base") / "index"
-    build(BuildConfig(shards=str(sample_shards), index=str(root), model=str(checkpoint), device=Device.CPU))
+    build(BuildConfig(shards=str(sample_shards), index=str(root), model=str(base), device=Device.CPU))
     return root
 
 
@@ -35,7 +49,7 @@ def dump(tmp_path_factory, sample):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_training_is_killed_goes_on_and_ends_with_a_model(dump, index, checkpoint, sample, tmp_path):
+def test_a_training_is_killed_goes_on_and_ends_with_a_model(dump, index, base, sample, tmp_path):
     held_out = tmp_path / "queries.jsonl"
     name = next(record["aliases"][0] for record in sample[::6] if record["aliases"])
     held_out.write_text(json.dumps({"query": name.upper(), "relevant": ["x"]}, ensure_ascii=False) + "\n")
@@ -72,19 +86,20 @@ def test_a_training_is_killed_goes_on_and_ends_with_a_model(dump, index, checkpo
     assert report["held_out"] == 1
     assert report["loss"][1] < report["loss"][0]
     assert len(report["recall"]) == 2  # of nine pairs: too few to say which is more
-    assert report["model_id"] == model_id(out) != report["base_id"] == model_id(checkpoint)
+    assert report["model_id"] == model_id(out) != report["base_id"] == model_id(base)
     assert not (out / STATE).exists()
     assert name not in (out / "README.md").read_text(encoding="utf-8")
     assert report["model_id"] in (out / "README.md").read_text(encoding="utf-8")
     assert (out / "curves.svg").read_text(encoding="utf-8").startswith("<?xml")
 
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (out / name).read_bytes() == (checkpoint / name).read_bytes()
+        assert (out / name).read_bytes() == (base / name).read_bytes()
     changed = {}
     for head in ("colbert_linear.pt", "sparse_linear.pt"):
-        before, after = (torch.load(folder / head, weights_only=True) for folder in (checkpoint, out))
+        before, after = (torch.load(folder / head, weights_only=True) for folder in (base, out))
         changed[head] = float((before["weight"] - after["weight"]).abs().max())
     assert min(changed.values()) > 0  # all three outputs were trained
+    assert {weight.dtype for weight in load_file(out / "model.safetensors").values()} == {torch.float32}
 
     again = run_cli(*arguments, "--json")  # done: says so, and does nothing
     assert json.loads(again.stdout) == report
@@ -92,7 +107,7 @@ def test_a_training_is_killed_goes_on_and_ends_with_a_model(dump, index, checkpo
         finetune(other)
     texts = [record["text"] for record in sample[::6]]
     before, after = report["sparse"]  # of the texts set aside: near to the share of all, or of these
-    assert weighted_share(checkpoint, texts) == pytest.approx(before, abs=0.3)
+    assert weighted_share(base, texts) == pytest.approx(before, abs=0.3)
     assert weighted_share(out, texts) == pytest.approx(after, abs=0.3)
 
 
