@@ -29,6 +29,12 @@ def run_cli(*arguments: str | Path, stdin: str = "", env: dict | None = None, ti
     )
 
 
+def bare_environment(home: Path) -> dict[str, str]:
+    """The variables of a user who has set none for Ray, Lance or tokenizers, as the tests' own processes have."""
+    ours = ("RAY_", "LANCE_", "TOKENIZERS_", "MALLOC_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {"HOME": str(home)}
+
+
 def one_line(answer, code):
     assert answer.returncode == code, answer.stderr
     assert answer.stdout == ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from processes import ROOT, run_cli, running, wait_for
+from processes import ROOT, bare_environment, run_cli, running, wait_for
 
 from danbooru_index.cluster import TOKENIZER_CPUS, _plan_gpus
 from danbooru_index.generations import IndexRoot
@@ -176,11 +176,7 @@ build(BuildConfig(shards="SHARDS", index="INDEX"))
 
 @pytest.fixture
 def bare(tmp_path):
-    """The environment of a user who has set nothing."""
-    env = {
-        name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "MALLOC_ARENA_MAX"
-    }
-    return env | {"HOME": str(tmp_path)}
+    return bare_environment(tmp_path)
 
 
 def in_a_new_process(*arguments, env):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import bare_environment
 
 from danbooru_index.cli import _parser
 
@@ -90,11 +91,11 @@ def test_every_module_is_in_the_tree():
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_walk_through_runs_as_it_stands(tmp_path):
-    """In a copy of the files it names, with this environment's commands first in the PATH."""
+    """In a copy of the files it names, with this environment's commands first in the PATH, and nothing else set."""
     (tmp_path / "danbooru_index").mkdir()
     shutil.copy(ROOT / "danbooru_index" / "sample_tags.jsonl", tmp_path / "danbooru_index")
     (block,) = blocks("README.md", "sh run")
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env = bare_environment(tmp_path) | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],
         cwd=tmp_path,
