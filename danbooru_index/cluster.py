@@ -31,7 +31,7 @@ class ClusterPlan:
     """How many encoders run, on what; `max_encoders` None: as many as GPUs join.
 
     `runtime_env`: what the actors' processes must be told; nothing where they inherit it, so that Ray gives them those
-    that it has started already instead of starting others (two seconds of two cores).
+    that it has started already instead of starting others (a second of start-up on two cores).
     """
 
     device: Device
@@ -138,8 +138,8 @@ def _prepare_private_ray() -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         if "ray" in sys.modules:
             raise ClusterError(
-                "ray was imported before the build could give its own Ray a token: import ray later, or call ray.init() "
-                "before the build, or set RAY_AUTH_MODE (token or disabled) before importing it"
+                "ray was imported before danbooru_index could give a Ray of its own a token: import ray later, or call "
+                "ray.init() yourself, or set RAY_AUTH_MODE (token or disabled) before importing it"
             )
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 

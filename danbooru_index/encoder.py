@@ -1,8 +1,8 @@
 """The encoder: texts -> token batches -> dense vectors, sparse weights and ColBERT matrices (BGE-M3).
 
-Weights, tokenizer and heads are loaded by FlagEmbedding; the numbers are those of `BGEM3FlagModel.encode`. What differs
-is the work around them: rows are packed (`forward`), so that next to nothing is padded; equal rows are encoded once;
-the heads' results stay on the device, in flat buffers, until a whole batch is done.
+FlagEmbedding loads weights and heads, the tokenizer is the one it would load; the numbers are those of
+`BGEM3FlagModel.encode`. What differs is the work around them: rows are packed (`forward`), so that next to nothing is
+padded; equal rows are encoded once; the heads' results stay on the device, in flat buffers, until a whole batch is done.
 """
 
 from __future__ import annotations

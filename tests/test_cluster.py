@@ -221,7 +221,7 @@ def test_a_build_with_nothing_set_at_all(bare, sample_shards, tmp_path):
 def test_ray_imported_before_it_has_a_token_is_said_at_once(bare, sample_shards, tmp_path):
     script = IMPORTED_FIRST.replace("SHARDS", str(sample_shards)).replace("INDEX", str(tmp_path / "index"))
     done = in_a_new_process("-c", script, env=bare | {"PATH": "/nonexistent"})
-    assert "ClusterError: ray was imported before the build could give its own Ray a token" in done.stderr
+    assert "ClusterError: ray was imported before danbooru_index could give a Ray of its own a token" in done.stderr
     assert not list((tmp_path / "index").glob("generations/*"))
 
 
