@@ -11,7 +11,7 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -193,13 +193,13 @@ class PackedModel:
     def __init__(self, model: Any, device: str, projection: npt.NDArray[np.float32] | None = None) -> None:
         import torch
 
-        self._embeddings, self._layers = model.model.embeddings, model.model.encoder.layer
+        self._embeddings = model.model.embeddings
+        self._first, self._layers = _arrange(model.model.encoder.layer)
         self._sparse, self._colbert = model.sparse_linear, model.colbert_linear
         self._device = device
         self._projection = None if projection is None else torch.from_numpy(projection).to(device)
-        self._qkv = [_fuse(layer.attention.self) for layer in self._layers]
         self._heads = model.model.config.num_attention_heads
-        varlen = _has_variable_length(self._qkv[0][0])
+        varlen = _has_variable_length(self._layers[0].qkv)
         self._attention: Attention = _variable_length if varlen else _by_block
         self.blocks = (0,) if varlen else tuple(BLOCK_COSTS)
 
@@ -231,27 +231,79 @@ class PackedModel:
     def gemm_tflops(self, rows: int) -> float:
         """What this device reaches in the largest products of this model alone: the limit of a forward pass."""
         layer = self._layers[0]
-        return max(gemm_tflops(weight, rows) for weight in (layer.intermediate.dense.weight, layer.output.dense.weight))
+        return max(gemm_tflops(weight, rows) for weight in (layer.inner, layer.outer))
 
     def _hidden(self, ids: torch.Tensor, positions: torch.Tensor, call: PackedCall) -> torch.Tensor:
         """The last layer's output for every token, [P, D]."""
         from torch.nn.functional import linear
 
-        hidden = self._embeddings(input_ids=ids[None], position_ids=positions[None])[0]
+        hidden: torch.Tensor = self._embeddings(input_ids=ids[None], position_ids=positions[None])[0] + self._first
         attend = self._attention(call, hidden)
-        width = hidden.shape[1]
-        for layer, (weight, bias) in zip(self._layers, self._qkv, strict=True):
-            query, key, value = linear(hidden, weight, bias).view(len(hidden), 3, self._heads, -1).unbind(1)
-            attended = attend(query, key, value).reshape(len(hidden), width)
-            hidden = _close(layer.attention.output, attended, hidden)
-            hidden = _close(layer.output, layer.intermediate(hidden), hidden)
-        return cast("torch.Tensor", hidden)
+        for layer in self._layers:
+            qkv = linear(hidden, layer.qkv, layer.qkv_bias)
+            attended = attend(*qkv.view(len(hidden), 3, self._heads, -1).unbind(1)).reshape(hidden.shape)
+            hidden = layer.attended(hidden.addmm_(attended, layer.output.t()))
+            inner = layer.activation(linear(hidden, layer.inner, layer.inner_bias))
+            hidden = layer.ended(hidden.addmm_(inner, layer.outer.t()))
+        return hidden
 
 
-def _close(output: Any, inner: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """A sublayer's end, LayerNorm(inner W + bias + residual), the product added in place: one pass over memory less."""
-    dense = output.dense
-    return cast("torch.Tensor", output.LayerNorm((residual + dense.bias).addmm_(inner, dense.weight.t())))
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A layer's weights [out, in] and what they read.
+
+    A sublayer ends with LayerNorm(x + inner W + b). Its input here is x + b, to which the product is added in place: no
+    pass over memory for the sum. The LayerNorm before it gives x + b, b being added to its own bias; the other reader of x + b
+    has b's share taken out of its bias: (x + b) V + (c - b V). The same numbers but for rounding.
+    """
+
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor
+    output: torch.Tensor
+    attended: Callable[[torch.Tensor], torch.Tensor]
+    inner: torch.Tensor
+    inner_bias: torch.Tensor
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    outer: torch.Tensor
+    ended: Callable[[torch.Tensor], torch.Tensor]
+
+
+def _arrange(layers: Any) -> tuple[torch.Tensor, list[_Layer]]:
+    """What is added to the embeddings, and the layers."""
+    import torch
+
+    arranged = []
+    closing = [layer.attention.output.dense.bias.data for layer in layers]
+    for layer, bias, following in zip(layers, closing, [*closing[1:], torch.zeros_like(closing[0])], strict=True):
+        qkv, qkv_bias = _fuse(layer.attention.self)
+        inner, outer = layer.intermediate.dense, layer.output.dense
+        arranged.append(
+            _Layer(
+                qkv,
+                _without(qkv_bias, qkv, bias),
+                layer.attention.output.dense.weight.data,
+                _norm(layer.attention.output.LayerNorm, outer.bias.data),
+                inner.weight.data,
+                _without(inner.bias.data, inner.weight.data, outer.bias.data),
+                layer.intermediate.intermediate_act_fn,
+                outer.weight.data,
+                _norm(layer.output.LayerNorm, following),
+            )
+        )
+    return closing[0], arranged
+
+
+def _without(bias: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """The bias of a product whose input is shifted."""
+    return (bias.float() - weight.float() @ shift.float()).to(bias.dtype)
+
+
+def _norm(module: Any, shift: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A LayerNorm whose result is shifted."""
+    from torch.nn.functional import layer_norm
+
+    weight, bias = module.weight.data, (module.bias.data.float() + shift.float()).to(shift.dtype)
+    return lambda hidden: layer_norm(hidden, module.normalized_shape, weight, bias, module.eps)
 
 
 def on_device(array: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:

@@ -106,6 +106,7 @@ def make_checkpoint(
         architectures=["XLMRobertaModel"],
     )
     model = XLMRobertaModel(config)
+    _unsettle(model)
     model.eval()
     if safetensors:
         model.save_pretrained(out)
@@ -116,6 +117,16 @@ def make_checkpoint(
     torch.save(_sparse_head(shape.hidden).state_dict(), out / "sparse_linear.pt")
     _write_tokenizer_config(out, max_length)
     return out
+
+
+def _unsettle(model: object) -> None:
+    """Biases other than 0 and norms other than 1, as training leaves them: what drops or misplaces one is then noticed."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # type: ignore[attr-defined]
+            if parameter.ndim == 1:
+                parameter.normal_(1.0 if name.endswith("LayerNorm.weight") else 0.0, 0.2)
 
 
 def _sparse_head(hidden: int) -> object:
