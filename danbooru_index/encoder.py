@@ -82,7 +82,7 @@ class Tokenizer:
         except Exception as error:  # the library raises no narrower one
             raise ModelError(f"{path}: cannot load the tokenizer ({first_line(error)})") from None
         self._max_length = max_length
-        # Called without transformers' own wrapping, which costs half as much again.
+        # Called without transformers' own wrapping, which costs two thirds as much again.
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_padding()
         self.backend.enable_truncation(max_length, direction=tokenizer.truncation_side)

@@ -106,7 +106,7 @@ def test_the_tokenizer_is_the_one_that_auto_tokenizer_makes(checkpoint, tmp_path
 
 @pytest.mark.parametrize("model", ["checkpoint", "embedded"])
 def test_a_tokeniser_needs_no_torch(checkpoint, model):
-    """A second less, and a quarter of a gigabyte, in every tokenising process."""
+    """A second less, and 0.2 GB, in every tokenising process."""
     path = EMBEDDED_FOLDER if model == "embedded" else checkpoint
     script = (
         "import sys; from danbooru_index.workers import Tokenizer; "
