@@ -38,6 +38,8 @@ DRIVER_POINTS = (
     "commit.table",  # and durable; the next table is not committed
     "build.after_commit",
     "build.checked",  # the checks passed
+    "compact.unsynced",  # a table is compacted, its manifest not durable yet
+    "build.compacted",  # and durable, reread and compared
     "build.indexed",  # the dense index is there, where one is built
     "build.swept",  # orphan files are gone
     "replace.before_rename",  # a manifest or CURRENT.json is durable under a temporary name

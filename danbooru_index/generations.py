@@ -29,7 +29,7 @@ from danbooru_index.errors import StorageError, UsageError, first_line
 from danbooru_index.failpoints import reach
 from danbooru_index.object_store import Location, ObjectPath, location
 from danbooru_index.packing import SCHEMA_VERSION, TABLES, TableSpec, table_specs
-from danbooru_index.tables import LANCE_STORAGE_VERSION, SHARD_NAME
+from danbooru_index.tables import LANCE_STORAGE_VERSION, SHARD_NAME, TablePart
 
 GENERATION_ID = re.compile(r"g[0-9]{6,}-[0-9a-f]{8}")
 TABLE_FILE = re.compile(r"(dense|sparse|colbert)\.lance/_[a-z]+/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
@@ -77,6 +77,7 @@ class Manifest:
     checks: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     codec: dict[str, Any] = field(default_factory=dict)
+    compacted: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def validate(self) -> None:
         """Raise `ValueError` where a field is of another type, or a name could leave the generation's folder."""
@@ -92,13 +93,21 @@ class Manifest:
             and all(isinstance(self.fingerprint.get(name), str) for name in ("precision", "codec"))
             and (self.sealed_at is None or set(self.versions) == set(TABLES))
             and all(TABLE_FILE.fullmatch(name) for name in self.files)
+            and set(self.compacted) <= set(TABLES)
         )
+        for part in self.compacted_parts.values():
+            part.validate()
         if not right:
             raise ValueError("its fields are not those of a manifest")
 
     @property
     def specs(self) -> tuple[TableSpec, ...]:
         return table_specs(self.dim, self.colbert_dim)
+
+    @property
+    def compacted_parts(self) -> dict[str, TablePart]:
+        """What the tables that were compacted consist of, instead of what the completion records name."""
+        return {name: TablePart(**part) for name, part in self.compacted.items()}
 
     @property
     def sealed(self) -> bool:

@@ -251,7 +251,13 @@ def shards(bench: Bench) -> dict[str, Any]:
     generation = IndexRoot(bench.scratch / "index-shards").current()
     listed = [shard.id for shard in list_shards(str(folder))]
     began = time.perf_counter()
-    known = read_records(generation.path, listed, generation.manifest.fingerprint_digest, sealed=True)
+    known = read_records(
+        generation.path,
+        listed,
+        generation.manifest.fingerprint_digest,
+        sealed=True,
+        compacted=generation.manifest.compacted_parts,
+    )
     reading = time.perf_counter() - began
     commits = {}
     for part in (count // 8, count // 4, count // 2, count):

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from danbooru_index.codec import Codec
+from danbooru_index.compaction import compact, drop_replaced
 from danbooru_index.errors import BuildFailedError, StorageError, first_line
 from danbooru_index.failpoints import reach
 from danbooru_index.generations import Generation, IndexRoot, Manifest, describe_difference
@@ -52,11 +53,15 @@ def begin(root: IndexRoot, wanted: Manifest, codec: Codec | None = None) -> Begi
             continue
         if not manifest.sealed:
             return Beginning(generation, [f"going on with unfinished generation {generation.id}"])
-        found = read_records(generation.path, wanted.shards, wanted.fingerprint_digest, sealed=True)
+        compacted = manifest.compacted_parts
+        found = read_records(
+            generation.path, wanted.shards, wanted.fingerprint_digest, sealed=True, compacted=compacted
+        )
         if len(found) != len(wanted.shards) and not manifest.failed_shards:
             damaged.append(f"generation {generation.id} is damaged (danbooru-index verify): built anew")
             break
         if not manifest.failed_shards:
+            drop_replaced(generation)
             if root.current_id() != generation.id:
                 root.publish(generation)
                 note = f"generation {generation.id} was complete: published again"
@@ -80,11 +85,13 @@ def _same(old: Manifest, wanted: Manifest) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Seconds of the parts of an ending."""
+    """Seconds of the parts of an ending, and what is worth telling of it."""
 
     commit: float
     verify: float
+    compact: float
     index: float
+    notes: list[str]
 
 
 def end(
@@ -94,7 +101,7 @@ def end(
     failed_shards: list[str],
     check: Callable[[Generation, list[CompletionRecord]], dict[str, Any]],
 ) -> Ending:
-    """Commit the three tables from the records, `check` them (it raises where one fails), seal, publish."""
+    """Commit the three tables from the records, `check` them (it raises where one fails), compact, index, seal, publish."""
     manifest = generation.manifest
     reach("build.before_commit")
     if generation.is_sealed_by_now():
@@ -109,10 +116,12 @@ def end(
     manifest.checks = check(generation, records)
     reach("build.checked")
     checked = time.monotonic()
+    notes = compact(generation, records)
+    compacted = time.monotonic()
     manifest.versions["dense"] = build_index(generation.path, manifest.versions["dense"], manifest.records)
     indexed = time.monotonic()
     reach("build.indexed")
-    sweep_orphans(generation.path, manifest.specs, records)
+    sweep_orphans(generation.path, manifest.specs, records, manifest.compacted_parts)
     reach("build.swept")
     manifest.rejected = dict(count_rejects(records))
     manifest.failed_shards = failed_shards
@@ -123,7 +132,9 @@ def end(
     ended = time.monotonic()
     root.publish(generation)
     reach("build.after_publish")
-    return Ending(committed - began, checked - committed + ended - indexed, indexed - checked)
+    drop_replaced(generation)
+    verify = checked - committed + ended - indexed
+    return Ending(committed - began, verify, compacted - checked, indexed - compacted, notes)
 
 
 def check_tables(generation: Generation, records: list[CompletionRecord]) -> dict[str, Any]:

@@ -259,7 +259,8 @@ def _input_digest(shards: list[Shard]) -> str:
 
 
 def _records(run: Run, *, sealed: bool = False) -> dict[str, CompletionRecord]:
-    return read_records(run.generation.path, [shard.id for shard in run.shards], run.fingerprint, sealed=sealed)
+    shards, compacted = [shard.id for shard in run.shards], run.generation.manifest.compacted_parts
+    return read_records(run.generation.path, shards, run.fingerprint, sealed=sealed, compacted=compacted)
 
 
 def _check_space(run: Run, pending: list[Shard], tokens_per_text: float) -> None:
@@ -449,7 +450,9 @@ def _finish(run: Run, root: IndexRoot) -> BuildReport:
         raise RejectedRecordsError(f"{describe_rejects(counts)}: nothing was published because of --strict")
     ending = end(root, run.generation, ordered, [shard.id for shard in missing], lambda _, made: _check(run, made))
     report = _report(run, records, "published")
-    report.seconds.commit, report.seconds.verify, report.seconds.index = ending.commit, ending.verify, ending.index
+    for part in ("commit", "verify", "compact", "index"):
+        setattr(report.seconds, part, getattr(ending, part))
+    report.notes += ending.notes
     report.seconds.total = time.monotonic() - run.started
     try:
         save_report(report, run.generation.path)

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from danbooru_index.compaction import verify_compacted
 from danbooru_index.errors import StorageError
 from danbooru_index.generations import Generation, IndexRoot, done_shards
 from danbooru_index.object_store import Location, ObjectPath
@@ -141,5 +142,9 @@ def verify(path: str) -> VerifyReport:
             records.append(record)
     if len(records) == len(manifest.shards) - len(manifest.failed_shards):
         for spec in manifest.specs:
-            problems += verify_table(generation.path, spec, manifest.versions[spec.name], records)
+            version, part = manifest.versions[spec.name], manifest.compacted_parts.get(spec.name)
+            if part is None:
+                problems += verify_table(generation.path, spec, version, records)
+            else:
+                problems += verify_compacted(generation, spec, version, part, records)
     return VerifyReport(path, generation.id, manifest.records, round(time.monotonic() - started, 3), problems)

@@ -14,7 +14,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -52,6 +52,16 @@ class TablePart:
     bytes: int = 0
     digest: str = ""
     checksums: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each data file, by name."""
+        return {file["path"]: file["file_size_bytes"] for fragment in self.fragments for file in fragment["files"]}
+
+    def validate(self) -> None:
+        """Raise `ValueError` for a name that could leave the table's folder."""
+        if any(not DATA_FILE.fullmatch(name) for name in (*self.sizes, *self.checksums)):
+            raise ValueError("names a file that is no data file")
 
 
 @dataclass(slots=True)
@@ -91,12 +101,10 @@ class CompletionRecord:
 
     def validate(self) -> None:
         """Raise `ValueError` for a name that could leave the table's folder."""
-        files = [file["path"] for part in self.tables.values() for f in part.fragments for file in f["files"]]
-        checksums = [name for part in self.tables.values() for name in part.checksums]
         if not SHARD_NAME.fullmatch(self.shard) or set(self.tables) != set(TABLES):
             raise ValueError("not the record of a shard")
-        if any(not DATA_FILE.fullmatch(name) for name in [*files, *checksums]):
-            raise ValueError("names a file that is no data file")
+        for part in self.tables.values():
+            part.validate()
 
 
 def record_path(generation: Location, shard: str) -> Location:
@@ -172,17 +180,22 @@ class ShardWriter:
         """Lance can swallow the error of a file's last write: fsync, read again, compare digests."""
         digest = TableDigest()
         folder = table_path(self._generation, spec.name)
-        for path in fragment_files(folder, part.fragments):
-            sync(path)
-            part.bytes += path.stat().st_size
-            part.checksums[path.name] = file_checksum(path)
+        make_durable(folder, part)
         for batch in read_fragments(folder, part.fragments):
             digest.update(batch)
-        if part.fragments:
-            for inner in (folder / "data", folder, folder.parent):
-                sync(inner)
         if digest.rows != part.rows or (part.rows and digest.hexdigest() != part.digest):
             raise StorageError(f"{folder}: what was written for shard {self._shard} cannot be read back")
+
+
+def make_durable(folder: Location, part: TablePart) -> None:
+    """Fsync the files of a part and the folders that name them; note their sizes and checksums."""
+    for path in fragment_files(folder, part.fragments):
+        sync(path)
+        part.bytes += path.stat().st_size
+        part.checksums[path.name] = file_checksum(path)
+    if part.fragments:
+        for inner in (folder / "data", folder, folder.parent):
+            sync(inner)
 
 
 @contextlib.contextmanager
@@ -255,15 +268,23 @@ def read_record(generation: Location, shard: str) -> tuple[CompletionRecord | No
 
 
 def read_records(
-    generation: Location, shards: list[str], fingerprint: str, *, sealed: bool = False
+    generation: Location,
+    shards: list[str],
+    fingerprint: str,
+    *,
+    sealed: bool = False,
+    compacted: Mapping[str, TablePart] | None = None,
 ) -> dict[str, CompletionRecord]:
     """The completion records that can be believed, by shard: whole, of this fingerprint, their files there in size.
 
     A bad one is renamed to `<id>.json.bad-<n>`, so that the shard is done again, unless the generation is `sealed`,
-    where nothing is touched. Only the owner may call this.
+    where nothing is touched. Tables that were `compacted` have their own files instead. Only the owner may call this.
     """
     found: dict[str, CompletionRecord] = {}
+    compacted = compacted or {}
     sizes = {name: file_sizes(table_path(generation, name) / "data") for name in TABLES}
+    if not _files_are_there(sizes, compacted):
+        return found
     for shard in shards:
         path = record_path(generation, shard)
         try:
@@ -274,7 +295,11 @@ def read_records(
             if not sealed:
                 _set_aside(path)
             continue
-        if record.fingerprint == fingerprint and record.shard == shard and _files_are_there(sizes, record):
+        if (
+            record.fingerprint == fingerprint
+            and record.shard == shard
+            and _files_are_there(sizes, {name: part for name, part in record.tables.items() if name not in compacted})
+        ):
             found[shard] = record
         elif not sealed:
             _set_aside(path)
@@ -288,13 +313,8 @@ def _set_aside(path: Location) -> None:
     rename(path, f"{path.name}.bad-{number}")
 
 
-def _files_are_there(sizes: dict[str, dict[str, int]], record: CompletionRecord) -> bool:
-    return all(
-        sizes[name].get(file["path"]) == file["file_size_bytes"]
-        for name, part in record.tables.items()
-        for fragment in part.fragments
-        for file in fragment["files"]
-    )
+def _files_are_there(sizes: dict[str, dict[str, int]], parts: Mapping[str, TablePart]) -> bool:
+    return all(part.sizes.items() <= sizes[name].items() for name, part in parts.items())
 
 
 def commit(generation: Location, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> dict[str, int]:
@@ -302,10 +322,11 @@ def commit(generation: Location, specs: tuple[TableSpec, ...], records: list[Com
 
     An overwrite with a read version is a compare-and-swap, and repeating it changes nothing.
     """
-    return {spec.name: _commit_table(generation, spec, records) for spec in specs}
+    return {spec.name: commit_table(generation, spec, records) for spec in specs}
 
 
-def _commit_table(generation: Location, spec: TableSpec, records: list[CompletionRecord]) -> int:
+def commit_table(generation: Location, spec: TableSpec, records: list[CompletionRecord]) -> int:
+    """`commit` of one table."""
     folder = table_path(generation, spec.name)
     fragments = [
         FragmentMetadata.from_json(json.dumps(fragment))
@@ -383,12 +404,20 @@ def damaged_files(generation: Location, checksums: dict[str, str]) -> list[str]:
     ]
 
 
-def sweep_orphans(generation: Location, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> int:
-    """Delete the data files of killed attempts: those that no record names, and only they; return how many."""
+def sweep_orphans(
+    generation: Location,
+    specs: tuple[TableSpec, ...],
+    records: list[CompletionRecord],
+    compacted: Mapping[str, TablePart] | None = None,
+) -> int:
+    """Delete the data files of killed attempts: those that neither a record nor a compaction names, and only they; return
+    how many."""
     swept = 0
+    compacted = compacted or {}
     for spec in specs:
         folder = table_path(generation, spec.name)
-        named = {path.name for record in records for path in fragment_files(folder, record.tables[spec.name].fragments)}
+        parts = [record.tables[spec.name] for record in records]
+        named = {name for part in (*parts, compacted.get(spec.name, TablePart())) for name in part.sizes}
         for path in (folder / "data").glob("*.lance") if folder.is_dir() else ():
             if path.name not in named:
                 path.unlink(missing_ok=True)
@@ -408,17 +437,8 @@ def open_table(generation: Location, name: str, version: int) -> lance.LanceData
 
 def verify_table(generation: Location, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
     """Reread one table and compare it with the completion records; return the problems found."""
-    problems: list[str] = []
+    problems = row_problems(generation, spec, version, records)
     folder = table_path(generation, spec.name)
-    expected = sum(record.rows for record in records)
-    try:
-        with panics_as_errors():
-            rows = open_table(generation, spec.name, version).count_rows()
-    except (StorageError, OSError, RuntimeError) as error:
-        problems.append(str(error))
-        rows = expected
-    if rows != expected:
-        problems.append(f"{spec.name}: {rows} rows, the completion records say {expected}")
     for record in records:
         part = record.tables[spec.name]
         rotten = [
@@ -445,6 +465,17 @@ def verify_table(generation: Location, spec: TableSpec, version: int, records: l
             names = ", ".join(path.name for path in fragment_files(folder, part.fragments))
             problems.append(f"{folder}/data/{names}: the content of shard {record.shard} differs from its digest")
     return problems
+
+
+def row_problems(generation: Location, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
+    """Whether a table can be opened at this version and has as many rows as the completion records say."""
+    expected = sum(record.rows for record in records)
+    try:
+        with panics_as_errors():
+            rows = open_table(generation, spec.name, version).count_rows()
+    except (StorageError, OSError, RuntimeError) as error:
+        return [str(error)]
+    return [] if rows == expected else [f"{spec.name}: {rows} rows, the completion records say {expected}"]
 
 
 def _has_checksum(path: Location, checksum: str) -> bool:

@@ -39,6 +39,7 @@ class Seconds:
     encode: float = 0.0
     write: float = 0.0
     commit: float = 0.0
+    compact: float = 0.0
     index: float = 0.0
     verify: float = 0.0
 
@@ -177,9 +178,10 @@ class BuildReport:
 
     def _speed_lines(self) -> list[str]:
         seconds, rate = self.seconds, self.encode_rate
+        compaction = f"compaction {seconds.compact:.1f}, " if seconds.compact >= 0.05 else ""
         lines = [
             f"  seconds   {seconds.total:.1f} in all: start-up {seconds.startup:.1f}, encoding {seconds.encode:.1f} "
-            f"(writing {seconds.write:.1f} behind it), commit {seconds.commit:.1f}, index {seconds.index:.1f}, "
+            f"(writing {seconds.write:.1f} behind it), commit {seconds.commit:.1f}, {compaction}index {seconds.index:.1f}, "
             f"checks {seconds.verify:.1f}",
             f"  speed     {rate:,.1f} tags/s while encoding, {self.end_to_end_rate:,.1f} from start to published",
             f"  baseline  {rate / BASELINE_TAGS_PER_SECOND:.2f} x the published {BASELINE_TAGS_PER_SECOND} tags/s; "
@@ -291,6 +293,7 @@ def _draw_stages(report: BuildReport, axes: Any) -> None:
         "encode *": report.stages["encode"],
         "write *": report.stages["write"],
         "commit": seconds.commit,
+        "compaction": seconds.compact,
         "index": seconds.index,
         "checks": seconds.verify,
     }

@@ -127,14 +127,16 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("--address")
     parser.add_argument("--failpoint", action="append", default=[])
+    parser.add_argument("--fragments", type=int, default=16, help="compact a table of as many small fragments")
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--log", default="")
     parser.add_argument("--lease", type=float, help="seconds that an owner on an object store holds an index")
     parser.add_argument("--real", action="store_true", help="the real encoder")
     arguments = parser.parse_args()
-    from danbooru_index import object_store
+    from danbooru_index import compaction, object_store
     from danbooru_index.pipeline import build
 
+    compaction.FRAGMENTS = arguments.fragments
     object_store.LEASE_S = arguments.lease or object_store.LEASE_S
     encoder = None if arguments.real else Light(arguments.delay, arguments.log)
     points = [parse_failpoint(word) for word in arguments.failpoint]

@@ -15,6 +15,7 @@ ROOMS = [
     {"shards", "durable"},  # intake, vault
     {"tables", "sampling"},
     {"preparation", "generations", "vector_index"},
+    {"compaction"},
     {"reader", "throughput", "progress"},
     {"ranking", "status", "lifecycle"},
     {"search"},  # desk

@@ -1,6 +1,6 @@
 """The storage protocol of a build without Ray and without a model: what the campaigns against disks and locks run.
 
-    python tests/vault.py INDEX [--shards 4] [--rows 20] [--model m] [--failpoint NAME:ACTION:TOKEN:SKIP]
+    python tests/vault.py INDEX [--shards 4] [--rows 20] [--model m] [--fragments 3] [--failpoint NAME:ACTION:TOKEN:SKIP]
 
 Everything it calls is the product's, in the product's order; the vectors are random, the same for a shard and a seed.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from checkpoints import SAMPLE
 from faults import parse_failpoint
 
-from danbooru_index import object_store
+from danbooru_index import compaction, object_store
 from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import model_id
 from danbooru_index.durable import owned
@@ -161,6 +161,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--model", default="m")
     parser.add_argument("--keep", type=int)
+    parser.add_argument("--fragments", type=int, default=3, help="compact a table of as many small fragments")
     parser.add_argument("--lease", type=float, help="seconds that an owner on an object store holds an index")
     parser.add_argument("--file-limit", type=int, help="no file may grow beyond this many bytes")
     parser.add_argument("--wait", help="create this file, and go on when it is gone")
@@ -168,6 +169,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.wait:
         wait_at(Path(arguments.wait))
+    compaction.FRAGMENTS = arguments.fragments
     object_store.LEASE_S = arguments.lease or object_store.LEASE_S
     if arguments.file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.file_limit, arguments.file_limit))
