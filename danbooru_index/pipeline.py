@@ -307,7 +307,6 @@ def _run_pipeline(run: Run, shards: list[Shard], attempts: Location, limit: int,
             dataset = _dataset(run, items, _settings(run, attempts, limit, board), alone=alone)
             for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
                 receipt = Receipt(**json.loads(batch["receipt"][0].as_py()))
-                board.report.remote(receipt.shard, receipt.read)
                 _take(run, receipt, batch["payload"][0].as_py(), suspects)
     except RayError as error:
         raise ClusterError(
@@ -408,14 +407,16 @@ def _watching(run: Run, board: Any) -> Iterator[None]:
     import ray
 
     ended = threading.Event()
-    before = sum(run.fresh.values())
 
     def watch() -> None:
+        told = 0
         while not ended.wait(1.0):
             with contextlib.suppress(Exception):
-                rows = ray.get(board.total.remote(), timeout=1)
+                done = run.fresh.copy()
+                underway = board.underway.remote(list(done)[told:])
+                told = len(done)
                 if run.progress is not None:
-                    run.progress.show(before + rows)
+                    run.progress.show(sum(done.values()) + ray.get(underway, timeout=1))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

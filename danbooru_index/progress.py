@@ -109,10 +109,16 @@ class Board:
 
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}
+        self._done: set[str] = set()
 
     def report(self, shard: str, rows: int) -> None:
         """`rows` of a shard are encoded; a retried shard counts once."""
-        self._rows[shard] = max(rows, self._rows.get(shard, 0))
+        if shard not in self._done:
+            self._rows[shard] = max(rows, self._rows.get(shard, 0))
 
-    def total(self) -> int:
+    def underway(self, done: list[str]) -> int:
+        """The rows encoded of shards that are not done; `done`: those that are, since the last call."""
+        self._done.update(done)
+        for shard in done:
+            self._rows.pop(shard, None)
         return sum(self._rows.values())

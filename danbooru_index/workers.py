@@ -38,6 +38,7 @@ SLICE_BYTES = 128 << 20
 LARGEST_SLICE_ROWS = 16_384
 HANG_S: float | None = None  # None: from the model's size and the calls measured
 SHORTEST_HANG_S = 60.0
+TELL_EVERY_S = 0.5
 SLOWER = 20
 
 
@@ -152,6 +153,7 @@ class EncodeShard:
         self._problem = ""
         self._beat = Heartbeat(settings.hang_s)
         self._metrics = _Metrics()
+        self._told = time.monotonic()
         arm(settings.failpoints)
         try:
             self._encoder = (settings.encoder or load_encoder)(settings)
@@ -237,15 +239,15 @@ class EncodeShard:
 
     def _reporter(self, shard: str, tokens: TokenBatch) -> Any:
         """Called with the rows of each device call: keeps the watchdog quiet, and tells the driver twice a second."""
-        state = {"rows": 0, "told": 0.0}
+        state = {"rows": 0}
         share = len(tokens.lengths)
 
         def report(rows: int) -> None:
             self._beat.tick()
             state["rows"] += rows
             now = time.monotonic()
-            if self._settings.board is not None and now - state["told"] > 0.5:
-                state["told"] = now
+            if self._settings.board is not None and now - self._told > TELL_EVERY_S:
+                self._told = now
                 self._settings.board.report.remote(shard, min(int(state["rows"]), share))
 
         return report
