@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from danbooru_index import workers
+from danbooru_index import compaction, workers
 from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import Checkpoint, default_model, hidden_size, longest_text
 from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, on_worker, plan_cluster, ray_runs, ray_session
@@ -274,6 +274,11 @@ def _check_space(run: Run, pending: list[Shard], tokens_per_text: float) -> None
             f"{free / 1e9:.1f} GB are free; free some space, or put --index on a larger disk"
         )
     run.notes.append(f"tables of about {needed / 1e6:,.1f} MB to come; {free / 1e9:,.0f} GB free")
+    if len(pending) >= compaction.FRAGMENTS and records < len(pending) * compaction.SMALL_ROWS:
+        run.notes.append(
+            f"{len(pending):,} shards of {records / len(pending):,.0f} records each on average keep a device waiting; "
+            f"danbooru-index prepare {run.config.shards} --out FOLDER makes larger ones of them"
+        )
 
 
 def _encode(run: Run, pending: list[Shard]) -> None:

@@ -14,8 +14,9 @@ from vault import DIM, build, shard_names
 
 from danbooru_index import compaction
 from danbooru_index.compaction import verify_compacted
-from danbooru_index.config import Filter
+from danbooru_index.config import BuildConfig, Device, Filter
 from danbooru_index.generations import IndexRoot
+from danbooru_index.pipeline import build as build_index
 from danbooru_index.reader import GenerationReader
 from danbooru_index.status import verify
 from danbooru_index.tables import read_records
@@ -44,6 +45,24 @@ def plain(tmp_path_factory):
     path = tmp_path_factory.mktemp("plain") / "index"
     build(path, NAMES)
     return path
+
+
+@pytest.mark.ray
+def test_a_build_compacts_says_so_and_what_would_be_faster(
+    tmp_path, sample_shards, checkpoint, ray_session, monkeypatch
+):
+    monkeypatch.setattr(compaction, "FRAGMENTS", 4)
+    config = BuildConfig(str(sample_shards), str(tmp_path / "index"), model=str(checkpoint), device=Device.CPU)
+    report = build_index(config)
+    assert fragments(tmp_path / "index") == {"dense": 1, "sparse": 1, "colbert": 8}
+    assert report.seconds.compact > 0
+    assert report.to_dict()["seconds"]["compact"] == pytest.approx(report.seconds.compact, abs=0.01)
+    notes = "\n".join(report.notes)
+    assert "table dense: 8 small fragments compacted into 1" in notes
+    assert f"danbooru-index prepare {sample_shards} --out FOLDER makes larger ones" in notes
+    assert verify(str(tmp_path / "index")).problems == []
+    again = build_index(config)
+    assert (again.state, again.shards.skipped) == ("already published: nothing to do", 8)
 
 
 @pytest.fixture
