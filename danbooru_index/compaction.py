@@ -6,6 +6,7 @@ are until the generation is sealed: whatever happens before, the same commit mak
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -87,7 +88,8 @@ def _compact(generation: Generation, spec: TableSpec, records: list[CompletionRe
 
 
 def drop_replaced(generation: Generation) -> None:
-    """Delete the shards' own files of the tables that were compacted, once the generation is sealed.
+    """Delete the shards' own files of the tables that were compacted, once the generation is sealed; what cannot be deleted
+    stays.
 
     Not on an object store, where an owner that lost its lease may still be about to commit them.
     """
@@ -96,7 +98,8 @@ def drop_replaced(generation: Generation) -> None:
     for name, part in generation.manifest.compacted_parts.items():
         for path in (table_path(generation.path, name) / "data").glob("*.lance"):
             if path.name not in part.sizes:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def verify_compacted(
