@@ -326,7 +326,7 @@ def _read_manifest(path: Location) -> Manifest:
         manifest = Manifest(**from_checked_json(path.read_bytes()))
         manifest.validate()
         return manifest
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(
             f"{path}: cannot be read ({first_line(error, 120)}); restore it, or delete this generation"
         ) from None

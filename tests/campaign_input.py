@@ -478,6 +478,14 @@ INDEXES = {
     "files outside the root": _in_manifest(files={"../../outside/canary": "0"}),
     "numbers that are text": _in_manifest(dim="16; import os"),
     "shards that are no list": _in_manifest(shards={"a": 1}),
+    "a compaction outside the root": _in_manifest(
+        compacted={"dense": {"fragments": [{"files": [{"path": "../../../x.lance", "file_size_bytes": 1}]}]}}
+    ),
+    "a compaction of checksums outside the root": _in_manifest(
+        compacted={"sparse": {"checksums": {"../../../../etc/passwd": "0"}}}
+    ),
+    "a compaction without files": _in_manifest(compacted={"dense": {"fragments": [{}]}}),
+    "a compaction that is a number": _in_manifest(compacted={"dense": 3}),
     "a fragment outside the root": _in_record(_path_outside),
     "a shard outside the root": _in_record(_shard_outside),
     "a checksum of a file outside the root": _in_record(_checksum_outside),
