@@ -16,18 +16,20 @@ from danbooru_index.errors import StorageError, first_line
 from danbooru_index.failpoints import reach
 from danbooru_index.generations import Generation
 from danbooru_index.object_store import ObjectPath
-from danbooru_index.packing import TableDigest, TableSpec, count_non_finite
+from danbooru_index.packing import TableSpec
 from danbooru_index.tables import (
     CompletionRecord,
     TablePart,
     commit_table,
     damaged_files,
     free_bytes,
+    keep_only,
     make_durable,
     open_table,
     panics_as_errors,
     read_fragments,
     row_problems,
+    shard_problems,
     sweep_orphans,
     sync_manifests,
     table_path,
@@ -82,7 +84,7 @@ def _compact(generation: Generation, spec: TableSpec, records: list[CompletionRe
         raise StorageError(f"{folder}: cannot be compacted ({first_line(error)})") from None
     reach("compact.unsynced")
     sync_manifests(folder)
-    if problems := verify_compacted(generation, spec, int(dataset.version), part, records):
+    if problems := _content_problems(generation, spec, int(dataset.version), part, records):
         raise StorageError(problems[0])
     return int(dataset.version), part
 
@@ -96,10 +98,8 @@ def drop_replaced(generation: Generation) -> None:
     if isinstance(generation.path, ObjectPath):
         return
     for name, part in generation.manifest.compacted_parts.items():
-        for path in (table_path(generation.path, name) / "data").glob("*.lance"):
-            if path.name not in part.sizes:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        with contextlib.suppress(OSError):
+            keep_only(table_path(generation.path, name), part.sizes)
 
 
 def verify_compacted(
@@ -107,23 +107,21 @@ def verify_compacted(
 ) -> list[str]:
     """Reread a compacted table and compare it with the completion records, shard by shard; return the problems found."""
     folder = table_path(generation.path, spec.name)
-    problems = row_problems(generation.path, spec, version, records)
     if rotten := damaged_files(folder, {f"data/{name}": checksum for name, checksum in part.checksums.items()}):
-        return problems + rotten
+        return row_problems(generation.path, spec, version, records) + rotten
+    return _content_problems(generation, spec, version, part, records)
+
+
+def _content_problems(
+    generation: Generation, spec: TableSpec, version: int, part: TablePart, records: list[CompletionRecord]
+) -> list[str]:
+    folder = table_path(generation.path, spec.name)
+    problems = row_problems(generation.path, spec, version, records)
     try:
         for record, rows in zip(records, _cut(read_fragments(folder, part.fragments), records), strict=True):
-            digest = TableDigest()
-            for batch in rows:
-                batch.validate(full=True)
-                digest.update(batch)
-                if bad := count_non_finite(batch, spec.column):
-                    problems.append(f"{spec.name}: {bad} non-finite values in shard {record.shard}")
-            if record.rows and digest.hexdigest() != record.tables[spec.name].digest:
-                problems.append(f"{folder}: the content of shard {record.shard} differs from its digest")
+            problems += shard_problems(spec, record, rows, str(folder))
     except StorageError as error:
         problems.append(str(error))
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        problems.append(f"{folder}: not valid Arrow data ({first_line(error)})")
     return problems
 
 

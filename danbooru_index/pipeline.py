@@ -456,8 +456,8 @@ def _finish(run: Run, root: IndexRoot) -> BuildReport:
         raise RejectedRecordsError(f"{describe_rejects(counts)}: nothing was published because of --strict")
     ending = end(root, run.generation, ordered, [shard.id for shard in missing], lambda _, made: _check(run, made))
     report = _report(run, records, "published")
-    for part in ("commit", "verify", "compact", "index"):
-        setattr(report.seconds, part, getattr(ending, part))
+    report.seconds.commit, report.seconds.verify = ending.commit, ending.verify
+    report.seconds.compact, report.seconds.index = ending.compact, ending.index
     report.notes += ending.notes
     report.seconds.total = time.monotonic() - run.started
     try:

@@ -14,7 +14,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -415,13 +415,19 @@ def sweep_orphans(
     swept = 0
     compacted = compacted or {}
     for spec in specs:
-        folder = table_path(generation, spec.name)
         parts = [record.tables[spec.name] for record in records]
         named = {name for part in (*parts, compacted.get(spec.name, TablePart())) for name in part.sizes}
-        for path in (folder / "data").glob("*.lance") if folder.is_dir() else ():
-            if path.name not in named:
-                path.unlink(missing_ok=True)
-                swept += 1
+        swept += keep_only(table_path(generation, spec.name), named)
+    return swept
+
+
+def keep_only(folder: Location, named: Container[str]) -> int:
+    """Delete the data files of a table that are not `named`; return how many."""
+    swept = 0
+    for path in (folder / "data").glob("*.lance") if folder.is_dir() else ():
+        if path.name not in named:
+            path.unlink(missing_ok=True)
+            swept += 1
     return swept
 
 
@@ -445,25 +451,31 @@ def verify_table(generation: Location, spec: TableSpec, version: int, records: l
             name for name, checksum in part.checksums.items() if not _has_checksum(folder / "data" / name, checksum)
         ]
         problems += [f"{folder}/data/{name}: not as it was written (shard {record.shard})" for name in rotten]
-        if rotten:
-            continue
-        digest = TableDigest()
-        try:
-            for batch in read_fragments(folder, part.fragments):
-                batch.validate(full=True)
-                digest.update(batch)
-                if bad := count_non_finite(batch, spec.column):
-                    problems.append(f"{spec.name}: {bad} non-finite values in shard {record.shard}")
-        except StorageError as error:
-            problems.append(str(error))
-            continue
-        except (pa.ArrowException, ValueError, TypeError) as error:
-            named = ", ".join(path.name for path in fragment_files(folder, part.fragments))
-            problems.append(f"{folder}/data/{named}: not valid Arrow data ({_reason(error)})")
-            continue
-        if part.rows and digest.hexdigest() != part.digest:
-            names = ", ".join(path.name for path in fragment_files(folder, part.fragments))
-            problems.append(f"{folder}/data/{names}: the content of shard {record.shard} differs from its digest")
+        if not rotten:
+            names = ", ".join(part.sizes)
+            batches = read_fragments(folder, part.fragments)
+            problems += shard_problems(spec, record, batches, f"{folder}/data/{names}")
+    return problems
+
+
+def shard_problems(
+    spec: TableSpec, record: CompletionRecord, batches: Iterable[pa.RecordBatch], where: str
+) -> list[str]:
+    """What is wrong with the rows of one shard in one table, read from `where`, by its completion record."""
+    problems = []
+    part, digest = record.tables[spec.name], TableDigest()
+    try:
+        for batch in batches:
+            batch.validate(full=True)
+            digest.update(batch)
+            if bad := count_non_finite(batch, spec.column):
+                problems.append(f"{spec.name}: {bad} non-finite values in shard {record.shard}")
+    except StorageError as error:
+        return [*problems, str(error)]
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        return [*problems, f"{where}: not valid Arrow data ({_reason(error)})"]
+    if part.rows and digest.hexdigest() != part.digest:
+        problems.append(f"{where}: the content of shard {record.shard} differs from its digest")
     return problems
 
 

@@ -239,16 +239,17 @@ class EncodeShard:
 
     def _reporter(self, shard: str, tokens: TokenBatch) -> Any:
         """Called with the rows of each device call: keeps the watchdog quiet, and tells the driver twice a second."""
-        state = {"rows": 0}
+        encoded = 0
         share = len(tokens.lengths)
 
         def report(rows: int) -> None:
+            nonlocal encoded
             self._beat.tick()
-            state["rows"] += rows
+            encoded += rows
             now = time.monotonic()
             if self._settings.board is not None and now - self._told > TELL_EVERY_S:
                 self._told = now
-                self._settings.board.report.remote(shard, min(int(state["rows"]), share))
+                self._settings.board.report.remote(shard, min(encoded, share))
 
         return report
 
