@@ -61,6 +61,7 @@ class BenchmarkConfig:
     rows: int = 2048
     repeats: int = 3
     device: Device = Device.AUTO
+    precision: Precision = Precision.AUTO
     against: bool = True
 
     def __post_init__(self) -> None:
@@ -84,7 +85,9 @@ class Bench:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """On a CPU fp32 and, where it has it, bf16; on a GPU fp16."""
+        """The one asked for; else on a CPU fp32 and, where it has it, bf16, and on a GPU fp16."""
+        if self.config.precision is not Precision.AUTO:
+            return (Precision(self.device.precision),)
         if self.device.kind == "cuda":
             return (Precision.FP16,)
         return (Precision.FP32, Precision.BF16) if self.device.precision == "bf16" else (Precision.FP32,)
@@ -117,7 +120,7 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkReport:
 
     Raises `UsageError`, `InputError`, `ModelError` or `DeviceError` before any of it.
     """
-    checkpoint, device = resolve_model(config.model), probe_device(config.device, Precision.AUTO)
+    checkpoint, device = resolve_model(config.model), probe_device(config.device, config.precision)
     records = list(islice(_records(config.inputs), config.rows))
     if not records:
         raise InputError(f"{', '.join(config.inputs)}: no record to measure with")

@@ -370,6 +370,12 @@ def _add_benchmark(verbs: Any) -> None:
     parser.add_argument("--model", required=True, metavar="NAME_OR_PATH")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     parser.add_argument(
+        "--precision",
+        default="auto",
+        metavar="auto|fp32|bf16|fp16",
+        help="auto: encoder measures all that this device has, the other parts the one that build takes",
+    )
+    parser.add_argument(
         "--input", action="append", metavar="INPUT", help="a tag dump (default: the sample of 468 tags)"
     )
     parser.add_argument("--rows", type=int, default=2048, metavar="N", help="records of it (default %(default)s)")
@@ -619,6 +625,7 @@ def _benchmark(arguments: argparse.Namespace, out: TextIO) -> int:
             rows=arguments.rows,
             repeats=arguments.repeats,
             device=Device.parse(arguments.device),
+            precision=Precision.parse(arguments.precision),
             against=arguments.against == "flagembedding",
         )
     )

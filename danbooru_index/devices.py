@@ -93,6 +93,13 @@ def cpu_has_bf16() -> bool:
     return False
 
 
+def cpu_has_amx() -> bool:
+    """Whether this CPU multiplies bf16 matrices in tiles (AMX: Intel, since Sapphire Rapids)."""
+    with contextlib.suppress(OSError):
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    return False
+
+
 def cpu_name() -> str:
     """The processor's name and its cores, such as `AMD EPYC (2 cores)`."""
     name = "CPU"

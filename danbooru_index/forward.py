@@ -11,12 +11,14 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from danbooru_index.batches import Encoding, ragged_take
+from danbooru_index.devices import cpu_has_amx
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 Attend = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 Attention = Callable[["PackedCall", "torch.Tensor"], Attend]
 
+LONGEST_IN_TWO = 512  # tokens: 16 heads have 8 MB of scores for such a text
 QUESTION_VECTORS = 256
 GEMMS = 8
 TAIL_STEPS = ((64, 1), (512, 32), (1 << 62, 128))
@@ -200,7 +203,9 @@ class PackedModel:
         self._projection = None if projection is None else torch.from_numpy(projection).to(device)
         self._heads = model.model.config.num_attention_heads
         varlen = _has_variable_length(self._layers[0].qkv)
-        self._attention: Attention = _variable_length if varlen else _by_block
+        in_two = device == "cpu" and self._layers[0].qkv.dtype.itemsize == 2 and not cpu_has_amx()
+        by_block = partial(_by_block, attention=_two_products if in_two else _fused)
+        self._attention: Attention = _variable_length if varlen else by_block
         self.blocks = (0,) if varlen else tuple(BLOCK_COSTS)
 
     def __call__(self, call: PackedCall) -> tuple[torch.Tensor, ...]:
@@ -326,13 +331,36 @@ def _fuse(attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, bias
 
 
-def _by_block(call: PackedCall, hidden: torch.Tensor) -> Attend:
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """torch's own attention of [rows, heads, length, d]; `mask` is added to the scores."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    return scaled_dot_product_attention(query, key, value, mask)
+
+
+def _two_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The same by two matrix products and a softmax of scores in bf16, as in transformers' eager attention.
+
+    Measured: in bf16 1.4 to 2.4 times as fast as torch's own on a CPU without AMX, slower in fp32.
+    """
+    import torch
+
+    if query.shape[2] > LONGEST_IN_TWO:
+        return _fused(query, key, value, mask)
+    q, k, v = (part.flatten(0, 1) for part in (query, key, value))
+    scores, scale = torch.bmm(q, k.mT).view(*query.shape[:3], -1), query.shape[-1] ** -0.5
+    scores = scores.mul_(scale) if mask is None else torch.add(mask, scores, alpha=scale, out=scores)
+    return torch.bmm(scores.softmax(-1).flatten(0, 1), v).view(query.shape)
+
+
+def _by_block(call: PackedCall, hidden: torch.Tensor, attention: Callable[..., torch.Tensor] = _fused) -> Attend:
     """Attention within each text, [P, heads, d]: one call for all blocks, one for each run of longer texts of one length.
 
     A multiple of 16 slots is what the CPU's kernel is fast for: texts of 8 tokens take a third of the time so.
     """
     import torch
-    from torch.nn.functional import scaled_dot_product_attention
 
     segments = (*(((call.blocks, call.block),) if call.blocks else ()), *call.segments)
     mask = _same_text(call, hidden)
@@ -343,7 +371,7 @@ def _by_block(call: PackedCall, hidden: torch.Tensor) -> Attend:
         for place, (rows, length) in enumerate(segments):
             span = slice(at, at + rows * length)
             q, k, v = (part[span].view(rows, length, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
-            attended = scaled_dot_product_attention(q, k, v, mask if place == 0 else None)
+            attended = attention(q, k, v, mask if place == 0 else None)
             parts.append(attended.transpose(1, 2).flatten(0, 1))
             at += rows * length
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -98,7 +98,7 @@ def _input(bench: Bench) -> Path:
 
 def _build(bench: Bench, shards: Path, index: Path) -> dict[str, Any]:
     """One `build` by its command; its report."""
-    options = ["--model", bench.checkpoint.path, "--device", bench.device.kind]
+    options = ["--model", bench.checkpoint.path, "--device", bench.device.kind, "--precision", bench.device.precision]
     return _command("build", str(shards), "--index", str(index), *options)
 
 

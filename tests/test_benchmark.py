@@ -57,6 +57,12 @@ def test_the_encoder_is_compared_with_flag_embedding_and_agrees(checkpoint):
     assert "fp32 against flagembedding" in out
 
 
+@pytest.mark.slow
+def test_one_precision_is_measured_where_one_is_asked_for(checkpoint):
+    parts, _ = run(checkpoint, "encoder", "--against", "nothing", "--precision", "bf16", "--rows", "64", "--repeats", "1")
+    assert list(parts["encoder"]["seconds"]) == ["ours, bf16"]
+
+
 @pytest.mark.ray
 def test_the_simulated_parts_are_real_builds(checkpoint):
     parts, _ = run(checkpoint, "shards", "--rows", "16", "--repeats", "1")

@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from danbooru_index.forward import BLOCK_COSTS, _by_block, gemm_tflops, pack, pack_calls, padded, segment_max
+from danbooru_index.config import Precision
+from danbooru_index.encoder import _load
+from danbooru_index.forward import (
+    BLOCK_COSTS,
+    PackedModel,
+    _by_block,
+    _fused,
+    _two_products,
+    gemm_tflops,
+    pack,
+    pack_calls,
+    padded,
+    segment_max,
+)
 
 PADDING = 1
 
@@ -100,19 +113,31 @@ def test_the_largest_weight_of_each_token_is_kept_within_its_row():
         assert [token for token, _ in entries] == sorted(expected)
 
 
+@pytest.mark.parametrize("attention", [_fused, _two_products])
 @pytest.mark.parametrize("block", [0, 32, 64])
-def test_attention_stays_within_each_text(block):
+def test_attention_stays_within_each_text(block, attention, monkeypatch):
+    monkeypatch.setattr("danbooru_index.forward.LONGEST_IN_TWO", 64)  # so the texts of 70 tokens are longer
     torch.manual_seed(0)
     ids, lengths = texts_of([(4, 9), (7, 12), (70, 2), (1, 1)])
     (call,) = pack_calls(pack(ids, lengths, (block,)), 10_000, PADDING)
     assert bool(call.blocks) == bool(block)
     query, key, value = torch.randn(3, len(call.ids), 2, 8)
-    found = _by_block(call, query)(query, key, value)
+    found = _by_block(call, query, attention)(query, key, value)
     assert torch.isfinite(found).all()
     for start, length in zip(call.starts.tolist(), call.lengths.tolist(), strict=True):
         q, k, v = (part[start : start + length].transpose(0, 1) for part in (query, key, value))
         weights = torch.softmax(q @ k.transpose(1, 2) / 8**0.5, dim=-1)
         assert torch.allclose(found[start : start + length], (weights @ v).transpose(0, 1), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "amx", "attention"), [("bf16", False, _two_products), ("bf16", True, _fused), ("fp32", False, _fused)]
+)
+def test_two_products_do_the_attention_in_bf16_without_amx(checkpoint, precision, amx, attention, monkeypatch):
+    monkeypatch.setattr("danbooru_index.forward.cpu_has_amx", lambda: amx)
+    packed = PackedModel(_load(str(checkpoint), "cpu", Precision(precision)), "cpu")
+    assert packed._attention.keywords["attention"] is attention
 
 
 def test_the_speed_of_a_matrix_product_is_positive_and_finite():
