@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from danbooru_index.config import BuildConfig, Device, worker_environment
-from danbooru_index.devices import cpu_count, nvidia_driver
+from danbooru_index.devices import cpu_count, nvidia_driver, uncollected
 from danbooru_index.errors import ClusterError, DeviceError, first_line
 from danbooru_index.signals import deaf, interrupting_exit, restoring, terminable
 
@@ -56,8 +56,9 @@ def ray_session(address: str | None) -> Iterator[bool]:
     private = address is None and "RAY_ADDRESS" not in os.environ
     if private and not ray_runs():
         _prepare_private_ray()
-    import ray
-    import ray.data
+    with uncollected():
+        import ray
+        import ray.data
 
     for handler in logging.getLogger("ray.data").handlers:
         if not isinstance(handler, logging.FileHandler):

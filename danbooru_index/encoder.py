@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from danbooru_index.batches import Array, Encoding, TokenBatch, ragged_take, replace_rows
 from danbooru_index.config import Device, Precision
-from danbooru_index.devices import keep_buffers
+from danbooru_index.devices import keep_buffers, uncollected
 from danbooru_index.errors import ModelError, first_line
 from danbooru_index.forward import PackedCall, PackedModel, Packing, max_sim_matrix, on_device, pack, pack_calls, padded
 
@@ -75,6 +75,7 @@ class TextEncoder(Protocol):
 class Tokenizer:
     """The checkpoint's tokenizer, the one that FlagEmbedding gets. Raises `ModelError` where it cannot be loaded."""
 
+    @uncollected()
     def __init__(self, path: str, max_length: int) -> None:
         try:
             with quiet_loading():
@@ -133,6 +134,7 @@ class Encoder:
     ColBERT vectors have C values instead of D (`codec`).
     """
 
+    @uncollected()
     def __init__(
         self,
         path: str,

@@ -22,7 +22,7 @@ from typing import Any
 from danbooru_index.checkpoint import TOKENIZER_FILES, Checkpoint, model_id, resolve_model
 from danbooru_index.cluster import gpus_for, on_worker, ray_session
 from danbooru_index.config import Device, Precision, worker_environment
-from danbooru_index.devices import cpu_count, probe_device
+from danbooru_index.devices import cpu_count, probe_device, uncollected
 from danbooru_index.durable import make_folder, owned, remove_tree, replace_file, sync
 from danbooru_index.errors import BuildFailedError, UsageError, first_line
 from danbooru_index.evaluation import read_queries
@@ -254,10 +254,11 @@ def _write_pairs(config: FinetuneConfig, pairs: Sequence[Pair], held_out: Iterab
 
 def _train(config: FinetuneConfig, base: Checkpoint, state: Path, gpus: int) -> None:
     """Run Ray Train's worker group to its end; raise `BuildFailedError` that says what to do."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    with uncollected():
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
 
-    from danbooru_index.training import train
+        from danbooru_index.training import train
 
     (state / FAILURE).unlink(missing_ok=True)
     settings = asdict(config) | {

@@ -59,7 +59,9 @@ def test_the_encoder_is_compared_with_flag_embedding_and_agrees(checkpoint):
 
 @pytest.mark.slow
 def test_one_precision_is_measured_where_one_is_asked_for(checkpoint):
-    parts, _ = run(checkpoint, "encoder", "--against", "nothing", "--precision", "bf16", "--rows", "64", "--repeats", "1")
+    parts, _ = run(
+        checkpoint, "encoder", "--against", "nothing", "--precision", "bf16", "--rows", "64", "--repeats", "1"
+    )
     assert list(parts["encoder"]["seconds"]) == ["ours, bf16"]
 
 
