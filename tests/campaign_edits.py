@@ -356,7 +356,7 @@ def bounded(seed: int, count: int, folder: Path) -> Outcome:
     from danbooru_index import workers
 
     outcome = Outcome()
-    workers.HANG_S = 4.0
+    workers.HANG_S = 2.0
     bench = make_workbench(folder, shard_rows=SHARD_ROWS)
     tokenizer = Tokenizer(str(bench.model), 512)
     with one_ray():

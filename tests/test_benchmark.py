@@ -1,10 +1,9 @@
 """The benchmark itself: rounds in turn, ratios, its parts on small models and through the real Ray; no timing is asserted."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from processes import run_cli
 
 from danbooru_index.benchmark import BenchmarkConfig, Part, in_turn, ratio, summary
 from danbooru_index.cli import main
@@ -34,15 +33,22 @@ def test_wrong_usage_says_what_is_known(capsys):
 
 
 def run(checkpoint, *words):
-    command = [sys.executable, "-m", "danbooru_index.cli", "benchmark", *words, "--model", str(checkpoint)]
-    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, timeout=300, check=False)
+    """In a process of its own, with a Ray of its own."""
+    done = run_cli("benchmark", *words, "--model", checkpoint, "--device", "cpu", timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])["parts"], done.stdout
+    return json.loads(done.stdout.splitlines()[-1])["parts"]
+
+
+def run_here(capfd, checkpoint, *words):
+    """In this process, which has imported what it needs."""
+    assert main(["benchmark", *words, "--model", str(checkpoint), "--device", "cpu"]) == 0
+    out = capfd.readouterr().out
+    return json.loads(out.splitlines()[-1])["parts"], out
 
 
 @pytest.mark.slow
-def test_the_encoder_is_compared_with_flag_embedding_and_agrees(checkpoint):
-    parts, out = run(checkpoint, "encoder", "packing", "colbert", "--rows", "300", "--repeats", "2")
+def test_the_encoder_is_compared_with_flag_embedding_and_agrees(checkpoint, capfd):
+    parts, out = run_here(capfd, checkpoint, "encoder", "packing", "colbert", "--rows", "300", "--repeats", "2")
     encoder = parts["encoder"]
     assert encoder["agreement"]["fp32"]["dense_difference"] <= 1e-5
     assert encoder["agreement"]["fp32"]["colbert_difference"] <= 1e-5
@@ -58,16 +64,15 @@ def test_the_encoder_is_compared_with_flag_embedding_and_agrees(checkpoint):
 
 
 @pytest.mark.slow
-def test_one_precision_is_measured_where_one_is_asked_for(checkpoint):
-    parts, _ = run(
-        checkpoint, "encoder", "--against", "nothing", "--precision", "bf16", "--rows", "64", "--repeats", "1"
-    )
+def test_one_precision_is_measured_where_one_is_asked_for(checkpoint, capfd):
+    words = ("encoder", "--against", "nothing", "--precision", "bf16", "--rows", "64", "--repeats", "1")
+    parts, _ = run_here(capfd, checkpoint, *words)
     assert list(parts["encoder"]["seconds"]) == ["ours, bf16"]
 
 
 @pytest.mark.ray
 def test_the_simulated_parts_are_real_builds(checkpoint):
-    parts, _ = run(checkpoint, "shards", "--rows", "16", "--repeats", "1")
+    parts = run(checkpoint, "shards", "--rows", "16", "--repeats", "1")
     shards = parts["shards"]
     assert shards["shards"] == 16
     assert shards["driver_cpu_ms_a_shard"] > 0
@@ -77,7 +82,7 @@ def test_the_simulated_parts_are_real_builds(checkpoint):
 @pytest.mark.ray
 def test_the_script_that_users_run_is_run(checkpoint):
     pytest.importorskip("chromadb", reason="chromadb is not installed: pip install -e '.[benchmark]'")
-    parts, _ = run(checkpoint, "job", "--rows", "64", "--repeats", "1")
+    parts = run(checkpoint, "job", "--rows", "64", "--repeats", "1")
     job = parts["job"]
     assert job["last_round"]["ours"]["records"] == job["last_round"]["script"]["records"] == 64
     assert job["ratio"]["median"] > 0
