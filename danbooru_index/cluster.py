@@ -84,7 +84,7 @@ def ray_session(address: str | None) -> Iterator[bool]:
                     refuse_open_head(ray.get_runtime_context().gcs_address, context.dashboard_url)
                 yield private
         finally:
-            with deaf(), contextlib.suppress(Exception):
+            with deaf(), uncollected(), contextlib.suppress(Exception):
                 ray.shutdown()
 
 
@@ -106,7 +106,7 @@ def _start(options: dict[str, Any], address: str | None) -> Any:
             f"Ray at {where}: {type(error).__name__}: {first_line(error)}; check --address, and RAY_AUTH_MODE"
         ) from None
     except BaseException:  # stopped while it starts: what it has started so far must not stay
-        with deaf():
+        with deaf(), uncollected():  # where a thread collects a reference of Ray's just then, Ray ends the process
             ray.shutdown()
         raise
 

@@ -1,6 +1,4 @@
 """The driver's own work while Ray starts, which is mostly waiting: what the model's files say.
-
-Not while Ray ends: where a thread collects garbage just then and meets a reference of Ray's, Ray ends the process.
 """
 
 from __future__ import annotations

@@ -240,3 +240,32 @@ def test_what_a_job_asks_of_a_cluster_with_gpus_fits(nodes, encoders, num_cpus, 
     assert (plan.num_cpus, plan.tokenizers, plan.max_encoders, plan.num_gpus) == (num_cpus, tokenizers, None, 1)
     asked = encoders * plan.num_cpus + plan.tokenizers * TOKENIZER_CPUS
     assert asked <= sum(node["CPU"] for node in nodes) or not nodes[0]["CPU"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_garbage_that_holds_references_of_ray_does_not_end_the_process_while_ray_ends():
+    """Another thread makes rings around references meanwhile; without `uncollected` such processes ended with 1."""
+    script = """
+import gc, threading, time
+from danbooru_index.cluster import ray_session
+
+def rings():
+    while references:
+        ring = [references.pop()]
+        ring.append(ring)
+        del ring
+        [[[]] for _ in range(300)]
+        time.sleep(0.0003)
+
+with ray_session(None):
+    import ray
+    references = [ray.put(1) for _ in range(6_000)]
+    threading.Thread(target=rings, daemon=True).start()
+    gc.set_threshold(200, 2, 2)
+print("ended well")
+"""
+    with running([sys.executable, "-c", script]) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out == "ended well\n"
