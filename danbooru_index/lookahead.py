@@ -1,5 +1,4 @@
-"""The driver's own work while Ray starts, which is mostly waiting: what the model's files say.
-"""
+"""The driver's own work while Ray starts, which is mostly waiting: what the model's files say."""
 
 from __future__ import annotations
 
