@@ -110,10 +110,11 @@ def cpu_has_bf16() -> bool:
     return False
 
 
-def cpu_has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices in tiles (AMX: Intel, since Sapphire Rapids)."""
+def cpu_lacks_tiles() -> bool:
+    """Whether this CPU multiplies bf16 by AVX512-BF16, but not in tiles (AMX): AMD's since Zen 4, few of Intel's."""
     with contextlib.suppress(OSError):
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+        flags = Path("/proc/cpuinfo").read_text()
+        return "avx512_bf16" in flags and "amx_bf16" not in flags
     return False
 
 

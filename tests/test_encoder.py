@@ -160,10 +160,10 @@ def assert_cosine(encoding, expected, least=0.999):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("amx", [True, False])
-def test_bf16_is_close_to_flag_embedding(checkpoint, texts, amx, monkeypatch):
+@pytest.mark.parametrize("lacks_tiles", [True, False])
+def test_bf16_is_close_to_flag_embedding(checkpoint, texts, lacks_tiles, monkeypatch):
     """By either attention of a CPU, whichever this one takes."""
-    monkeypatch.setattr("danbooru_index.forward.cpu_has_amx", lambda: amx)
+    monkeypatch.setattr("danbooru_index.forward.cpu_lacks_tiles", lambda: lacks_tiles)
     encoding = Encoder(str(checkpoint), precision=Precision.BF16, half_output=True).encode(
         Tokenizer(str(checkpoint), 512)(texts)
     )

@@ -132,10 +132,11 @@ def test_attention_stays_within_each_text(block, attention, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "amx", "attention"), [("bf16", False, _two_products), ("bf16", True, _fused), ("fp32", False, _fused)]
+    ("precision", "lacks_tiles", "attention"),
+    [("bf16", True, _two_products), ("bf16", False, _fused), ("fp32", True, _fused)],
 )
-def test_two_products_do_the_attention_in_bf16_without_amx(checkpoint, precision, amx, attention, monkeypatch):
-    monkeypatch.setattr("danbooru_index.forward.cpu_has_amx", lambda: amx)
+def test_two_products_do_the_attention_in_bf16_without_amx(checkpoint, precision, lacks_tiles, attention, monkeypatch):
+    monkeypatch.setattr("danbooru_index.forward.cpu_lacks_tiles", lambda: lacks_tiles)
     packed = PackedModel(_load(str(checkpoint), "cpu", Precision(precision)), "cpu")
     assert packed._attention.keywords["attention"] is attention
 
