@@ -106,7 +106,7 @@ def _start(options: dict[str, Any], address: str | None) -> Any:
             f"Ray at {where}: {type(error).__name__}: {first_line(error)}; check --address, and RAY_AUTH_MODE"
         ) from None
     except BaseException:  # stopped while it starts: what it has started so far must not stay
-        with deaf(), uncollected():  # where a thread collects a reference of Ray's just then, Ray ends the process
+        with deaf(), uncollected():
             ray.shutdown()
         raise
 

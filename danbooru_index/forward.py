@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from danbooru_index.batches import Encoding, ragged_take
-from danbooru_index.devices import cpu_lacks_tiles
+from danbooru_index.devices import cpu_has_avx512_bf16_alone
 
 if TYPE_CHECKING:
     import torch
@@ -203,7 +203,7 @@ class PackedModel:
         self._projection = None if projection is None else torch.from_numpy(projection).to(device)
         self._heads = model.model.config.num_attention_heads
         varlen = _has_variable_length(self._layers[0].qkv)
-        in_two = device == "cpu" and self._layers[0].qkv.dtype.itemsize == 2 and cpu_lacks_tiles()
+        in_two = device == "cpu" and self._layers[0].qkv.dtype.itemsize == 2 and cpu_has_avx512_bf16_alone()
         by_block = partial(_by_block, attention=_two_products if in_two else _fused)
         self._attention: Attention = _variable_length if varlen else by_block
         self.blocks = (0,) if varlen else tuple(BLOCK_COSTS)

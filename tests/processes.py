@@ -29,6 +29,15 @@ def run_cli(*arguments: str | Path, stdin: str = "", env: dict | None = None, ti
     )
 
 
+def run_here(capfd, *arguments: str | Path) -> str:
+    """One command in this process, which has imported what it needs; it must end well. Its stdout."""
+    from danbooru_index.cli import main
+
+    capfd.readouterr()
+    assert main([*map(str, arguments)]) == 0
+    return capfd.readouterr().out
+
+
 def bare_environment(home: Path) -> dict[str, str]:
     """The variables of a user who has set none for Ray, Lance or tokenizers, as the tests' own processes have."""
     ours = ("RAY_", "LANCE_", "TOKENIZERS_", "MALLOC_")

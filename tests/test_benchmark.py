@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from processes import run_cli
+from processes import run_cli, run_here
 
 from danbooru_index.benchmark import BenchmarkConfig, Part, in_turn, ratio, summary
 from danbooru_index.cli import main
@@ -39,16 +39,15 @@ def run(checkpoint, *words):
     return json.loads(done.stdout.splitlines()[-1])["parts"]
 
 
-def run_here(capfd, checkpoint, *words):
-    """In this process, which has imported what it needs."""
-    assert main(["benchmark", *words, "--model", str(checkpoint), "--device", "cpu"]) == 0
-    out = capfd.readouterr().out
+def measure_here(capfd, checkpoint, *words):
+    """In this process."""
+    out = run_here(capfd, "benchmark", *words, "--model", checkpoint, "--device", "cpu")
     return json.loads(out.splitlines()[-1])["parts"], out
 
 
 @pytest.mark.slow
 def test_the_encoder_is_compared_with_flag_embedding_and_agrees(checkpoint, capfd):
-    parts, out = run_here(capfd, checkpoint, "encoder", "packing", "colbert", "--rows", "300", "--repeats", "1")
+    parts, out = measure_here(capfd, checkpoint, "encoder", "packing", "colbert", "--rows", "300", "--repeats", "2")
     encoder = parts["encoder"]
     assert encoder["agreement"]["fp32"]["dense_difference"] <= 1e-5
     assert encoder["agreement"]["fp32"]["colbert_difference"] <= 1e-5
@@ -66,7 +65,7 @@ def test_the_encoder_is_compared_with_flag_embedding_and_agrees(checkpoint, capf
 @pytest.mark.slow
 def test_one_precision_is_measured_where_one_is_asked_for(checkpoint, capfd):
     words = ("encoder", "--against", "nothing", "--precision", "bf16", "--rows", "64", "--repeats", "1")
-    parts, _ = run_here(capfd, checkpoint, *words)
+    parts, _ = measure_here(capfd, checkpoint, *words)
     assert list(parts["encoder"]["seconds"]) == ["ours, bf16"]
 
 

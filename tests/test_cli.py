@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from checkpoints import SAMPLE
-from processes import one_line, run_cli
+from processes import one_line, run_cli, run_here
 
 from danbooru_index.checkpoint import model_id
 from danbooru_index.cli import main
@@ -173,12 +173,6 @@ def test_rejects_exit_3_0_or_1(tmp_path):
 @pytest.mark.slow
 def test_rebuild_search_roll_back_from_the_command_line(tmp_path, checkpoint, capfd):
     """A nightly rebuild, twice, the second with one record more; queries from stdin; back to the first."""
-
-    def run_here(*arguments):
-        """The short commands in this process, which has imported what they need."""
-        assert main([*map(str, arguments)]) == 0
-        return capfd.readouterr().out
-
     index = tmp_path / "index"
     dump = tmp_path / "dump.jsonl"
     lines = SAMPLE.read_text(encoding="utf-8").splitlines()[:100]
@@ -199,13 +193,13 @@ def test_rebuild_search_roll_back_from_the_command_line(tmp_path, checkpoint, ca
     answers = [json.loads(line) for line in found.stdout.splitlines()]
     assert [answer["query"] for answer in answers] == ["【食物】toast - 吐司", "猫耳"]
     assert {(answer["model"], answer["model_id"]) for answer in answers} == {(str(checkpoint), model_id(checkpoint))}
-    shown = run_here("search", index, "猫耳", "--limit", "1", "--device", "cpu")
+    shown = run_here(capfd, "search", index, "猫耳", "--limit", "1", "--device", "cpu")
     assert shown.startswith(f"{index}, by {checkpoint} (id {model_id(checkpoint)[:12]})\n猫耳\n")
     assert "new" in [hit["id"] for hit in answers[0]["hits"]]
     assert {"rank", "score", "dense", "sparse", "colbert", "tag", "text"} <= answers[0]["hits"][0].keys()
-    run_here("verify", index)
-    back = run_here("rollback", index, "--json")
+    run_here(capfd, "verify", index)
+    back = run_here(capfd, "rollback", index, "--json")
     assert json.loads(back)["generation"] == json.loads(first.stdout)["generation"]
-    described = json.loads(run_here("status", index, "--json"))
+    described = json.loads(run_here(capfd, "status", index, "--json"))
     assert [g["state"] for g in described["generations"]] == ["published", "kept"]
-    assert "nothing to delete" in run_here("prune", index)
+    assert "nothing to delete" in run_here(capfd, "prune", index)

@@ -160,10 +160,10 @@ def assert_cosine(encoding, expected, least=0.999):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lacks_tiles", [True, False])
-def test_bf16_is_close_to_flag_embedding(checkpoint, texts, lacks_tiles, monkeypatch):
+@pytest.mark.parametrize("alone", [True, False])
+def test_bf16_is_close_to_flag_embedding(checkpoint, texts, alone, monkeypatch):
     """By either attention of a CPU, whichever this one takes."""
-    monkeypatch.setattr("danbooru_index.forward.cpu_lacks_tiles", lambda: lacks_tiles)
+    monkeypatch.setattr("danbooru_index.forward.cpu_has_avx512_bf16_alone", lambda: alone)
     encoding = Encoder(str(checkpoint), precision=Precision.BF16, half_output=True).encode(
         Tokenizer(str(checkpoint), 512)(texts)
     )

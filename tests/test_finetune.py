@@ -7,11 +7,10 @@ import time
 
 import pytest
 import torch
-from processes import CLI, one_line, run_cli, running
+from processes import CLI, one_line, run_cli, run_here, running
 from safetensors.torch import load_file, save_file
 
 from danbooru_index.checkpoint import model_id
-from danbooru_index.cli import main
 from danbooru_index.config import BuildConfig, Device
 from danbooru_index.errors import UsageError
 from danbooru_index.finetune import STATE, FinetuneConfig, _failure, finetune
@@ -102,8 +101,7 @@ def test_a_training_is_killed_goes_on_and_ends_with_a_model(dump, index, base, s
     assert min(changed.values()) > 0  # all three outputs were trained
     assert {weight.dtype for weight in load_file(out / "model.safetensors").values()} == {torch.float32}
 
-    assert main([*map(str, arguments), "--json"]) == 0  # done: says so, and does nothing
-    assert json.loads(capfd.readouterr().out) == report
+    assert json.loads(run_here(capfd, *arguments, "--json")) == report  # done: says so, and does nothing
     with pytest.raises(UsageError, match="was tuned otherwise"):
         finetune(other)
     texts = [record["text"] for record in sample[::6]]

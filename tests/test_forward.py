@@ -132,11 +132,11 @@ def test_attention_stays_within_each_text(block, attention, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "lacks_tiles", "attention"),
+    ("precision", "alone", "attention"),
     [("bf16", True, _two_products), ("bf16", False, _fused), ("fp32", True, _fused)],
 )
-def test_two_products_do_the_attention_in_bf16_without_amx(checkpoint, precision, lacks_tiles, attention, monkeypatch):
-    monkeypatch.setattr("danbooru_index.forward.cpu_lacks_tiles", lambda: lacks_tiles)
+def test_two_products_do_the_attention_in_bf16_without_amx(checkpoint, precision, alone, attention, monkeypatch):
+    monkeypatch.setattr("danbooru_index.forward.cpu_has_avx512_bf16_alone", lambda: alone)
     packed = PackedModel(_load(str(checkpoint), "cpu", Precision(precision)), "cpu")
     assert packed._attention.keywords["attention"] is attention
 
