@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from danbooru_index.config import MAX_TEXT_BYTES
 from danbooru_index.errors import InputError, first_line
 from danbooru_index.records import Reason, Record, Reject
-from danbooru_index.sources import KNOWN_FIELDS, open_parquet, parse_rows
+from danbooru_index.sources import KNOWN_FIELDS, files_in, open_parquet, parse_rows
 from danbooru_index.uniqueness import DuplicateFilter, IdHashes
 
 RECORD_SCHEMA = pa.schema(
@@ -101,7 +101,7 @@ def find_parquet(spec: str) -> list[Path]:
     """The Parquet files that a folder, a glob or a path means; raise `InputError` where there are none."""
     path = Path(spec)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith((".", "_")))
+        files = [p for p in files_in(path) if p.suffix.lower() == ".parquet"]
         if not files:
             raise InputError(f"{spec}: no .parquet file in this folder; make them with danbooru-index prepare")
         return files

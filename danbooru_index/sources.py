@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from danbooru_index.records import (
 LINE_SUFFIXES = (".jsonl", ".json", ".ndjson")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LONGEST_LINE = 16 << 20
+LONGEST_FOOTER = 64 << 20
 NEEDED_FIELDS = ("id", "text")
 USED_FIELDS = ("tag", "category", "explanation", "source", "post_count", "aliases", "nsfw", "rating", "deprecated")
 KNOWN_FIELDS = frozenset((*NEEDED_FIELDS, *USED_FIELDS, "is_deprecated", "metadata"))
@@ -51,13 +53,14 @@ class Line:
     content: bytes | None
 
 
-def list_inputs(paths: tuple[str, ...]) -> list[Path]:
-    """The files behind the given paths, folders in name order; raise `InputError` for what is not there."""
+def list_inputs(paths: tuple[str, ...], leaving_out: Path | None = None) -> list[Path]:
+    """The files behind the given paths, folders in name order, without those in the folder `leaving_out`; raise
+    `InputError` for what is not there."""
     found: list[Path] = []
     for word in paths:
         path = Path(word)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) and not _hidden(p, path))
+            inside = [p for p in files_in(path, leaving_out) if _kind(p) and p.name not in OWN_FILES]
             if not inside:
                 raise InputError(f"{path}: no .jsonl, .csv or .parquet file in this folder")
             found += inside
@@ -68,6 +71,26 @@ def list_inputs(paths: tuple[str, ...]) -> list[Path]:
         else:
             found.append(path)
     return found
+
+
+def files_in(folder: Path, leaving_out: Path | None = None) -> list[Path]:
+    """The files in a folder and its folders, in name order, links followed; not what is hidden (a name that begins with
+    `.` or `_`), nor what is in an index. Raises `InputError` for a link to nothing."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = os.path.realpath(place)
+        is_index = "generations" in folders and not {"CURRENT.json", ".owner.lock"}.isdisjoint(names)
+        left_out = leaving_out is not None and place != str(folder) and Path(here) == leaving_out
+        if here in seen or is_index or left_out:
+            folders.clear()
+            continue
+        seen.add(here)
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        found += [Path(place, name) for name in names if not name.startswith((".", "_"))]
+    if broken := [path for path in found if _kind(path) and not path.exists()]:
+        raise InputError(f"{broken[0]}: a link to a file that is not there; remove the link, or bring the file back")
+    return sorted(path for path in found if path.is_file())
 
 
 def read_records(path: Path, translations: dict[str, str]) -> Iterator[Located]:
@@ -130,23 +153,29 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
 
     Arrow extension types are made while a file is opened, by whatever code is registered for them; Ray registers one
     that unpickles (measured: its values run code as soon as they are read). Raises `InputError` for a file that
-    declares any, before Arrow sees it; OSError or ArrowException for one that is not whole.
+    declares any, before Arrow sees it, and for one whose metadata is too long to be searched for them; OSError or
+    ArrowException for one that is not whole.
     """
-    if _declares_extension_types(_footer(Path(path))):
+    footer = _footer(Path(path))
+    if footer is None:
+        raise InputError(f"{path}: more than {LONGEST_FOOTER >> 20} MB of metadata; write it again without")
+    if _declares_extension_types(footer):
         raise InputError(
             f"{path}: declares Arrow extension types, which can run code when they are read; write it with plain columns"
         )
     return pq.ParquetFile(path)
 
 
-def _footer(path: Path) -> bytes:
-    """The metadata of a Parquet file, as it is: what stands before its length and the last four bytes."""
+def _footer(path: Path) -> bytes | None:
+    """The metadata of a Parquet file, as it is: what stands before its length and the last four bytes; None: too long."""
     with path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - 8))
         length = int.from_bytes(file.read(8)[:4], "little")
+        if min(length, size) > LONGEST_FOOTER:
+            return None
         file.seek(max(0, size - 8 - length))
-        return file.read(min(length, LONGEST_LINE * 4))
+        return file.read(length)
 
 
 def _declares_extension_types(footer: bytes) -> bool:
@@ -273,8 +302,3 @@ def _kind(path: Path) -> str:
         return ".jsonl" if last in LINE_SUFFIXES else last if last == ".csv" else ""
     last = suffixes[-1] if suffixes else ""
     return ".jsonl" if last in LINE_SUFFIXES else last if last in (".csv", ".parquet") else ""
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    """Whether a file in a folder is not an input: hidden, or written by `prepare` beside its shards."""
-    return path.name in OWN_FILES or any(part.startswith((".", "_")) for part in path.relative_to(root).parts)

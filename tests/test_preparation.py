@@ -5,6 +5,9 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -212,6 +215,43 @@ def test_wrong_paths(tmp_path):
         run(tmp_path, tmp_path / "b.parquet")
 
 
+@pytest.mark.parametrize("stranger", ["notes.txt", "index/CURRENT.json", "new.jsonl"])
+def test_what_prepare_did_not_write_is_not_replaced(tmp_path, stranger):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"id": "1", "text": "一"}])
+    _, out = run(tmp_path, path)
+    (out / stranger).parent.mkdir(exist_ok=True)
+    kept = write_jsonl(out / stranger, [{"id": "2", "text": "二"}])
+    before = sorted(file.name for file in out.rglob("*"))
+    with pytest.raises(UsageError, match=stranger.split("/", maxsplit=1)[0]):
+        run(tmp_path, kept if stranger == "new.jsonl" else path)
+    assert sorted(file.name for file in out.rglob("*")) == before
+
+
+def test_shards_may_replace_themselves_but_not_one_of_them_all(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"id": str(n), "text": "一"} for n in range(3)])
+    _, out = run(tmp_path, path, shard_rows=1)
+    with pytest.raises(UsageError, match="lies in it"):
+        run(tmp_path, min(out.glob("*.parquet")))
+    report, out = run(tmp_path, out, shard_rows=3)
+    assert (report.records, len(list(out.glob("*.parquet")))) == (3, 1)
+
+
+def test_what_a_killed_run_left_beside_its_output(tmp_path):
+    """Half-written shards go; the shards that it was about to replace come back; those of a process that lives stay."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"id": "1", "text": "一"}])
+    _, out = run(tmp_path, path)
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    host, dead = os.uname().nodename, ended.stdout.strip()
+    out.rename(tmp_path / f"out.old-{host}-{dead}")
+    (tmp_path / f"out.partial-{host}-{dead}").mkdir()
+    alive = tmp_path / f"out.partial-{host}-{os.getppid()}"
+    alive.mkdir()
+    with pytest.raises(InputError):
+        run(tmp_path, tmp_path / "nothing.jsonl")
+    assert [row["id"] for row in rows_of(out)] == ["1"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl", "out", alive.name]
+
+
 def test_an_output_folder_that_is_not_ours_is_left_alone(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"id": "1", "text": "a"}])
     (tmp_path / "out").mkdir()
@@ -269,6 +309,43 @@ def test_shards_of_any_parquet_and_large_files_are_sliced(tmp_path):
     records, rejects = read_shard(marked[-1])
     assert records.num_rows == 0
     assert [reject.reason.value for reject in rejects] == ["duplicate_id"] * 3
+
+
+def test_metadata_too_long_to_be_searched_are_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    with pq.ParquetWriter(path, pa.schema([("id", pa.string()), ("text", pa.string())]), store_schema=False) as writer:
+        writer.add_key_value_metadata({"padding": "-" * (65 << 20)})
+        writer.write_table(pa.table({"id": ["1"], "text": ["一"]}))
+    with pytest.raises(InputError, match=r"a\.parquet: more than 64 MB of metadata; write it again"):
+        list_shards(str(path))
+    with pytest.raises(InputError, match="more than 64 MB of metadata"):
+        run(tmp_path, path)
+
+
+def test_what_a_folder_holds(tmp_path):
+    """Names in capitals, linked folders, folders named like files; not what is hidden, an index, or the output itself."""
+    dump = tmp_path / "dump"
+    for number, name in enumerate(["A.PARQUET", "b.parquet/part-0.parquet", ".trash/c.parquet", "_tmp/d.parquet"]):
+        (dump / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"id": [str(number)], "text": ["一"]}), dump / name)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pq.write_table(pa.table({"id": ["9"], "text": ["九"]}), elsewhere / "e.parquet")
+    (dump / "link").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(dump)
+    (dump / "idx" / "generations").mkdir(parents=True)
+    (dump / "idx" / "CURRENT.json").write_text("{}")
+    assert [row["id"] for shard in list_shards(str(dump)) for row in read_shard(shard)[0].to_pylist()] == [
+        "0",
+        "1",
+        "9",
+    ]
+    for _ in range(2):  # what the first run wrote is no input of the second
+        report = prepare(PrepareConfig((str(dump),), str(dump / "shards")))
+        assert (report.read, report.records) == (3, 3)
+    (dump / "gone.jsonl").symlink_to(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"gone\.jsonl: a link to a file that is not there"):
+        run(tmp_path, dump)
 
 
 def test_columns_that_are_not_needed_are_not_read(tmp_path):
