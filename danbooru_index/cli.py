@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -38,13 +39,15 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and exits 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        query = "; a query that begins with - goes after --" if message.endswith("QUERY") else ""
+        raise UsageError(f"{message} (see {self.prog} --help{query})")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. Only this project's errors are caught: one line on stderr."""
 
     def run() -> int:
+        _open_closed_streams()
         parsed = _parser().parse_args(arguments)
         if parsed.command is not _doctor:  # which says more
             check_versions()
@@ -53,6 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return command(parsed, out)
 
     return guarded(run)
+
+
+def _open_closed_streams() -> None:
+    """Streams that the caller has closed lead nowhere; what a stream cannot write in its encoding is escaped."""
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -151,7 +168,9 @@ def _verb(verbs: Any, name: str, command: Command, summary: str, example: str) -
 
 
 def _add_rejects(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--strict", action="store_true", help="stop with 1 at rejected records; nothing is left behind")
+    parser.add_argument(
+        "--strict", action="store_true", help="stop with 1 at rejected records, before anything is made"
+    )
     parser.add_argument(
         "--max-rejects",
         default="0",
@@ -299,7 +318,9 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument("--mode", default="all", metavar="all|dense|sparse|colbert|hybrid")
     _add_query_options(parser)
     parser.add_argument("--against", metavar="INDEX2", help="another index, to compare with: base against tuned")
-    parser.add_argument("--query-instruction", metavar="TEXT", help="put before every query (default: the index's own)")
+    parser.add_argument(
+        "--query-instruction", metavar="TEXT", help="put before every query of INDEX (default: its own)"
+    )
     parser.add_argument("--no-baselines", action="store_true", help="without BM25 and character TF-IDF")
     parser.add_argument("--ablation", action="store_true", help="also hybrid without each of its three parts")
     parser.add_argument("--picture", metavar="FILE", help="draw Recall@10 and mAP@10 (.svg or .png)")
@@ -592,6 +613,8 @@ def _evaluate(arguments: argparse.Namespace, out: TextIO) -> int:
     picture = Path(arguments.picture) if arguments.picture else None
     if picture and picture.suffix not in (".svg", ".png"):
         raise UsageError(f"--picture {picture}: a name that ends with .svg or .png is needed")
+    if picture and not picture.parent.is_dir():
+        raise UsageError(f"--picture {picture}: there is no folder {picture.parent}")
     report = evaluate(
         EvaluateConfig(
             arguments.index,

@@ -168,13 +168,18 @@ class Weights:
             values = [float(part) for part in word.split(",")]
         except ValueError:
             values = []
-        if len(values) != 3 or not all(0 <= v < float("inf") for v in values) or sum(values) == 0:
+        if len(values) != 3 or not all(v >= 0 for v in values) or not 0 < sum(values) < float("inf"):
             raise UsageError(f"--weights takes three numbers, dense,sparse,colbert, such as 0.4,0.2,0.4; not {word!r}")
         return cls(*values)
 
     @property
     def total(self) -> float:
         return self.dense + self.sparse + self.colbert
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """The three, of a sum of 1."""
+        return self.dense / self.total, self.sparse / self.total, self.colbert / self.total
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def create_exclusive(path: Location, content: bytes) -> bool:
     except FileExistsError:
         return False
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     reach("create.after_link")
     sync(path.parent)
     return True
@@ -101,6 +101,13 @@ def _temporary(path: Path, content: bytes) -> Path:
         file.flush()
         os.fsync(file.fileno())
     return temporary
+
+
+def remove_temporary(folder: Location) -> None:
+    """Delete what killed processes left of files that were not named yet; only where none is being written."""
+    for path in entries(folder) if not isinstance(folder, ObjectPath) else ():
+        if path.name.startswith(".") and path.name.endswith(".tmp"):
+            path.unlink(missing_ok=True)
 
 
 def to_checked_json(fields: dict[str, Any]) -> bytes:

@@ -23,6 +23,7 @@ from danbooru_index.generations import IndexRoot
 from danbooru_index.ranking import EncodedQuery, rank_hybrids, rank_many, top_positive
 from danbooru_index.reader import GenerationReader, Rows
 from danbooru_index.search import QueryEncoder
+from danbooru_index.sources import text_lines
 
 DEPTH = 100
 ENCODED_AT_ONCE = 1024
@@ -150,14 +151,8 @@ def _mark(system: System, measure: str) -> str:
 
 def read_queries(path: str) -> list[Query]:
     """The queries of a file; raise `InputError` that names the line for one that cannot be used."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
     queries = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in text_lines(Path(path)):
         try:
             item = json.loads(line)
             text, relevant, kind = item["query"], item["relevant"], item.get("kind", "all queries")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from danbooru_index.durable import (
     file_sizes,
     from_checked_json,
     make_folder,
+    remove_temporary,
     remove_tree,
     replace_file,
     to_checked_json,
@@ -29,12 +31,13 @@ from danbooru_index.errors import StorageError, UsageError, first_line
 from danbooru_index.failpoints import reach
 from danbooru_index.object_store import Location, ObjectPath, location
 from danbooru_index.packing import SCHEMA_VERSION, TABLES, TableSpec, table_specs
-from danbooru_index.tables import LANCE_STORAGE_VERSION, SHARD_NAME, TablePart
+from danbooru_index.tables import LANCE_STORAGE_VERSION, SHARD_NAME, TablePart, damaged_files, read_records
 
 GENERATION_ID = re.compile(r"g[0-9]{6,}-[0-9a-f]{8}")
 TABLE_FILE = re.compile(r"(dense|sparse|colbert)\.lance/_[a-z]+/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
 GRACE_S = 900.0
 SUPERSEDED = "superseded_at"
+REMEMBERED = 100  # publications, for `rollback`
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,14 @@ class Generation:
         """Whether some process has finished this generation since it was read."""
         return _read_manifest(self.path / "manifest.json").sealed
 
+    def is_whole(self) -> bool:
+        """Whether all that a sealed generation names is there, in size; `verify` rereads it."""
+        manifest = self.manifest
+        done = [shard for shard in manifest.shards if shard not in manifest.failed_shards]
+        compacted = manifest.compacted_parts
+        found = read_records(self.path, done, manifest.fingerprint_digest, sealed=True, compacted=compacted)
+        return len(found) == len(done) and not damaged_files(self.path, manifest.files)
+
     def save(self) -> None:
         """Write the manifest, atomically; raise `ValueError` for one that could not be read back."""
         self.manifest.validate()
@@ -166,28 +177,54 @@ class IndexRoot:
             )
 
     def generations(self) -> list[Generation]:
-        """All generations, oldest first."""
-        found = []
+        """All generations whose manifest can be read, oldest first."""
+        return [found for found in self._found() if isinstance(found, Generation)]
+
+    def damaged(self) -> dict[str, str]:
+        """The other generations, by id, and what is wrong with each."""
+        return dict(found for found in self._found() if not isinstance(found, Generation))
+
+    def _found(self) -> Iterator[Generation | tuple[str, str]]:
         for path in entries(self.path / "generations"):
             # A name with a dot is a generation on its way to being deleted, by a process that was killed meanwhile.
             if not path.name.startswith(".") and (path / "manifest.json").is_file():
-                found.append(Generation(path, _read_manifest(path / "manifest.json")))
-        return found
+                try:
+                    yield Generation(path, _read_manifest(path / "manifest.json"))
+                except StorageError as error:
+                    yield path.name, str(error)
 
     def current_id(self) -> str | None:
         """The id of the published generation, None where nothing is published yet."""
+        current = self._read_current()
+        return None if current is None else current[0]
+
+    def _read_current(self) -> tuple[str, list[str] | None] | None:
+        """The published generation's id and those published before it, oldest first, where that is written down."""
         path = self.path / "CURRENT.json"
         try:
-            named = from_checked_json(path.read_bytes())["generation"]
+            body = from_checked_json(path.read_bytes())
+            named, before = body["generation"], body.get("before")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StorageError(
                 f"{path}: cannot be read ({first_line(error, 120)}); danbooru-index rollback repairs it"
             ) from None
-        if not isinstance(named, str) or not GENERATION_ID.fullmatch(named):
+        names = [named, *before] if isinstance(before, list) else [named]
+        if not all(isinstance(name, str) and GENERATION_ID.fullmatch(name) for name in names):
             raise StorageError(f"{path}: names no generation; danbooru-index rollback repairs it")
-        return named
+        return named, before if isinstance(before, list) else None
+
+    def _before(self) -> list[str]:
+        """What was published before the current generation, oldest first; by their numbers where nobody wrote it down."""
+        try:
+            current = self._read_current()
+        except StorageError:
+            return [g.id for g in self.generations() if g.manifest.sealed]
+        if current is None:
+            return []
+        named, before = current
+        return [g.id for g in self.generations() if g.manifest.sealed and g.id < named] if before is None else before
 
     def current(self) -> Generation:
         """The published generation; raise `StorageError` where there is none."""
@@ -207,7 +244,8 @@ class IndexRoot:
 
     def start(self, manifest: Manifest, codec: Codec | None = None) -> Generation:
         """A new, unfinished generation; with its codec, which is there before it is."""
-        numbers = [int(g.id[1:7]) for g in self.generations() if g.id[1:7].isdigit()]
+        names = [path.name.removeprefix(".trash-") for path in entries(self.path / "generations")]
+        numbers = [int(name[1:].partition("-")[0]) for name in names if GENERATION_ID.fullmatch(name)]
         manifest.id = f"g{max(numbers, default=0) + 1:06d}-{manifest.fingerprint_digest[:8]}"
         manifest.created_at = time.time()
         generation = Generation(self.path / "generations" / manifest.id, manifest)
@@ -221,57 +259,73 @@ class IndexRoot:
 
     def publish(self, generation: Generation) -> None:
         """Make a sealed generation the one that readers open: one atomic replacement."""
+        before = self._before()
+        with contextlib.suppress(StorageError):
+            before.append(self.current_id() or generation.id)
+        self._publish(generation, list(dict.fromkeys(name for name in before if name != generation.id)))
+
+    def _publish(self, generation: Generation, before: list[str]) -> None:
         if not generation.manifest.sealed:
             raise StorageError(f"generation {generation.id} is not finished; run the build again")
         with contextlib.suppress(StorageError):
-            before = self.current()
-            if before.id != generation.id:
-                replace_file(before.path / SUPERSEDED, str(time.time()).encode())
+            replaced = self.current()
+            if replaced.id != generation.id:
+                replace_file(replaced.path / SUPERSEDED, str(time.time()).encode())
         reach("publish.superseded")
         body = {
             "generation": generation.id,
             "versions": generation.manifest.versions,
             "published_at": time.time(),
+            "before": before[-REMEMBERED:],
         }
         replace_file(self.path / "CURRENT.json", to_checked_json(body))
 
     def rollback(self) -> Generation:
-        """Publish the sealed generation before the current one; raise `StorageError` where there is none."""
+        """Publish what was published before the current generation, passing over damaged ones; raise `StorageError`
+        where there is none."""
         self.require()
-        try:
-            current = self.current_id()
-        except StorageError:
-            current = None
-        before = [g for g in self.generations() if g.manifest.sealed and (current is None or g.id < current)]
-        if not before:
-            raise StorageError(f"{self.path}: there is no earlier generation to go back to")
-        self.publish(before[-1])
-        return before[-1]
+        known = {generation.id: generation for generation in self.generations() if generation.manifest.sealed}
+        before = self._before()
+        damaged = []
+        while before:
+            name = before.pop()
+            if name in known and known[name].is_whole():
+                self._publish(known[name], before)
+                return known[name]
+            damaged += [name] if name in known or name in self.damaged() else []
+        more = f" but {', '.join(damaged)}, which {'is' if len(damaged) == 1 else 'are'} damaged" if damaged else ""
+        raise StorageError(f"{self.path}: there is no earlier generation to go back to{more}")
 
     def prune(self, keep: int, grace_s: float = GRACE_S) -> list[str]:
-        """Delete generations older than the last `keep` sealed ones; never the published one, nor one that a reader
-        may have opened less than `grace_s` seconds ago; return the ids deleted."""
+        """Delete generations older than the last `keep` sealed ones, and unfinished ones that have a later one; never the
+        published one, nor one that a reader may have opened less than `grace_s` seconds ago; return the ids deleted."""
         self.require()
         if keep < 1:
             raise UsageError(f"--keep must be at least 1, not {keep}")
         current = self.current_id()
         sealed = [g for g in self.generations() if g.manifest.sealed]
         kept = {g.id for g in sealed[-keep:]} | {current}
-        newest = sealed[-1].id if sealed else ""
+        known = self.generations()
+        newest = known[-1].id if known else ""
         deleted = []
         self._clear_remains(newest)
-        for generation in self.generations():
-            stale = generation.id < newest if not generation.manifest.sealed else generation.id not in kept
-            if stale and time.time() - self._superseded_at(generation, sealed) >= grace_s:
+        for generation in known:
+            if generation.manifest.sealed:
+                left_alone = time.time() - self._superseded_at(generation, sealed) < grace_s
+                stale = generation.id not in kept and not left_alone
+            else:
+                stale = generation.id < newest  # the owner is here, so nobody is building it
+            if stale:
                 _delete(generation)
                 deleted.append(generation.id)
         return deleted
 
     def _clear_remains(self, newest: str) -> None:
-        """Delete what a killed `prune` left: trash; on an object store, generations without their manifest."""
+        """Delete what a killed `prune` or `build` left: trash, and generations without a manifest."""
+        remove_temporary(self.path)
         for path in entries(self.path / "generations"):
-            headless = isinstance(path, ObjectPath) and path.name < newest and not (path / "manifest.json").is_file()
-            if path.name.startswith(".trash-") or headless:
+            headless = GENERATION_ID.fullmatch(path.name) and path.name < newest
+            if path.name.startswith(".trash-") or (headless and not (path / "manifest.json").is_file()):
                 remove_tree(path)
 
     @staticmethod

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from danbooru_index.codec import Codec
 from danbooru_index.compaction import compact, drop_replaced
-from danbooru_index.errors import BuildFailedError, StorageError, first_line
+from danbooru_index.errors import BuildFailedError, RejectedRecordsError, StorageError, first_line
 from danbooru_index.failpoints import reach
 from danbooru_index.generations import Generation, IndexRoot, Manifest, describe_difference
 from danbooru_index.packing import TABLES
@@ -40,10 +40,11 @@ class Beginning:
     finished: bool = False
 
 
-def begin(root: IndexRoot, wanted: Manifest, codec: Codec | None = None) -> Beginning:
+def begin(root: IndexRoot, wanted: Manifest, codec: Codec | None = None, *, strict: bool = False) -> Beginning:
     """Go on with the unfinished generation that equals `wanted` in all that must not be mixed, else start a new one.
 
-    A finished one is published again where it is not; a damaged one is left alone and built anew.
+    A finished one is published again where it is not, unless it leaves records out and `strict` is asked for
+    (`RejectedRecordsError`); a damaged one is left alone and built anew.
     """
     known = root.generations()
     damaged: list[str] = []
@@ -61,13 +62,18 @@ def begin(root: IndexRoot, wanted: Manifest, codec: Codec | None = None) -> Begi
             damaged.append(f"generation {generation.id} is damaged (danbooru-index verify): built anew")
             break
         if not manifest.failed_shards:
+            if strict and manifest.rejected:
+                raise RejectedRecordsError(
+                    f"generation {generation.id} is this build, without {sum(manifest.rejected.values()):,} records "
+                    f"({', '.join(manifest.rejected)}): refused because of --strict"
+                )
             drop_replaced(generation)
             if root.current_id() != generation.id:
                 root.publish(generation)
                 note = f"generation {generation.id} was complete: published again"
                 return Beginning(generation, [note], finished=True)
             return Beginning(generation, [], finished=True)
-    notes = damaged
+    notes = [*root.damaged().values(), *damaged]
     if known and not damaged:
         last = known[-1]
         why = describe_difference(last.manifest, wanted) or "its failed shards are tried again"

@@ -12,6 +12,7 @@ import fnmatch
 import io
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -213,7 +214,10 @@ def location(text: str | Location) -> Location:
         if not text.startswith("s3://"):
             raise UsageError(f"{text}: of object stores only s3:// is known to keep its promises here")
         return ObjectPath.parse(text)
-    return Path(text)
+    if isinstance(text, str) and re.match("[a-z0-9]+:/", text):
+        raise UsageError(f"{text}: neither a folder nor of the form s3://bucket/prefix")
+    path = Path(text)
+    return path.absolute() if ":" in str(path) else path  # a:b is an object store to Lance, /c/a:b is not
 
 
 def storage_options(path: Location) -> dict[str, str] | None:
@@ -270,6 +274,13 @@ def leased(root: ObjectPath) -> Iterator[None]:
     keeper.start()
     try:
         yield
+    except BaseException:
+        if lease.lost:
+            raise StorageError(
+                f"{root}: this process no longer owns the index: its lease could not be renewed in {LEASE_S:.0f} s, or another "
+                "process took it; nothing is lost: run the same command again when no other is at work"
+            ) from None
+        raise
     finally:
         ended.set()
         keeper.join(timeout=RETRY_S)
@@ -284,6 +295,7 @@ class _Lease:
         self._holder = uuid.uuid4().hex
         self._version: str | None = None
         self._until = 0.0
+        self.lost = False
 
     def acquire(self, root: ObjectPath) -> None:
         try:
@@ -309,6 +321,7 @@ class _Lease:
             if time.time() > self._until:
                 break
         if not ended.is_set():
+            self.lost = True
             os.kill(os.getpid(), signal.SIGINT)
 
     def release(self) -> None:

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
@@ -48,7 +49,7 @@ from danbooru_index.projection import obtain, refuse_below
 from danbooru_index.reader import GenerationReader
 from danbooru_index.sampling import Sample, choose_samples
 from danbooru_index.selfcheck import self_queries
-from danbooru_index.shards import Shard, find_parquet, list_shards, mark_duplicates
+from danbooru_index.shards import Shard, find_parquet, list_shards, mark_duplicates, read_shard
 from danbooru_index.tables import CompletionRecord, free_bytes, index_bytes, read_records
 from danbooru_index.throughput import BuildReport, ShardCounts, save_report
 from danbooru_index.versions import check_versions
@@ -113,11 +114,8 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
     """`build`, for a caller that owns the index already."""
     started = time.monotonic()
     shards = mark_duplicates(list_shards(config.shards))
-    duplicates = sum(len(shard.drop) for shard in shards)
-    if config.strict and duplicates:
-        raise RejectedRecordsError(
-            f"{duplicates:,} duplicate_id in {config.shards}: nothing was built because of --strict"
-        )
+    if config.strict:
+        _refuse_rejects(shards)
     named = config.model or (default_model("cpu") if _without_gpu(config) else None)
     model = Lookahead(named, shards, config.max_length) if named else None
     try:
@@ -130,6 +128,21 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
         raise BuildFailedError("stopped; completed shards are kept: run the same command to go on") from None
     except OSError as error:
         raise StorageError(f"{error.filename or config.index}: {error.strerror or error}") from None
+
+
+def _refuse_rejects(shards: list[Shard]) -> None:
+    """Under `--strict`, before anything else is done: raise `RejectedRecordsError` for records that cannot be used."""
+    reasons: Counter[str] = Counter()
+    first = ""
+    for shard in shards:
+        for reject in read_shard(shard)[1]:
+            reasons[reject.reason.value] += 1
+            first = first or f"{reject.source}:{reject.line} {reject.reason.value} {reject.detail}".rstrip()
+    if reasons:
+        raise RejectedRecordsError(
+            f"{reasons.total():,} of {sum(shard.rows for shard in shards):,} records would be rejected "
+            f"({describe_rejects(reasons)}); the first: {first}; nothing was built because of --strict"
+        )
 
 
 def _without_gpu(config: BuildConfig) -> bool:
@@ -152,7 +165,7 @@ def _build(
         refuse_below(projected[1], config.min_fidelity)
         fingerprint = replace(fingerprint, codec=projected[0].name)
     wanted = _wanted(config, shards, checkpoint, fingerprint, recipe, projected)
-    beginning = begin(root, wanted, projected[0] if projected else None)
+    beginning = begin(root, wanted, projected[0] if projected else None, strict=config.strict)
     run = Run(config, started, shards, checkpoint, plan, device, recipe, beginning.generation, beginning.notes)
     if beginning.finished:
         return _report(run, _records(run, sealed=True), "already published: nothing to do")

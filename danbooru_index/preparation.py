@@ -82,6 +82,8 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     _check_replaceable(out, config.inputs)
     files = list_inputs(config.inputs, leaving_out=out)
     translations = read_translations(config.translations)
+    if translations and not any(".csv" in path.name.lower() for path in files):
+        raise UsageError(f"--translations {config.translations}: no input is CSV, so there is nothing to add them to")
     staging = _beside(out, STAGING)
     try:
         report = _write_unique(files, translations, staging, config)

@@ -96,12 +96,9 @@ def _candidates(limit: int) -> int:
 
 def _combine(scores: dict[Mode, Scores], weights: Weights) -> Scores:
     """FlagEmbedding's `colbert+sparse+dense`: the weighted mean of the three."""
-    total = (
-        weights.dense * scores[Mode.DENSE]
-        + weights.sparse * scores[Mode.SPARSE]
-        + weights.colbert * scores[Mode.COLBERT]
-    )
-    return np.asarray(total / weights.total, dtype=np.float32)
+    dense, sparse, colbert = weights.shares
+    mean = dense * scores[Mode.DENSE] + sparse * scores[Mode.SPARSE] + colbert * scores[Mode.COLBERT]
+    return np.asarray(mean, dtype=np.float32)
 
 
 def top(scores: Scores, count: int) -> Rows:

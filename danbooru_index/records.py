@@ -14,7 +14,7 @@ from typing import Any
 
 from danbooru_index.config import MAX_TEXT_BYTES
 
-CSV_CATEGORIES = {"0": "general", "1": "artist", "3": "copyright", "4": "character", "5": "meta"}
+CATEGORIES = {"0": "general", "1": "artist", "3": "copyright", "4": "character", "5": "meta"}
 NSFW_RATINGS = {"q", "e", "questionable", "explicit"}
 INT64_MAX = 2**63 - 1
 
@@ -117,7 +117,7 @@ def parse_csv_row(row: list[str], explanation: str | None = None) -> Record:
     The id is the tag name, the text `【category】name`, with ` - explanation` where one is given.
     """
     name, number, count, aliases = [*row, "", "", "", ""][:4]
-    category = CSV_CATEGORIES.get(number.strip(), number.strip())
+    category = CATEGORIES.get(number.strip(), number.strip())
     text = f"【{category}】{name}" if name.strip() else ""
     fields = {
         "id": name,
@@ -143,7 +143,7 @@ def parse_fields(fields: Mapping[str, Any]) -> Record:
     extra = fields.get("metadata")
     known = {**extra, **{k: v for k, v in fields.items() if v is not None}} if isinstance(extra, Mapping) else fields
     parts = parse_text(text)
-    category = _string(known, "category") or parts.category
+    category = _category(known) or parts.category
     return Record(
         id=record_id,
         text=text,
@@ -203,6 +203,12 @@ def _string(fields: Mapping[str, Any], name: str) -> str:
     return _unicode(str(value), name)
 
 
+def _category(fields: Mapping[str, Any]) -> str:
+    """The category; of the numbers that Danbooru has for them, the name."""
+    name = _string(fields, "category")
+    return CATEGORIES.get(name, name) if isinstance(fields.get("category"), int) else name
+
+
 def _count(fields: Mapping[str, Any]) -> int | None:
     value = fields.get("post_count")
     if value is None or value == "":
@@ -210,7 +216,8 @@ def _count(fields: Mapping[str, Any]) -> int | None:
     try:
         if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError
-        count = int(value)
+        # A column with missing values comes out of pandas as decimals.
+        count = int(value.strip().removesuffix(".0") if isinstance(value, str) else value)
     except (ValueError, TypeError, OverflowError):
         raise RejectedError(Reason.WRONG_TYPE, f"post_count is {str(value)[:40]!r}, not an integer") from None
     if abs(count) > INT64_MAX:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ class TagIndex:
             return False
         latest = self._root.current()
         reader = GenerationReader(latest)
-        if latest.manifest.fingerprint_digest != self.generation.manifest.fingerprint_digest:
+        if _asked_by(latest) != _asked_by(self.generation):
             self._encode = None
         self.generation, self._reader = latest, reader
         return True
@@ -151,34 +152,35 @@ class TagIndex:
         mode: Mode | str = Mode.HYBRID,
         limit: int = 10,
         weights: Weights = Weights(),
-        category: Sequence[str] = (),
+        category: str | Sequence[str] = (),
         min_post_count: int | None = None,
         nsfw: bool = False,
     ) -> list[Hit]:
         """The `limit` best tags for a query in any language, best first: of these categories, with at least so many
         posts; NSFW tags only where `nsfw`.
 
-        Raises `UsageError` for an empty query, a limit out of range or a category that no record has, `ModelError` when
-        the model is another.
+        Raises `UsageError` for an empty query, an unknown mode, a limit out of range or a category that no record has,
+        `ModelError` when the model is another.
         """
-        if not query.strip():
+        if _is_blank(query):
             raise UsageError("the query is empty")
         try:
             query.encode()
         except UnicodeEncodeError:
             raise UsageError("the query is not valid UTF-8") from None
-        if not 1 <= limit <= LARGEST_LIMIT:
+        chosen = Mode.parse(mode)
+        if not (isinstance(limit, int) and 1 <= limit <= LARGEST_LIMIT):
             raise UsageError(f"--limit must be between 1 and {LARGEST_LIMIT}, not {limit}")
         if time.monotonic() - self._looked > REFRESH_S:
             with contextlib.suppress(StorageError):  # the one that is open still answers
                 self.refresh()
-        wanted = Filter(tuple(category), min_post_count, nsfw)
+        wanted = Filter((category,) if isinstance(category, str) else tuple(category), min_post_count, nsfw)
         try:
-            return self._answer(query, Mode(mode), limit, weights, wanted)
+            return self._answer(query, chosen, limit, weights, wanted)
         except StorageError:
             if not self.refresh():
                 raise
-            return self._answer(query, Mode(mode), limit, weights, wanted)  # what was open is gone: replaced long ago
+            return self._answer(query, chosen, limit, weights, wanted)  # what was open is gone: replaced long ago
 
     def _answer(self, query: str, mode: Mode, limit: int, weights: Weights, wanted: Filter) -> list[Hit]:
         """One search on one generation."""
@@ -193,6 +195,16 @@ class TagIndex:
             raise StorageError(
                 f"the index cannot be read ({reason}); danbooru-index verify says what is wrong"
             ) from None
+
+
+def _asked_by(generation: Generation) -> tuple[str, str]:
+    """What the encoding of a query depends on."""
+    return generation.manifest.fingerprint_digest, generation.manifest.query_instruction
+
+
+def _is_blank(query: str) -> bool:
+    """Whether nothing of a query can be seen: spaces, control and format characters only."""
+    return all(unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp") for character in query)
 
 
 def _hits(reader: GenerationReader, ranking: Ranking) -> list[Hit]:

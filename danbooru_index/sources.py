@@ -143,6 +143,11 @@ def _read_csv(path: Path, translations: dict[str, str]) -> Iterator[Located]:
             row = _csv_row(line, str(path))
             if line.number == 1 and _is_header(row):
                 continue
+            if line.number == 1 and len(row) > 2 and all(re.fullmatch(r"[^\d\s]+", cell) for cell in row[1:3]):
+                raise InputError(
+                    f"{path}:1: the columns must be name,category,post_count,aliases, in this order; the first row is "
+                    f"{','.join(row)[:80]}"
+                )
             yield line.number, parse_csv_row(row, translations.get(row[0].strip()))
         except RejectedError as error:
             yield line.number, _reject(error, path, line)

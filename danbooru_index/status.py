@@ -49,14 +49,21 @@ class IndexStatus:
     index: str
     published: str | None
     generations: list[GenerationStatus] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         items = [{name: getattr(g, name) for name in g.__slots__} for g in self.generations]
-        return {"index": self.index, "published": self.published, "generations": items}
+        return {
+            "index": self.index,
+            "published": self.published,
+            "generations": items,
+            "problems": self.problems,
+        }
 
     def to_text(self) -> str:
         head = f"{self.index}: {f'generation {self.published} is published' if self.published else 'nothing published'}"
-        return "\n".join([head, *(generation.to_text() for generation in self.generations)])
+        damaged = [f"  damaged: {problem}" for problem in self.problems]
+        return "\n".join([head, *(generation.to_text() for generation in self.generations), *damaged])
 
 
 def status(path: str) -> IndexStatus:
@@ -65,7 +72,7 @@ def status(path: str) -> IndexStatus:
     root.require()
     published = root.current_id()
     found = [_describe(generation, published) for generation in root.generations()]
-    return IndexStatus(path, published, found)
+    return IndexStatus(path, published, found, list(root.damaged().values()))
 
 
 def _describe(generation: Generation, published: str | None) -> GenerationStatus:

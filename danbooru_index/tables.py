@@ -28,7 +28,15 @@ from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
 from danbooru_index.batches import Encoding
-from danbooru_index.durable import create_exclusive, entries, file_sizes, remove_tree, rename, sync
+from danbooru_index.durable import (
+    create_exclusive,
+    entries,
+    file_sizes,
+    remove_temporary,
+    remove_tree,
+    rename,
+    sync,
+)
 from danbooru_index.errors import StorageError
 from danbooru_index.failpoints import reach
 from danbooru_index.object_store import Location, ObjectPath, storage_options
@@ -344,7 +352,7 @@ def commit_table(generation: Location, spec: TableSpec, records: list[Completion
                     max_retries=0,
                     storage_options=storage_options(folder),
                 )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             problem = error
             continue
         reach("commit.unsynced")
@@ -411,8 +419,13 @@ def sweep_orphans(
     compacted: Mapping[str, TablePart] | None = None,
 ) -> int:
     """Delete the data files of killed attempts: those that neither a record nor a compaction names, and only they; return
-    how many."""
+    how many. Also what counted those attempts, and what they wrote of a file that never got its name."""
     swept = 0
+    for path in entries(generation):
+        if path.name.startswith("attempts-"):
+            remove_tree(path)
+    remove_temporary(generation)
+    remove_temporary(generation / "shards")
     compacted = compacted or {}
     for spec in specs:
         parts = [record.tables[spec.name] for record in records]

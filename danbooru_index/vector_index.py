@@ -18,7 +18,7 @@ from danbooru_index.tables import open_table, panics_as_errors, sync_manifests, 
 NAME = "dense_ivf_rq"
 INDEX_ROWS = 1 << 18
 ROWS_PER_PARTITION = 4096
-PROBES = {"nprobes": 80, "refine_factor": 10}
+PROBES = {"minimum_nprobes": 80, "refine_factor": 10}  # more, where a filter leaves too few rows in these
 
 
 def build_index(generation: Location, version: int, rows: int) -> int:

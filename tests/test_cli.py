@@ -2,6 +2,9 @@
 
 import json
 import os
+import shlex
+import subprocess
+import sys
 import time
 
 import pyarrow as pa
@@ -52,6 +55,7 @@ def test_every_verb_shows_an_example(verb, capfd):
         (["search", "i", "q", "--mode", "psychic"], "choose one of dense, sparse, colbert, hybrid"),
         (["search", "i", "q", "--weights", "1,2"], "three numbers"),
         (["search", "i", "q", "--weights", "nan,1,1"], "three numbers"),
+        (["search", "i", "q", "--weights", "1e308,1e308,1"], "three numbers"),
         (["prepare", "x.jsonl", "--out", "o", "--shard-rows", "0"], "--shard-rows"),
     ],
     ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else None,
@@ -203,3 +207,18 @@ def test_rebuild_search_roll_back_from_the_command_line(tmp_path, checkpoint, ca
     described = json.loads(run_here(capfd, "status", index, "--json"))
     assert [g["state"] for g in described["generations"]] == ["published", "kept"]
     assert "nothing to delete" in run_here(capfd, "prune", index)
+
+
+@pytest.mark.slow
+def test_closed_streams_and_narrow_encodings_are_no_tracebacks(tmp_path):
+    command = [sys.executable, "-m", "danbooru_index.cli"]
+    for words, code in (
+        (f"{shlex.join(command)} status {tmp_path} >&-", 1),
+        (f"{shlex.join(command)} status {tmp_path} <&- >&-", 1),
+        (f"PYTHONIOENCODING=latin-1 {shlex.join(command)} search --help", 0),
+    ):
+        done = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == code
+    assert "goes after --" in one_line(run_cli("search", tmp_path, "-_-"), 2)

@@ -61,6 +61,14 @@ def test_a_query_that_cannot_be_used_is_named_by_its_line(tmp_path, line):
         read_queries(str(path))
 
 
+def test_queries_written_by_other_programs(tmp_path):
+    """A byte order mark, line ends of Windows, and characters that only look like line ends."""
+    path = tmp_path / "queries.jsonl"
+    lines = [json.dumps({"query": query, "relevant": ["x"]}, ensure_ascii=False) for query in ("猫\u2028耳", "a\x85b")]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(lines).encode())
+    assert [query.text for query in read_queries(str(path))] == ["猫\u2028耳", "a\x85b"]
+
+
 def test_baselines_find_what_shares_words_or_characters():
     texts = [
         "【服装】school_uniform - 学生制服",

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from processes import running
 
-from danbooru_index.config import BuildConfig, Device, Mode, Precision, PrepareConfig, RejectLimit
+from danbooru_index.config import BuildConfig, Device, Mode, Precision, PrepareConfig, RejectLimit, Weights
 from danbooru_index.devices import nvidia_driver
-from danbooru_index.errors import DeviceError, IndexBusyError, ModelError, UsageError
+from danbooru_index.errors import DeviceError, IndexBusyError, ModelError, RejectedRecordsError, UsageError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.generations import IndexRoot
 from danbooru_index.pipeline import build, exit_code
@@ -153,8 +153,40 @@ def test_search_in_every_mode(undisturbed, sample, checkpoint):
                 if mode is not Mode.SPARSE:
                     assert record["id"] in [hit.id for hit in best]
                 assert hits[0].score == pytest.approx(max(hit.score for hit in hits))
-        with pytest.raises(UsageError, match="empty"):
-            tags.search("  ")
+        for blank in ("  ", "\u200b\ufeff", "\u3000\n\x00"):
+            with pytest.raises(UsageError, match="empty"):
+                tags.search(blank)
+
+
+def test_search_takes_what_a_caller_may_mean(undisturbed):
+    with TagIndex.open(undisturbed[0]) as tags:
+        category = tags.search("猫", limit=1, nsfw=True)[0].category
+        assert {hit.category for hit in tags.search("猫", category=category, nsfw=True)} == {category}
+        scores = {hit.id: hit.score for hit in tags.search("猫", mode="Hybrid")}
+        huge = Weights(4e40, 2e40, 4e40)
+        assert {hit.id: hit.score for hit in tags.search("猫", weights=huge)} == pytest.approx(scores)
+        for wrong in ({"mode": "psychic"}, {"limit": 2.5}, {"limit": 0}, {"category": "no such"}):
+            with pytest.raises(UsageError):
+                tags.search("猫", **wrong)
+
+
+def test_strict_refuses_before_anything_is_built(checkpoint, tmp_path):
+    (tmp_path / "shards").mkdir()
+    pq.write_table(pa.table({"id": ["1", "2", "1"], "text": ["一", " ", "三"]}), tmp_path / "shards" / "a.parquet")
+    with pytest.raises(RejectedRecordsError, match="2 of 3 records .*; the first: .*a.parquet:2 empty_text; nothing"):
+        build(config(tmp_path / "shards", tmp_path / "index", checkpoint, strict=True))
+    assert IndexRoot(tmp_path / "index").generations() == []
+
+
+def test_an_open_index_follows_a_change_of_its_query_instruction(sample_shards, checkpoint, tmp_path, undisturbed):
+    index = Path(shutil.copytree(undisturbed[0], tmp_path / "index"))
+    with TagIndex.open(index) as tags:
+        before = tags.search("猫耳", mode="dense", limit=1)[0].dense
+        build(config(sample_shards, index, checkpoint, query_instruction="为: ", precision=Precision.FP32))
+        assert tags.refresh()
+        instructed = tags.search("猫耳", mode="dense", limit=1)[0].dense
+    with TagIndex.open(undisturbed[0]) as tags:
+        assert instructed == tags.search("为: 猫耳", mode="dense", limit=1)[0].dense != before
 
 
 def test_hybrid_is_the_score_that_flag_embedding_computes(undisturbed, checkpoint):

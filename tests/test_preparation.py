@@ -94,6 +94,22 @@ def test_a_csv_header_is_passed_over_and_a_tag_called_name_is_not(tmp_path):
     assert report.read == 1
 
 
+def test_a_csv_of_other_columns_is_refused_and_decimal_counts_are_not(tmp_path):
+    (tmp_path / "a.csv").write_text("id,name,category,post_count\n1,1girl,0,5\n")
+    with pytest.raises(InputError, match=r"a\.csv:1: the columns must be name,category,post_count,aliases"):
+        run(tmp_path, tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text("1girl,0,1234.0,\nsolo,4,,\n")
+    _, out = run(tmp_path, tmp_path / "b.csv")
+    assert [(row["post_count"], row["category"]) for row in rows_of(out)] == [(1234, "general"), (None, "character")]
+
+
+def test_translations_that_nothing_uses_are_refused(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"id": "1", "text": "一"}])
+    (tmp_path / "zh.csv").write_text("一,one\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="no input is CSV"):
+        run(tmp_path, path, translations=str(tmp_path / "zh.csv"))
+
+
 def test_an_unclosed_quote_spoils_its_own_line_only(tmp_path):
     (tmp_path / "a.csv").write_text('a,0,1,\n"b,0,1,\nc,0,1,"x"\n')
     report, out = run(tmp_path, tmp_path / "a.csv")
@@ -170,7 +186,7 @@ def test_the_same_input_gives_the_same_bytes_and_names_follow_the_content(tmp_pa
     assert {p.name: p.read_bytes() for p in out.glob("*.parquet")} == first
     for name, content in first.items():
         assert hashlib.sha256(content).hexdigest()[:16] in name
-    sample[450] = {**sample[450], "text": "changed"}
+    sample = [*sample[:450], {**sample[450], "text": "changed"}, *sample[451:]]
     write_jsonl(path, sample)
     _, out = run(tmp_path, path, shard_rows=100)
     changed = {p.name for p in out.glob("*.parquet")}

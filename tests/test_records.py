@@ -95,6 +95,11 @@ def test_a_text_of_just_the_limit_is_accepted():
     assert len(parse_line(json.dumps({"id": 1, "text": "x" * MAX_TEXT_BYTES})).text) == MAX_TEXT_BYTES
 
 
+def test_a_category_by_danboorus_number():
+    assert parse_fields({"id": 1, "text": "x", "category": 4}).category == "character"
+    assert parse_fields({"id": 1, "text": "x", "category": "4"}).category == "4"
+
+
 def test_missing_values_as_pandas_writes_them():
     assert parse_line('{"id": "1", "text": "x", "post_count": NaN, "aliases": NaN}').post_count is None
 

@@ -13,11 +13,13 @@ from vault import DIM, SPECS, make_encoding, make_records, manifest, write_shard
 
 from danbooru_index.batches import TokenBatch, ragged_take
 from danbooru_index.config import Filter
-from danbooru_index.durable import create_exclusive, owned
-from danbooru_index.errors import IndexBusyError, StorageError, UsageError
+from danbooru_index.durable import create_exclusive, from_checked_json, owned, to_checked_json
+from danbooru_index.errors import IndexBusyError, RejectedRecordsError, StorageError, UsageError
 from danbooru_index.generations import Fingerprint, IndexRoot, describe_difference
+from danbooru_index.lifecycle import begin
 from danbooru_index.packing import TableDigest, count_non_finite, pack, table_specs
 from danbooru_index.reader import GenerationReader, max_sim
+from danbooru_index.status import status
 from danbooru_index.tables import (
     CompletionRecord,
     ShardWriter,
@@ -158,7 +160,11 @@ def test_orphans_are_swept_and_only_they(index):
     write_shard(generation, "a")
     write_shard(generation, "a", seed=5, finish=False)
     records = list(read_records(generation.path, ["a"], generation.manifest.fingerprint_digest).values())
+    before = sorted(path for path in generation.path.rglob("*") if path.parent.name != "data")
+    (generation.path / "attempts-0123abcd" / "all").mkdir(parents=True)
+    (generation.path / "shards" / ".b.json.0123.tmp").write_text("{")
     assert sweep_orphans(generation.path, SPECS, records) == 4, "dense, sparse and two slices of ColBERT"
+    assert sorted(path for path in generation.path.rglob("*") if path.parent.name != "data") == before
     assert verify_all(generation, records) == []
 
 
@@ -250,7 +256,7 @@ def seal(root, generation, at):
 def test_publish_roll_back_and_prune(index):
     with pytest.raises(StorageError, match="nothing is published"):
         index.current()
-    generations = [index.start(manifest(["a"])) for _ in range(4)]
+    generations = [index.start(manifest([])) for _ in range(4)]
     with pytest.raises(StorageError, match="not finished"):
         index.publish(generations[0])
     for number, generation in enumerate(generations):
@@ -265,21 +271,97 @@ def test_publish_roll_back_and_prune(index):
         index.prune(keep=0)
 
 
+def test_rollback_goes_back_in_the_order_of_publication(index):
+    first, second, third = (index.start(manifest([])) for _ in range(3))
+    for generation in (first, second, third):
+        seal(index, generation, at=1000.0)
+    index.publish(first)
+    assert [index.rollback().id for _ in range(2)] == [third.id, second.id]
+    with pytest.raises(StorageError, match="no earlier"):
+        index.rollback()
+    assert index.current().id == second.id
+
+
+def test_an_index_from_before_publications_were_remembered(index):
+    for _ in range(3):
+        seal(index, index.start(manifest([])), at=1000.0)
+    path = index.path / "CURRENT.json"
+    body = from_checked_json(path.read_bytes())
+    path.write_bytes(to_checked_json({name: body[name] for name in ("generation", "versions", "published_at")}))
+    assert index.rollback().id.startswith("g000002")
+    assert index.rollback().id.startswith("g000001")
+
+
+def test_strict_publishes_no_generation_that_leaves_records_out(index):
+    wanted = manifest([])
+    first, second = index.start(manifest([], rejected={"empty_text": 2})), index.start(manifest([], input_digest="j"))
+    for generation in (first, second):
+        seal(index, generation, at=1000.0)
+    with pytest.raises(RejectedRecordsError, match=f"{first.id} is this build, without 2 records"):
+        begin(index, wanted, strict=True)
+    assert index.current().id == second.id
+    assert begin(index, wanted).finished
+    assert index.current().id == first.id
+
+
+def test_rollback_passes_over_what_is_damaged(index):
+    whole, emptied, cut, last = (index.start(manifest([])) for _ in range(4))
+    emptied.manifest.shards = ["a"]
+    _, record, _ = write_shard(emptied, "a")
+    emptied.manifest.versions = commit(emptied.path, SPECS, [record])
+    for generation in (whole, emptied, cut, last):
+        seal(index, generation, at=1000.0)
+    next((table_path(emptied.path, "sparse") / "data").glob("*.lance")).unlink()
+    (cut.path / "manifest.json").write_bytes(b"{")
+    assert list(index.damaged()) == [cut.id]
+    assert "cannot be read" in status(str(index.path)).problems[0]
+    assert index.rollback().id == whole.id
+    with pytest.raises(StorageError, match="no earlier"):
+        index.rollback()
+    assert index.start(manifest([])).id.startswith("g000005"), "a number is not given twice"
+
+
+def test_abandoned_builds_can_be_pruned_and_the_last_one_stays(index):
+    seal(index, index.start(manifest([])), at=1000.0)
+    abandoned = [index.start(manifest(["a"])).id for _ in range(3)]
+    assert index.prune(keep=1) == abandoned[:2]
+    assert [generation.id for generation in index.generations()][1:] == abandoned[2:]
+
+
+def test_a_folder_without_a_manifest_is_cleared(index):
+    headless = index.path / "generations" / "g000001-deadbeef"
+    headless.mkdir(parents=True)
+    seal(index, index.start(manifest([])), at=1000.0)
+    index.prune(keep=1)
+    assert not headless.exists()
+
+
+def test_a_name_with_a_colon_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = IndexRoot("tags-2026-11-22T10:00")
+    root.create()
+    generation = root.start(manifest(["a"]))
+    _, record, _ = write_shard(generation, "a")
+    assert commit(generation.path, SPECS, [record])["dense"] == 1
+    with pytest.raises(UsageError, match="s3://bucket/prefix"):
+        IndexRoot("s3:/bucket/index")
+
+
 def test_pruning_waits_for_readers(index):
     import time
 
     for _ in range(3):
-        seal(index, index.start(manifest(["a"])), at=time.time())
+        seal(index, index.start(manifest([])), at=time.time())
     assert index.prune(keep=1) == []
 
 
 def test_the_grace_period_begins_when_a_generation_is_replaced(index):
     """Rolled back to, read, replaced just now: its age says nothing about its readers."""
-    generations = [index.start(manifest(["a"])) for _ in range(3)]
+    generations = [index.start(manifest([])) for _ in range(3)]
     for generation in generations:
         seal(index, generation, at=1000.0)
     index.rollback()
-    newest = index.start(manifest(["a"]))
+    newest = index.start(manifest([]))
     seal(index, newest, at=2000.0)
     for folder in (generations[0], generations[2]):
         (folder.path / "superseded_at").write_text("1500")
@@ -289,7 +371,7 @@ def test_the_grace_period_begins_when_a_generation_is_replaced(index):
 
 
 def test_a_generation_half_deleted_is_no_generation(index):
-    first, second = (index.start(manifest(["a"])) for _ in range(2))
+    first, second = (index.start(manifest([])) for _ in range(2))
     for generation in (first, second):
         seal(index, generation, at=1000.0)
     trash = first.path.with_name(f".trash-{first.id}")
@@ -322,7 +404,7 @@ def test_equal_vectors_find_themselves_by_a_tied_score(index):
 
 
 def test_a_damaged_current_file_is_named_and_rollback_repairs_it(index):
-    seal(index, index.start(manifest(["a"])), at=1.0)
+    seal(index, index.start(manifest([])), at=1.0)
     (index.path / "CURRENT.json").write_text("{")
     with pytest.raises(StorageError, match="rollback"):
         index.current()
@@ -397,10 +479,10 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
     shards = [f"s{number}" for number in range(8)]
     generation = index.start(manifest(shards))
     for number, shard in enumerate(shards):
-        write_shard(generation, shard, 200, seed=number)
+        write_shard(generation, shard, 200, number, categories=["rare" if n == 7 else "usual" for n in range(200)])
     records = list(read_records(generation.path, shards, generation.manifest.fingerprint_digest).values())
     monkeypatch.setattr(vector_index, "INDEX_ROWS", 1000)
-    monkeypatch.setattr(vector_index, "ROWS_PER_PARTITION", 100)
+    monkeypatch.setattr(vector_index, "ROWS_PER_PARTITION", 10)
     end(index, generation, records, [], check_tables)
     reader = GenerationReader(index.current())
     chance = np.random.default_rng(3)
@@ -414,6 +496,11 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
         assert np.allclose(scores, vectors[rows] @ query, atol=2e-3), "scores are exact, whatever found them"
         found += len(set(rows.tolist()) & set(np.argsort(-(vectors @ query))[:10].tolist()))
     assert found >= 190
+    rare = [f"s{number}-7" for number in range(8)]  # of 1,600 rows in 160 partitions, of which 80 are looked into
+    ids = lance.dataset(str(table_path(generation.path, "dense"))).to_table(columns=["id"])["id"].to_pylist()
+    for _ in range(5):
+        rows, _ = reader.dense_top(chance.normal(size=DIM).astype(np.float32), 8, Filter(("rare",), nsfw=True))
+        assert sorted(ids[row] for row in rows) == rare, "a filter that leaves few rows leaves them all"
     names = [name for name in index.current().manifest.files if "/_indices/" in name]
     assert names
     path = generation.path / names[0]

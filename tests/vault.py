@@ -77,9 +77,9 @@ def manifest(shards, **changes):
     return Manifest(**fields | changes)
 
 
-def write_shard(generation, shard, count=20, seed=0, finish=True):
+def write_shard(generation, shard, count=20, seed=0, finish=True, categories=None):
     writer = ShardWriter(generation.path, shard, SPECS)
-    records, encoding = make_records(count, f"{shard}-"), make_encoding(count, seed)
+    records, encoding = make_records(count, f"{shard}-", categories=categories), make_encoding(count, seed)
     writer.write(records.slice(0, 7), encoding.keep(np.arange(count) < 7))
     writer.write(records.slice(7), encoding.keep(np.arange(count) >= 7))
     parts = writer.finish()
