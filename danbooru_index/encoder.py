@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ LARGEST_GPU_TOKENS_PER_BATCH = 32_768
 SMALLEST_TOKENS_PER_BATCH = 512
 MOST_STREAMS = 4
 AHEAD = 2  # batches on the device: while one ends, the next has begun
+WORTH_FUSING = 8  # calls in a batch: fusing takes the time of two
 FEW_TOKENS = 256  # a query alone is not padded to a block
 HALVINGS = 8
 SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if it hung
@@ -174,6 +176,7 @@ class Encoder:
         self._projection = projection
         self._forward = PackedModel(model, self._device, projection)
         self.blocks: tuple[int, ...] = self._forward.blocks
+        self.worth_filling, self._fuse = self._forward.worth_filling, self._forward.fuse
         self.tokens_per_batch = tokens_per_batch or self._default_tokens_per_batch()
         self.stats = EncoderStats()
         self._recomputing = threading.Lock()
@@ -207,7 +210,7 @@ class Encoder:
         def run() -> Array:
             total = torch.zeros(self.dim, self.dim, dtype=torch.float32, device=self._device)
             with torch.inference_mode():
-                for call in self._calls(_Plan(batch, self.blocks)):
+                for call in self._fused_calls(_Plan(batch, self.blocks)):
                     vectors = self._forward(call)[OUTPUTS.index("colbert")]
                     vectors = vectors[torch.isfinite(vectors).all(1)]
                     total += vectors.T @ vectors
@@ -270,7 +273,7 @@ class Encoder:
         They are launched at once, after those of the batch before and before those of the next, and then waited for.
         """
         with self._launching:
-            calls = self._calls(plan)
+            calls = self._fused_calls(plan)
             out = self._buffers(plan)
             rows = np.cumsum([0, *(call.rows for call in calls)]).tolist()
             tokens = np.cumsum([0, *(call.tokens for call in calls)]).tolist()
@@ -295,6 +298,16 @@ class Encoder:
         if ended is not None:
             ended.synchronize()
         return out
+
+    def _fused_calls(self, plan: _Plan) -> list[PackedCall]:
+        """The calls of a plan, after the layers have been fused where it has whole ones."""
+        calls = self._calls(plan)
+        if any(call.whole for call in calls):
+            if self.streams > 1:
+                self._pool.submit(self._fuse, plan.budget).result()
+            else:
+                self._fuse(plan.budget)
+        return calls
 
     def _call(self, call: PackedCall, rows: int, tokens: int, out: dict[str, torch.Tensor]) -> None:
         """One device call, its results put behind those of `rows` texts with `tokens` tokens."""
@@ -350,17 +363,23 @@ class Encoder:
         return {name: value.numpy() for name, value in copies.items()}
 
     def _calls(self, plan: _Plan) -> list[PackedCall]:
-        """The device calls of a plan at the token budget, planned once; where several run at once, as many as end together."""
+        """The device calls of a plan at the token budget, planned once; where several run at once, as many as end together.
+
+        What a plan's calls are depends on nothing but the plan, so that a batch comes out the same whenever it is encoded.
+        """
         budget = self.tokens_per_batch
         if plan.budget != budget:
             plan.budget = budget
             if budget <= FEW_TOKENS:
                 plan.pack((0,))
             packing = plan.packing
-            if packing.slots > budget:
+            fill_from = math.inf
+            if self.worth_filling is not None and packing.slots >= WORTH_FUSING * budget:
+                fill_from = self.worth_filling * budget
+            elif packing.slots > budget:
                 rounds = -(-packing.slots // (budget * self.streams))
                 budget = min(budget, padded(-(-packing.slots // (rounds * self.streams))))
-            plan.calls = list(pack_calls(packing, budget, self._padding))
+            plan.calls = list(pack_calls(packing, budget, self._padding, fill_from))
         return plan.calls
 
     def _recompute(

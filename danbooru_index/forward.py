@@ -8,8 +8,9 @@ matrix product is as large as the token budget, whatever the lengths are. Called
 from __future__ import annotations
 
 import importlib.util
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from danbooru_index import fusion
 from danbooru_index.batches import Encoding, ragged_take
 from danbooru_index.devices import cpu_has_avx512_bf16_alone
 
@@ -26,9 +28,14 @@ if TYPE_CHECKING:
 Attend = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 Attention = Callable[["PackedCall", "torch.Tensor"], Attend]
 
+WORTH_FILLING = {
+    4: 0.5,
+    2: 0.9,
+}  # share of a whole call, by a value's bytes, from which its empty slots cost less than they save
 LONGEST_IN_TWO = 512  # tokens: 16 heads have 8 MB of scores for such a text
 QUESTION_VECTORS = 256
 GEMMS = 8
+TAIL = 32
 TAIL_STEPS = ((64, 1), (512, 32), (1 << 62, 128))
 BLOCK_COSTS = {32: 1.0, 64: 1.04, 128: 1.1, 0: 1.2}  # of a slot: a layer's time by how attention is done; 0: by length
 
@@ -60,7 +67,7 @@ class Packing:
 class PackedCall:
     """One device call: `ids` and `positions` int64 [P], padding where no text is; `lengths` and `starts` of its texts
     [n]; the slot of each of their tokens, `places` [T]. The first `blocks` x `block` slots are blocks, then come
-    `spans`, runs of (texts, length), one text after the other."""
+    `spans`, runs of (texts, length), one text after the other. `whole`: of the size for which layers can be fused."""
 
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
@@ -69,6 +76,7 @@ class PackedCall:
     places: npt.NDArray[np.int64]
     blocks: int
     block: int
+    whole: bool = False
 
     @property
     def rows(self) -> int:
@@ -86,9 +94,10 @@ class PackedCall:
 
     @property
     def segments(self) -> tuple[tuple[int, int], ...]:
-        """The spans, and the tail as one more text."""
+        """The spans, and the tail as more texts."""
         used = self.blocks * self.block + sum(rows * length for rows, length in self.spans)
-        return (*self.spans, (1, len(self.ids) - used)) if used < len(self.ids) else self.spans
+        rows, rest = divmod(len(self.ids) - used, TAIL)
+        return (*self.spans, *(part for part in ((rows, TAIL), (1, rest)) if part[0] * part[1]))
 
 
 def pack(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], blocks: tuple[int, ...]) -> Packing:
@@ -152,17 +161,20 @@ def _place(
     return texts, starts, sizes
 
 
-def pack_calls(packing: Packing, budget: int, padding_id: int) -> Iterator[PackedCall]:
-    """Cut a packing into calls of up to `budget` slots; a unit that is longer goes alone."""
+def pack_calls(packing: Packing, budget: int, padding_id: int, fill_from: float = math.inf) -> Iterator[PackedCall]:
+    """Cut a packing into calls of up to `budget` slots; a unit that is longer goes alone. Calls of `fill_from` slots or more
+    are filled up: `whole`."""
     bounds = packing.bounds
     unit = 0
     while unit < len(bounds) - 1:
         stop = max(unit + 1, int(np.searchsorted(bounds, bounds[unit] + budget, side="right")) - 1)
-        yield _call(packing, unit, stop, padding_id)
+        slots = int(bounds[stop] - bounds[unit])
+        whole = fill_from <= slots <= budget
+        yield _call(packing, unit, stop, padding_id, budget if whole else padded(slots), whole)
         unit = stop
 
 
-def _call(packing: Packing, unit: int, stop: int, padding_id: int) -> PackedCall:
+def _call(packing: Packing, unit: int, stop: int, padding_id: int, slots: int, whole: bool) -> PackedCall:
     """XLM-R numbers the positions from `padding_id` + 1 and passes over padding, also where a text spells it out."""
     rows = slice(int(packing.firsts[unit]), int(packing.firsts[stop]))
     lengths = packing.lengths[rows]
@@ -171,14 +183,14 @@ def _call(packing: Packing, unit: int, stop: int, padding_id: int) -> PackedCall
     places = np.repeat(starts - first, lengths) + np.arange(int(lengths.sum()))
     at = int(packing.lengths[: rows.start].sum())
     tokens = packing.ids[at : at + len(places)]
-    ids = np.full(padded(int(packing.bounds[stop] - packing.bounds[unit])), padding_id, dtype=np.int64)
+    ids = np.full(slots, padding_id, dtype=np.int64)
     positions = np.full(len(ids), padding_id, dtype=np.int64)
     ids[places] = tokens
     real = tokens != padding_id
     counted = real.cumsum()
     positions[places] = (counted - np.repeat(counted[first] - real[first], lengths)) * real + padding_id
     blocks = min(max(packing.blocks - unit, 0), stop - unit)
-    return PackedCall(ids, positions, lengths, starts, places, blocks, packing.block)
+    return PackedCall(ids, positions, lengths, starts, places, blocks, packing.block, whole)
 
 
 def padded(tokens: int) -> int:
@@ -203,8 +215,11 @@ class PackedModel:
         self._projection = None if projection is None else torch.from_numpy(projection).to(device)
         self._heads = model.model.config.num_attention_heads
         varlen = _has_variable_length(self._layers[0].qkv)
-        in_two = device == "cpu" and self._layers[0].qkv.dtype.itemsize == 2 and cpu_has_avx512_bf16_alone()
-        by_block = partial(_by_block, attention=_two_products if in_two else _fused)
+        measured = device == "cpu" and cpu_has_avx512_bf16_alone()
+        size = self._layers[0].qkv.dtype.itemsize
+        by_block = partial(_by_block, attention=_two_products if measured and size == 2 else _fused)
+        self.worth_filling = WORTH_FILLING[size] if measured and fusion.available() else None
+        self._fused: dict[int, list[_FusedLayer]] = {}
         self._attention: Attention = _variable_length if varlen else by_block
         self.blocks = (0,) if varlen else tuple(BLOCK_COSTS)
 
@@ -233,23 +248,34 @@ class PackedModel:
         finite = torch.isfinite(dense.sum(1).index_add(0, rows, sums))
         return dense, *segment_max(ids[places], weights, rows), colbert, finite
 
+    def fuse(self, rows: int) -> None:
+        """Compile the layers for calls of so many slots, once; by a thread that has as many threads as those which will call.
+
+        Takes the time of two such calls, and as much memory as the layers' weights.
+        """
+        if rows in self._fused:
+            return
+        hidden = self._layers[0].qkv.new_zeros(rows, self._layers[0].qkv.shape[1])
+        self._fused[rows] = [
+            _FusedLayer(fusion.fused(layer.project, hidden), fusion.fused(layer.finish_anew, hidden, hidden))
+            for layer in self._layers
+        ]
+
     def gemm_tflops(self, rows: int) -> float:
         """What this device reaches in the largest products of this model alone: the limit of a forward pass."""
-        layer = self._layers[0]
-        return max(gemm_tflops(weight, rows) for weight in (layer.inner, layer.outer))
+        layer, packed = self._layers[0], self.worth_filling is not None
+        kinds = (False, True) if packed else (False,)
+        return max(gemm_tflops(weight, rows, packed=kind) for weight in (layer.inner, layer.outer) for kind in kinds)
 
     def _hidden(self, ids: torch.Tensor, positions: torch.Tensor, call: PackedCall) -> torch.Tensor:
         """The last layer's output for every token, [P, D]."""
-        from torch.nn.functional import linear
-
         hidden: torch.Tensor = self._embeddings(input_ids=ids[None], position_ids=positions[None])[0] + self._first
         attend = self._attention(call, hidden)
-        for layer in self._layers:
-            qkv = linear(hidden, layer.qkv, layer.qkv_bias)
+        layers: Sequence[_Layer | _FusedLayer] = self._fused[len(hidden)] if call.whole else self._layers
+        for layer in layers:
+            qkv = layer.project(hidden)
             attended = attend(*qkv.view(len(hidden), 3, self._heads, -1).unbind(1)).reshape(hidden.shape)
-            hidden = layer.attended(hidden.addmm_(attended, layer.output.t()))
-            inner = layer.activation(linear(hidden, layer.inner, layer.inner_bias))
-            hidden = layer.ended(hidden.addmm_(inner, layer.outer.t()))
+            hidden = layer.finish(attended, hidden)
         return hidden
 
 
@@ -271,6 +297,36 @@ class _Layer:
     activation: Callable[[torch.Tensor], torch.Tensor]
     outer: torch.Tensor
     ended: Callable[[torch.Tensor], torch.Tensor]
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values, [P, 3 D]."""
+        from torch.nn.functional import linear
+
+        return linear(hidden, self.qkv, self.qkv_bias)
+
+    def finish(self, attended: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """What follows attention; overwrites `hidden`."""
+        from torch.nn.functional import linear
+
+        hidden = self.attended(hidden.addmm_(attended, self.output.t()))
+        inner = self.activation(linear(hidden, self.inner, self.inner_bias))
+        return self.ended(hidden.addmm_(inner, self.outer.t()))
+
+    def finish_anew(self, attended: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """The same, in a form that can be fused."""
+        from torch.nn.functional import linear
+
+        hidden = self.attended(linear(attended, self.output) + hidden)
+        inner = self.activation(linear(hidden, self.inner, self.inner_bias))
+        return self.ended(linear(inner, self.outer) + hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class _FusedLayer:
+    """A layer's two parts, compiled for whole calls."""
+
+    project: Callable[[torch.Tensor], torch.Tensor]
+    finish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _arrange(layers: Any) -> tuple[torch.Tensor, list[_Layer]]:
@@ -461,19 +517,25 @@ def max_sim_matrix(
     return scores
 
 
-def gemm_tflops(weight: torch.Tensor, rows: int, seconds: float = 1.0) -> float:
-    """The median TFLOP/s of the matrix product [rows, D] x [D, N], one after another, with this weight [N, D]."""
+def gemm_tflops(weight: torch.Tensor, rows: int, seconds: float = 1.0, *, packed: bool = False) -> float:
+    """The median TFLOP/s of the matrix product [rows, D] x [D, N], one after another, with this weight [N, D]; `packed`: as
+    fused layers have it."""
     import torch
     from torch.nn.functional import linear
 
     rates = []
     with torch.inference_mode():
         source = torch.randn(rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
+
+        def plain(rows: torch.Tensor) -> torch.Tensor:
+            return linear(rows, weight)
+
+        product = fusion.fused(plain, source) if packed else plain
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             started = time.perf_counter()
             for _ in range(GEMMS):
-                linear(source, weight)
+                product(source)
             if weight.is_cuda:
                 torch.cuda.synchronize()
             rates.append(GEMMS * 2 * rows * weight.numel() / (time.perf_counter() - started) / 1e12)

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "danbooru_index"
 ROOMS = [
     {"errors", "config", "records", "failpoints", "signals", "versions"},  # vocabulary
     {"batches"},
-    {"packing", "uniqueness"},  # press
+    {"packing", "uniqueness", "fusion"},  # press; kernels
     {"forward", "devices", "checkpoint", "object_store", "sources"},  # model; what intake and vault stand on
     {"encoder", "codec"},
     {"shards", "durable"},  # intake, vault
@@ -33,7 +33,7 @@ ROOMS = [
     {"cli"},  # door
 ]
 HOMES = {
-    "torch": {"encoder", "forward", "devices", "training", "embedded"},
+    "torch": {"encoder", "forward", "fusion", "devices", "training", "embedded"},
     "FlagEmbedding": {"encoder", "rivals", "training"},
     "transformers": {"encoder", "training", "embedded"},
     "ray": {"pipeline", "cluster", "workers", "job_benchmark", "finetune"},

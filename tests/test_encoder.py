@@ -263,6 +263,33 @@ def test_streams_change_nothing_and_their_errors_arrive(checkpoint, tokenizer, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_a_batch_comes_out_the_same_to_the_bit_whatever_came_before(checkpoint, tokenizer, texts, precision):
+    """Large batches go through fused layers, small ones do not, whether these have been made or not."""
+
+    def bits(encoder, batch):
+        encoding = encoder.encode(batch)
+        return [getattr(encoding, name).tobytes() for name in ("dense", "colbert", "sparse_ids", "sparse_weights")]
+
+    def fresh():
+        encoder = Encoder(str(checkpoint), Device.CPU, precision, threads=2, tokens_per_batch=256)
+        encoder.worth_filling = 0.9
+        return encoder
+
+    large, small = tokenizer(texts), tokenizer(texts[:20])
+    encoder, other = fresh(), fresh()
+    assert any(call.whole for call in encoder._calls(_Plan(large, encoder.blocks)))
+    assert not any(call.whole for call in encoder._calls(_Plan(small, encoder.blocks)))
+    expected = bits(encoder, small), bits(encoder, large)
+    assert (bits(encoder, small), bits(encoder, large)) == expected
+    assert (bits(other, large), bits(other, small)) == expected[::-1]
+    plain = fresh()
+    plain.worth_filling = None
+    found, wanted = encoder.encode(large), plain.encode(large)
+    assert (1 - (found.dense * wanted.dense).sum(1)).max() < (1e-6 if precision is Precision.FP32 else 1e-3)
+
+
+@pytest.mark.slow
 def test_the_next_batch_begins_before_the_last_call_of_this_one_ends(checkpoint, tokenizer, texts, monkeypatch):
     """No pause between batches; the time of both together is counted once."""
     encoder = Encoder(str(checkpoint), threads=2, tokens_per_batch=512)

@@ -1,5 +1,7 @@
 """Packing rows into device calls, and the two operations that know where a row ends; against the plain definitions."""
 
+import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from danbooru_index.config import Precision
-from danbooru_index.encoder import _load
+from danbooru_index.encoder import OUTPUTS, _load
 from danbooru_index.forward import (
     BLOCK_COSTS,
     PackedModel,
@@ -20,6 +22,7 @@ from danbooru_index.forward import (
     padded,
     segment_max,
 )
+from danbooru_index.fusion import fused
 
 PADDING = 1
 
@@ -58,6 +61,44 @@ def test_every_text_is_packed_once_and_calls_keep_to_the_budget(budget, block):
         ends = call.starts + call.lengths - 1
         assert (call.starts[within] // block == ends[within] // block).all() if block else not within.any()
     assert packing.slots == packing.blocks * block + lengths[lengths > block].sum()
+
+
+def test_calls_that_are_nearly_whole_are_filled_up():
+    ids, lengths = texts_of(MIXED)
+    packing = pack(ids, lengths, (32,))
+    for call in pack_calls(packing, 256, PADDING, fill_from=200):
+        used = call.blocks * 32 + sum(rows * length for rows, length in call.spans)
+        assert call.whole == (200 <= used <= 256)
+        assert len(call.ids) == len(call.positions) == (256 if call.whole else padded(used))
+        assert sum(rows * length for rows, length in call.segments) == len(call.ids) - call.blocks * 32
+    assert not any(call.whole for call in pack_calls(packing, 256, PADDING))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fused_layers_are_the_layers(checkpoint, precision):
+    """The same outputs within rounding, from the true kernels of oneDNN Graph."""
+    packed = PackedModel(_load(str(checkpoint), "cpu", Precision(precision)), "cpu")
+    ids, lengths = texts_of(MIXED)
+    call = next(pack_calls(pack(ids, lengths, (32,)), 256, PADDING, fill_from=1))
+    with torch.inference_mode():
+        expected = packed(dataclasses.replace(call, whole=False))
+        packed.fuse(256)
+        found = packed(call)
+        hidden = torch.zeros(256, packed._layers[0].qkv.shape[1], dtype=packed._layers[0].qkv.dtype)
+        assert "oneDNNFusionGroup" in str(packed._fused[256][0].finish.graph_for(hidden, hidden))
+    least = 1e-6 if precision == "fp32" else 1e-3
+    for name, ours, theirs in zip(OUTPUTS, found, expected, strict=True):
+        if name in ("dense", "colbert"):
+            assert (1 - (ours * theirs).sum(-1)).abs().max() < least
+        elif name == "sparse_weights":
+            assert (ours - theirs).abs().max() < (1e-5 if precision == "fp32" else 0.02)  # weights up to 1.1
+        else:
+            assert torch.equal(ours, theirs)
+
+
+def test_what_cannot_be_fused_runs_as_it_is():
+    plain = functools.partial(torch.nn.functional.linear, weight=torch.ones(3, 2))
+    assert fused(plain, torch.ones(4, 2)) is plain
 
 
 def test_a_call_ends_only_where_the_next_text_does_not_fit():

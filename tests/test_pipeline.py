@@ -173,7 +173,7 @@ def test_search_takes_what_a_caller_may_mean(undisturbed):
 def test_strict_refuses_before_anything_is_built(checkpoint, tmp_path):
     (tmp_path / "shards").mkdir()
     pq.write_table(pa.table({"id": ["1", "2", "1"], "text": ["一", " ", "三"]}), tmp_path / "shards" / "a.parquet")
-    with pytest.raises(RejectedRecordsError, match="2 of 3 records .*; the first: .*a.parquet:2 empty_text; nothing"):
+    with pytest.raises(RejectedRecordsError, match=r"2 of 3 records .*; the first: .*a.parquet:2 empty_text; nothing"):
         build(config(tmp_path / "shards", tmp_path / "index", checkpoint, strict=True))
     assert IndexRoot(tmp_path / "index").generations() == []
 
