@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from danbooru_index.config import Device, Precision
-from danbooru_index.errors import DeviceError
+from danbooru_index.errors import DeviceError, first_line
 
+CARD = Path("/dev/nvidia0")
 MALLOC_OPTIONS = {-3: 1 << 30, -1: (1 << 31) - 1, -2: 64 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
@@ -35,6 +36,7 @@ def probe_device(device: Device, precision: Precision) -> DeviceInfo:
         import torch
 
         if torch.cuda.is_available():
+            _refuse_card_without_kernels()
             free, total = torch.cuda.mem_get_info()
             chosen = Precision.FP16 if precision is Precision.AUTO else precision
             return DeviceInfo("cuda", torch.cuda.get_device_name(), chosen.value, total, free)
@@ -44,6 +46,22 @@ def probe_device(device: Device, precision: Precision) -> DeviceInfo:
     if precision is Precision.AUTO:
         precision = Precision.BF16 if cpu_has_bf16() else Precision.FP32
     return DeviceInfo("cpu", cpu_name(), precision.value)
+
+
+def _refuse_card_without_kernels() -> None:
+    """torch sees cards that it has no code for: a product of two small matrices tells."""
+    import torch
+
+    try:
+        one = torch.ones(16, 16, dtype=torch.float16, device="cuda")
+        (one @ one).sum().item()
+    except RuntimeError as error:
+        major, minor = torch.cuda.get_device_capability()
+        raise DeviceError(
+            f"{torch.cuda.get_device_name()} (compute capability {major}.{minor}) cannot be used: {first_line(error, 120)}; "
+            f"torch {torch.__version__} is built for {' '.join(torch.cuda.get_arch_list())}: install one for this card, free "
+            "its memory, or pass --device cpu"
+        ) from None
 
 
 def _refuse_unusable_card(device: Device, torch_version: str, cuda: str | None) -> None:
@@ -65,10 +83,13 @@ def _refuse_unusable_card(device: Device, torch_version: str, cuda: str | None) 
 
 
 def nvidia_driver() -> tuple[str, str] | None:
-    """(name, driver version) of the first NVIDIA card, as `nvidia-smi` says; None where there is none."""
+    """(name, driver version) of the first NVIDIA card, as `nvidia-smi` says; where that is not found, whether there is one
+    says its device file; None where there is none."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except FileNotFoundError:  # as under cron, or in a container that has the card and not its tools
+        return ("an NVIDIA GPU", "version unknown") if CARD.exists() else None
     except (OSError, subprocess.TimeoutExpired):
         return None
     first = answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""
@@ -85,6 +106,15 @@ def keep_buffers() -> None:
         library = ctypes.CDLL(None)
         for option, value in MALLOC_OPTIONS.items():
             library.mallopt(option, value)
+
+
+def give_back_memory() -> None:
+    """What nobody holds any more goes back to the device, so that another process can have it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

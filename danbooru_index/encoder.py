@@ -41,6 +41,8 @@ WORTH_FUSING = 8  # calls in a batch: fusing takes the time of two
 FEW_TOKENS = 256  # a query alone is not padded to a block
 HALVINGS = 8
 SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if it hung
+# As other errors than torch's own say it: the CPU's allocator, cuBLAS, pinned memory.
+OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 OUTPUTS = ("dense", "sparse_ids", "sparse_weights", "colbert", "finite")
 SPECIAL_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")  # FlagEmbedding drops their weights
 TOKENIZER_CLASSES = {"XLMRobertaTokenizer": "XLMRobertaTokenizer", "PreTrainedTokenizer": "PreTrainedTokenizerFast"}
@@ -174,7 +176,12 @@ class Encoder:
         self._layers, self._intermediate = config.num_hidden_layers, config.intermediate_size
         self._padding: int = config.pad_token_id
         self._projection = projection
-        self._forward = PackedModel(model, self._device, projection)
+        try:
+            self._forward = PackedModel(model, self._device, projection)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{path}: cannot be arranged on this {self._device} device ({first_line(error)})"
+            ) from None
         self.blocks: tuple[int, ...] = self._forward.blocks
         self.worth_filling, self._fuse = self._forward.worth_filling, self._forward.fuse
         self.tokens_per_batch = tokens_per_batch or self._default_tokens_per_batch()
@@ -278,15 +285,16 @@ class Encoder:
             rows = np.cumsum([0, *(call.rows for call in calls)]).tolist()
             tokens = np.cumsum([0, *(call.tokens for call in calls)]).tolist()
             pending: list[Future[None]] = []
+            launched: list[Any] = []
             for place, call in enumerate(calls):
                 work = (call, rows[place], tokens[place], out)
                 if self.streams > 1 and len(calls) > 1:
                     pending.append(self._pool.submit(self._call, *work))
                     continue
                 self._call(*work)
-                if on_rows:
+                launched.append(self._mark())
+                if on_rows and launched[-1] is None:
                     on_rows(call.rows)
-            ended = self._mark()
         try:
             for place, future in enumerate(pending):
                 future.result()
@@ -295,8 +303,11 @@ class Encoder:
         finally:
             for future in pending:
                 future.cancel()
-        if ended is not None:
-            ended.synchronize()
+        for call, ended in zip(calls, launched, strict=False):
+            if ended is not None:
+                ended.synchronize()
+                if on_rows:
+                    on_rows(call.rows)
         return out
 
     def _fused_calls(self, plan: _Plan) -> list[PackedCall]:
@@ -308,6 +319,21 @@ class Encoder:
             else:
                 self._fuse(plan.budget)
         return calls
+
+    @property
+    def attentions(self) -> tuple[str, ...]:
+        """The kinds of attention that this device has, the one taken first."""
+        one = self._forward.attention
+        return (one, *(kind for kind in self._forward.attentions if kind != one))
+
+    def attend_by(self, kind: str) -> None:
+        """Take another of the `attentions`."""
+        self.blocks = self._forward.attend_by(kind)
+
+    def prepare(self, tokens: int) -> None:
+        """Before batches of so many tokens are encoded: what the first of them would have to wait for."""
+        if self.worth_filling is not None and tokens >= WORTH_FUSING * self.tokens_per_batch:
+            (self._pool if self.streams > 1 else self._forwards).submit(self._fuse, self.tokens_per_batch).result()
 
     def _call(self, call: PackedCall, rows: int, tokens: int, out: dict[str, torch.Tensor]) -> None:
         """One device call, its results put behind those of `rows` texts with `tokens` tokens."""
@@ -542,4 +568,5 @@ def _load(path: str, device: str, precision: Precision) -> Any:
 def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -33,6 +33,7 @@ WORTH_FILLING = {
     2: 0.9,
 }  # share of a whole call, by a value's bytes, from which its empty slots cost less than they save
 LONGEST_IN_TWO = 512  # tokens: 16 heads have 8 MB of scores for such a text
+MOST_UNITS = 65_535  # a call: a CUDA grid has no more rows, and FlashAttention a row a text
 QUESTION_VECTORS = 256
 GEMMS = 8
 TAIL = 32
@@ -168,6 +169,7 @@ def pack_calls(packing: Packing, budget: int, padding_id: int, fill_from: float 
     unit = 0
     while unit < len(bounds) - 1:
         stop = max(unit + 1, int(np.searchsorted(bounds, bounds[unit] + budget, side="right")) - 1)
+        stop = min(stop, unit + MOST_UNITS)
         slots = int(bounds[stop] - bounds[unit])
         whole = fill_from <= slots <= budget
         yield _call(packing, unit, stop, padding_id, budget if whole else padded(slots), whole)
@@ -217,11 +219,11 @@ class PackedModel:
         varlen = _has_variable_length(self._layers[0].qkv)
         measured = device == "cpu" and cpu_has_avx512_bf16_alone()
         size = self._layers[0].qkv.dtype.itemsize
-        by_block = partial(_by_block, attention=_two_products if measured and size == 2 else _fused)
         self.worth_filling = WORTH_FILLING[size] if measured and fusion.available() else None
         self._fused: dict[int, list[_FusedLayer]] = {}
-        self._attention: Attention = _variable_length if varlen else by_block
-        self.blocks = (0,) if varlen else tuple(BLOCK_COSTS)
+        self.attentions = ("varlen", "blocks", "two products") if varlen else ("blocks", "two products")
+        self.attention = "varlen" if varlen else "two products" if measured and size == 2 else "blocks"
+        self.blocks = self.attend_by(self.attention)
 
     def __call__(self, call: PackedCall) -> tuple[torch.Tensor, ...]:
         """dense [n, D], sparse ids [T] and weights [T] in row order (0: not an entry; those of special tokens are in it),
@@ -247,6 +249,16 @@ class PackedModel:
         sums = weights.index_add(0, others, colbert.sum(1))
         finite = torch.isfinite(dense.sum(1).index_add(0, rows, sums))
         return dense, *segment_max(ids[places], weights, rows), colbert, finite
+
+    def attend_by(self, kind: str) -> tuple[int, ...]:
+        """Take one of the `attentions`, and return the sizes of blocks that go with it."""
+        kinds: dict[str, Attention] = {
+            "varlen": _variable_length,
+            "blocks": partial(_by_block, attention=_fused),
+            "two products": partial(_by_block, attention=_two_products),
+        }
+        self._attention = kinds[kind]
+        return (0,) if kind == "varlen" else tuple(BLOCK_COSTS)
 
     def fuse(self, rows: int) -> None:
         """Compile the layers for calls of so many slots, once; by a thread that has as many threads as those which will call.
@@ -411,7 +423,7 @@ def _two_products(
     return torch.bmm(scores.softmax(-1).flatten(0, 1), v).view(query.shape)
 
 
-def _by_block(call: PackedCall, hidden: torch.Tensor, attention: Callable[..., torch.Tensor] = _fused) -> Attend:
+def _by_block(call: PackedCall, hidden: torch.Tensor, attention: Callable[..., torch.Tensor]) -> Attend:
     """Attention within each text, [P, heads, d]: one call for all blocks, one for each run of longer texts of one length.
 
     A multiple of 16 slots is what the CPU's kernel is fast for: texts of 8 tokens take a third of the time so.

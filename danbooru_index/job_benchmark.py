@@ -123,7 +123,7 @@ def overhead(bench: Bench) -> dict[str, Any]:
     batches = [tokenizer(read_shard(shard)[0]["text"].to_pylist()) for shard in list_shards(str(shards))]
     precision = Precision(bench.device.precision)
     one = Encoder(bench.checkpoint.path, Device(bench.device.kind), precision, threads=cpu_count(), half_output=True)
-    one.encode(batches[0].rows(0, min(64, len(batches[0].lengths))))
+    one.encode(batches[0])
     rounds: dict[str, list[float]] = {"bare": [], "job": []}
     last: dict[str, Any] = {}
     for number in range(bench.config.repeats):
@@ -145,6 +145,7 @@ def overhead(bench: Bench) -> dict[str, Any]:
 def _cluster(gpus: int) -> Iterator[None]:
     """A Ray of this process with so many logical GPUs, and the CPUs that this machine has."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray checks logical GPUs against it
     import ray
 
     ray.init(
@@ -242,9 +243,9 @@ def scaling(bench: Bench) -> dict[str, Any]:
 def shards(bench: Bench) -> dict[str, Any]:
     """Many small shards through the whole job: the driver's cost of each, memory over time, the commit as the list grows.
 
-    `rows` of the configuration is the number of shards.
+    `--rows` is the number of shards.
     """
-    count = bench.config.rows
+    count = bench.rows
     folder = _shards(bench, SHARD_ROWS, count)
     with _Watch() as watch, _cluster(1):
         report = _simulate(bench, "shards", folder, width=64, forward_s=0.0)

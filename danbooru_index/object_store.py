@@ -55,7 +55,11 @@ class ObjectPath:
     def parse(cls, text: str) -> ObjectPath:
         """`s3://bucket/prefix` -> a path; raise `UsageError` for another form."""
         bucket, _, key = text.removeprefix("s3://").strip("/").partition("/")
-        if not bucket or any(part in ("", ".", "..") for part in key.split("/") if key):
+        if (
+            not bucket
+            or any(part in ("", ".", "..") for part in key.split("/") if key)
+            or not set("#?").isdisjoint(text)
+        ):
             raise UsageError(f"{text}: not of the form s3://bucket/prefix")
         return cls(bucket, key)
 

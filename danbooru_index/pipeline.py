@@ -173,7 +173,10 @@ def _build(
     run.skipped = len(done)
     pending = [shard for shard in shards if shard.id not in done]
     if pending:
-        _check_space(run, pending, model.tokens_per_text())
+        tokens_per_text = model.tokens_per_text()
+        _check_space(run, pending, tokens_per_text)
+        shard_tokens = int(tokens_per_text * max(shard.rows for shard in pending))
+        run.recipe = replace(recipe, shard_tokens=shard_tokens)
     run.samples = choose_samples(shards, SAMPLES)
     _encode(run, pending)
     reach("build.encoded")
@@ -412,6 +415,7 @@ def _configure_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1
+    context.actor_pool_util_upscaling_threshold = 1.0  # at 1.75 no pool grows that has 4 tasks in flight for 3 calls
     context.actor_init_retry_on_errors = False
     context.max_consecutive_actor_init_deaths = 3
     context.retried_map_errors = False

@@ -17,9 +17,9 @@ from typing import Any
 
 from danbooru_index.errors import ModelError, UsageError, first_line
 
-BATCH_SIZES = (16, 32, 64, 128, 256)
+BATCH_SIZES = {"cpu": (16, 32, 64, 128, 256), "cuda": (64, 128, 256, 512, 1024, 2048, 4096)}
 DEFAULT_BATCH_SIZE = 256
-SWEEP_TEXTS = 256
+SWEEP_TEXTS = {"cpu": 256, "cuda": 8192}
 SCRIPT_BATCH = 32
 
 
@@ -36,16 +36,17 @@ class FlagEmbedding:
         except Exception as error:  # the library raises no narrower one
             raise ModelError(f"{path}: FlagEmbedding cannot load this model ({first_line(error)})") from None
         self._max_length = max_length
-        self.batch_size = BATCH_SIZES[0]
+        self._sizes, self._swept_texts = BATCH_SIZES[device], SWEEP_TEXTS[device]
+        self.batch_size = self._sizes[0]
         self.swept: dict[int, float] = {}
 
     def sweep(self, texts: list[str]) -> None:
-        """Find the batch size of least time on the first texts; warms up as well."""
-        self.encode(texts[:32])
-        for size in BATCH_SIZES:
+        """Find the batch size of least time on the first texts; each size is warmed up."""
+        for size in self._sizes:
             self.batch_size = size
+            self.encode(texts[:size])
             started = time.perf_counter()
-            self.encode(texts[:SWEEP_TEXTS])
+            self.encode(texts[: self._swept_texts])
             self.swept[size] = time.perf_counter() - started
         self.batch_size = min(self.swept, key=lambda size: self.swept[size])
 

@@ -39,9 +39,12 @@ def choose_questions(shards: list[Shard], count: int, spread: int = SPREAD) -> l
 def _choose(shards: list[Shard], count: int, spread: int) -> list[tuple[str, dict[str, Any]]]:
     chooser = random.Random(0)
     found: list[tuple[str, dict[str, Any]]] = []
-    chosen = shards[:: max(1, len(shards) // spread)][:spread]
-    for shard in chosen:
-        records, _ = read_shard(shard)
+    chosen = range(0, len(shards), max(1, len(shards) // spread))[:spread]
+    others = [place for place in range(len(shards)) if place not in chosen]
+    for number, place in enumerate([*chosen, *others]):
+        if number >= len(chosen) and found:  # the others are for an input that is nearly all rejects
+            break
+        records, _ = read_shard(shards[place])
         rows = sorted(chooser.sample(range(records.num_rows), min(records.num_rows, -(-count // len(chosen)))))
-        found += [(shard.id, record) for record in records.take(rows).to_pylist()]
+        found += [(shards[place].id, record) for record in records.take(rows).to_pylist()]
     return found[:count]

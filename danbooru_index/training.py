@@ -153,7 +153,7 @@ def _precision(settings: dict[str, Any]) -> Precision:
     """AUTO on a GPU: bf16 where the card has it, else fp16 with a scaled loss."""
     wanted = Precision(settings["precision"])
     if wanted is Precision.AUTO:
-        return Precision.BF16 if torch.cuda.is_bf16_supported() else Precision.FP16
+        return Precision.BF16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.FP16
     return wanted
 
 

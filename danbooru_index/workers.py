@@ -44,7 +44,7 @@ SLOWER = 20
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """The recipe from which an actor builds its tokeniser or encoder."""
+    """The recipe from which an actor builds its tokeniser or encoder; `shard_tokens`: about what its shards will hold."""
 
     model: str
     model_path: str
@@ -57,6 +57,7 @@ class WorkerSettings:
     colbert_dim: int
     tokens_per_batch: int | None
     threads: int | None
+    shard_tokens: int = 0
     generation: str = ""
     fingerprint: str = ""
     codec: str = FULL
@@ -277,7 +278,7 @@ def load_tokenizer(settings: WorkerSettings) -> Tokenizer:
 def load_encoder(settings: WorkerSettings) -> Encoder:
     """The real encoder, of BGE-M3's format. Raises `ModelError`, `DeviceError` or `StorageError` (for its codec)."""
     codec = load_codec(location(settings.generation), settings.codec)
-    return Encoder(
+    encoder = Encoder(
         local_model(settings),
         Device(settings.device),
         Precision(settings.precision),
@@ -286,6 +287,8 @@ def load_encoder(settings: WorkerSettings) -> Encoder:
         half_output=True,
         projection=None if codec is None else codec.matrix,
     )
+    encoder.prepare(settings.shard_tokens)
+    return encoder
 
 
 def describe(error: Exception) -> str:

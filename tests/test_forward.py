@@ -180,6 +180,8 @@ def test_two_products_do_the_attention_in_bf16_without_amx(checkpoint, precision
     monkeypatch.setattr("danbooru_index.forward.cpu_has_avx512_bf16_alone", lambda: alone)
     packed = PackedModel(_load(str(checkpoint), "cpu", Precision(precision)), "cpu")
     assert packed._attention.keywords["attention"] is attention
+    assert packed.attend_by("two products") == packed.blocks
+    assert packed._attention.keywords["attention"] is _two_products
 
 
 def test_the_speed_of_a_matrix_product_is_positive_and_finite():

@@ -2,17 +2,19 @@
 and one whole forward pass on torch's fake tensors, which have devices, types and shapes but no values. (The device is `meta`:
 torch's CPU build knows no other beside the CPU.)
 
-What this cannot show: speed, memory, streams, and what the kernels compute. `benchmark encoder --device cuda` shows that.
+What that cannot show, memory, streams and what the kernels compute, the tests at the end do where there is a GPU.
 """
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from danbooru_index.config import Precision
-from danbooru_index.encoder import OUTPUTS, _load
-from danbooru_index.forward import PackedModel, _by_block, _variable_length, pack, pack_calls
+from danbooru_index.config import Device, Precision
+from danbooru_index.encoder import OUTPUTS, Encoder, Tokenizer, _load
+from danbooru_index.forward import PackedModel, _by_block, _fused, _variable_length, pack, pack_calls
 
 PADDING = 1
 
@@ -49,7 +51,7 @@ def test_flash_attention_is_told_where_each_text_ends(lengths, monkeypatch):
     fused = torch.randn(len(call.ids), 3, 2, 8)  # views of one product, as in a layer
     query, key, value = fused.unbind(1)
     found = _variable_length(call, query)(query, key, value)
-    expected = _by_block(call, query)(query, key, value)
+    expected = _by_block(call, query, _fused)(query, key, value)
     assert torch.allclose(found[call.places], expected[call.places], atol=1e-5)
 
 
@@ -96,3 +98,60 @@ def test_what_mixes_devices_is_caught_there(on_a_fake_gpu):
     packed._projection = torch.zeros(64, 16, device="cpu")
     with pytest.raises(RuntimeError, match="devices, meta and cpu"), torch.inference_mode():
         packed(a_call([4, 12]))
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+
+def same(encoding, other):
+    """Every output equal to the bit."""
+    names = ("dense", "colbert", "sparse_ids", "sparse_weights", "sparse_lengths")
+    return all(np.array_equal(getattr(encoding, name), getattr(other, name)) for name in names)
+
+
+@pytest.fixture
+def batch(checkpoint, sample):
+    return Tokenizer(str(checkpoint), 512)([record["text"] for record in sample])
+
+
+@on_a_gpu
+def test_a_gpu_finds_what_a_cpu_finds_in_every_kind_of_attention(checkpoint, batch):
+    expected = Encoder(str(checkpoint)).encode(batch)
+    encoder = Encoder(str(checkpoint), Device.CUDA, Precision.FP16)
+    for kind in encoder.attentions:
+        encoder.attend_by(kind)
+        found = encoder.encode(batch)
+        assert (1 - (found.dense * expected.dense).sum(1)).max() < 1e-3, kind
+        assert (1 - (found.colbert * expected.colbert).sum(1)).max() < 1e-3, kind
+
+
+@on_a_gpu
+def test_a_gpu_gives_the_same_bits_again_also_to_several_threads(checkpoint, batch):
+    encoder = Encoder(str(checkpoint), Device.CUDA, Precision.FP16, tokens_per_batch=1024)
+    expected = encoder.encode(batch)
+    with ThreadPoolExecutor(3) as threads:
+        assert all(same(found, expected) for found in threads.map(lambda _: encoder.encode(batch), range(12)))
+
+
+@on_a_gpu
+def test_a_call_of_more_texts_than_a_grid_has_rows(checkpoint):
+    texts = [f"标签{number}" for number in range(70_000)]
+    batch = Tokenizer(str(checkpoint), 512)(texts)
+    few = Encoder(str(checkpoint), Device.CUDA, Precision.FP16).encode(batch)
+    many = Encoder(str(checkpoint), Device.CUDA, Precision.FP16, tokens_per_batch=2_000_000).encode(batch)
+    assert (1 - (few.dense * many.dense).sum(1)).max() < 1e-3
+
+
+@on_a_gpu
+def test_running_out_of_memory_halves_the_budget_and_goes_on(checkpoint, batch):
+    encoder = Encoder(str(checkpoint), Device.CUDA, Precision.FP16, tokens_per_batch=1 << 20)
+    expected = encoder.encode(batch)
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_reserved() + (4 << 20)
+    torch.cuda.set_per_process_memory_fraction(held / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        found = encoder.encode(batch)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert encoder.tokens_per_batch < 1 << 20
+    assert (1 - (found.dense * expected.dense).sum(1)).max() < 1e-3

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from danbooru_index.config import PrepareConfig, RejectLimit
 from danbooru_index.errors import InputError, RejectedRecordsError, UsageError
 from danbooru_index.preparation import prepare
+from danbooru_index.sampling import choose_samples
 from danbooru_index.shards import RECORD_SCHEMA, list_shards, mark_duplicates, read_shard
 
 
@@ -362,6 +363,13 @@ def test_what_a_folder_holds(tmp_path):
     (dump / "gone.jsonl").symlink_to(tmp_path / "nothing")
     with pytest.raises(InputError, match=r"gone\.jsonl: a link to a file that is not there"):
         run(tmp_path, dump)
+
+
+def test_samples_of_an_input_that_is_nearly_all_rejects(tmp_path):
+    for number in range(17):  # samples come from every second of 17 files
+        text = "一" if number == 15 else " "
+        pq.write_table(pa.table({"id": [str(number)], "text": [text]}), tmp_path / f"{number:02d}.parquet")
+    assert [sample.id for sample in choose_samples(list_shards(str(tmp_path)), 16)] == ["15"]
 
 
 def test_columns_that_are_not_needed_are_not_read(tmp_path):
