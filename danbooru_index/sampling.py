@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from danbooru_index.shards import Shard, read_shard
 
 SPREAD = 8
@@ -46,5 +48,5 @@ def _choose(shards: list[Shard], count: int, spread: int) -> list[tuple[str, dic
             break
         records, _ = read_shard(shards[place])
         rows = sorted(chooser.sample(range(records.num_rows), min(records.num_rows, -(-count // len(chosen)))))
-        found += [(shards[place].id, record) for record in records.take(rows).to_pylist()]
+        found += [(shards[place].id, record) for record in records.take(pa.array(rows, pa.int64())).to_pylist()]
     return found[:count]
