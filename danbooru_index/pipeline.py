@@ -415,7 +415,8 @@ def _configure_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1
-    context.actor_pool_util_upscaling_threshold = 1.0  # at 1.75 no pool grows that has 4 tasks in flight for 3 calls
+    # A pool that has 4 tasks in flight for 3 calls never comes to Ray's 1.75, and would not take a GPU that joins.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.actor_init_retry_on_errors = False
     context.max_consecutive_actor_init_deaths = 3
     context.retried_map_errors = False

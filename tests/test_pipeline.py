@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from processes import running
 
+from danbooru_index import pipeline
 from danbooru_index.config import BuildConfig, Device, Mode, Precision, PrepareConfig, RejectLimit, Weights
 from danbooru_index.devices import nvidia_driver
 from danbooru_index.errors import DeviceError, IndexBusyError, ModelError, RejectedRecordsError, UsageError
@@ -365,6 +366,15 @@ def test_nsfw_tags_only_on_request(ray_session, checkpoint, tmp_path):
             assert safe
             assert not any(hit.nsfw for hit in safe)
             assert any(hit.nsfw for hit in tags.search("tag_4", mode=mode, limit=40, nsfw=True))
+
+
+def test_a_pool_that_is_busy_grows_when_a_gpu_joins(ray_session):
+    """What Ray compares: tasks in flight a call, with its threshold. (Tried with a second node, see BENCHMARKS: 42 s.)"""
+    import ray
+
+    pipeline._configure_ray_data()
+    threshold = ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold
+    assert threshold <= (pipeline.CALLS_AT_ONCE + 1) / pipeline.CALLS_AT_ONCE
 
 
 @pytest.mark.skipif(nvidia_driver() is not None, reason="there is a GPU here")
