@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ OBJECT_STORE_BYTES = 256 << 20
 CORES_PER_ENCODER = 8
 TOKENIZER_CPUS = 0.25
 PATIENCE_S = 60.0
+NODES_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +257,7 @@ def on_worker(num_gpus: int, num_cpus: float, function: Callable[..., Any], *arg
 def plan_cluster(config: BuildConfig, pending: int, *, inherited: bool = False) -> ClusterPlan:
     """What a build of `pending` shards takes of the connected cluster, whose workers have the `worker_environment` where
     it is `inherited`. Raises `DeviceError` without the GPU asked for."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = nodes_at_work()
     if wanted := gpus_for(config.device, config.num_gpus):
         plan = _plan_gpus(nodes, max(1, min(wanted, pending)), config.num_gpus)
     else:
@@ -276,9 +276,7 @@ def _plan_gpus(nodes: list[dict[str, float]], encoders: int, most: int | None) -
 
 def gpus_for(device: Device, num_gpus: int | None) -> int:
     """The GPUs of the connected cluster that a job takes; 0: it runs on CPUs. Raises `DeviceError` for more than there are."""
-    import ray
-
-    gpus = int(sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]))
+    gpus = int(sum(node.get("GPU", 0) for node in nodes_at_work()))
     if device is not Device.CPU and gpus:
         if num_gpus and num_gpus > gpus:
             raise DeviceError(f"--num-gpus {num_gpus}, but this cluster has {gpus}; ask for fewer, or add nodes")
@@ -286,6 +284,33 @@ def gpus_for(device: Device, num_gpus: int | None) -> int:
     if device is Device.CUDA or num_gpus:
         raise DeviceError(_no_gpu())
     return 0
+
+
+def _alive() -> list[dict[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def nodes_at_work(
+    alive: Callable[[], list[dict[str, float]]] = _alive, limit_s: float = NODES_S, pause_s: float = 1.0
+) -> list[dict[str, float]]:
+    """What every node of the connected cluster has. Where none has a CPU, its first worker is still starting (the head of
+    `cluster.yaml` has none): waited for, lest a job be planned for a cluster without GPUs. Raises `ClusterError`."""
+    started = told = time.monotonic()
+    while True:
+        nodes = alive()
+        if any(node.get("CPU", 0) for node in nodes):
+            return nodes
+        now = time.monotonic()
+        if now - started > limit_s:
+            raise ClusterError(
+                f"no node of this cluster has a CPU after {limit_s / 60:.0f} minutes: ray status says why"
+            )
+        if now - told > PATIENCE_S / 4:
+            told = now
+            print("waiting for the first node of the cluster that can work", file=sys.stderr)
+        time.sleep(pause_s)
 
 
 def _no_gpu() -> str:

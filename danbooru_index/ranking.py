@@ -16,6 +16,7 @@ from danbooru_index.config import Filter, Mode, Weights
 from danbooru_index.reader import GenerationReader, Rows, Scores, max_sim_many
 
 CANDIDATES = 200
+QUERIES_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,8 @@ def rank_many(
     weights: Weights = Weights(),
     wanted: Filter = Filter(),
 ) -> list[Rows]:
-    """The rows that `rank` gives for each query, best first, reading each table once for all of them."""
+    """The rows that `rank` gives for each query, best first, reading each table once for all of them; dense candidates are
+    exact here, also where `rank` has them from an index."""
     allowed = reader.allowed(wanted)
     if mode is Mode.DENSE:
         return [rows for rows, _ in dense_tops(reader, queries, limit, allowed)]
@@ -193,17 +195,27 @@ def dense_tops(
     """The `limit` rows of highest cosine for each query, exactly, in one pass over the table."""
     if allowed is None:
         allowed = np.ones(reader.rows, dtype=bool)
-    best = _Best(len(queries), limit, allowed)
-    asked = np.stack([query.dense.astype(np.float32) for query in queries])
+    parts = _in_parts(queries, limit, allowed)
+    asked = [np.stack([query.dense.astype(np.float32) for query in part]) for part, _ in parts]
     for matrix in reader.dense_blocks():
-        best.add(asked @ matrix.T)
-    return best.result()
+        for vectors, (_, best) in zip(asked, parts, strict=True):
+            best.add(vectors @ matrix.T)
+    return [found for _, best in parts for found in best.result()]
+
+
+def _in_parts(
+    queries: Sequence[EncodedQuery], limit: int, allowed: np.ndarray[Any, Any]
+) -> list[tuple[Sequence[EncodedQuery], _Best]]:
+    """The queries, so many at once that their scores with a block of rows take some 100 MB."""
+    parts = [queries[at : at + QUERIES_AT_ONCE] for at in range(0, len(queries), QUERIES_AT_ONCE)]
+    return [(part, _Best(len(part), limit, allowed)) for part in parts]
 
 
 def _colbert_tops(
     reader: GenerationReader, queries: Sequence[EncodedQuery], limit: int, allowed: np.ndarray[Any, Any]
 ) -> list[Rows]:
-    best = _Best(len(queries), limit, allowed)
+    parts = _in_parts(queries, limit, allowed)
     for block in reader.colbert_blocks():
-        best.add(max_sim_many([query.colbert for query in queries], block))
-    return [rows for rows, _ in best.result()]
+        for part, best in parts:
+            best.add(max_sim_many([query.colbert for query in part], block))
+    return [rows for _, best in parts for rows, _ in best.result()]

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from processes import ROOT, bare_environment, run_cli, running, wait_for
 
-from danbooru_index.cluster import TOKENIZER_CPUS, _plan_gpus
+from danbooru_index.cluster import TOKENIZER_CPUS, _plan_gpus, nodes_at_work
+from danbooru_index.errors import ClusterError
 from danbooru_index.generations import IndexRoot
 from danbooru_index.status import verify
 
@@ -269,3 +270,12 @@ print("ended well")
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out == "ended well\n"
+
+
+def test_the_first_worker_of_a_cluster_is_waited_for():
+    """A head without CPUs and nothing else: no plan is made for it."""
+    head, worker = {"node:192.0.2.1": 1.0}, {"CPU": 8.0, "GPU": 1.0}
+    seen = iter([[head], [head], [head, worker]])
+    assert nodes_at_work(lambda: next(seen), pause_s=0.0) == [head, worker]
+    with pytest.raises(ClusterError, match="no node of this cluster has a CPU"):
+        nodes_at_work(lambda: [head], limit_s=0.0, pause_s=0.0)
