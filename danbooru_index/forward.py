@@ -529,7 +529,7 @@ def max_sim_matrix(
     return scores
 
 
-def gemm_tflops(weight: torch.Tensor, rows: int, seconds: float = 1.0, *, packed: bool = False) -> float:
+def gemm_tflops(weight: torch.Tensor, rows: int, seconds: float = 0.5, *, packed: bool = False) -> float:
     """The median TFLOP/s of the matrix product [rows, D] x [D, N], one after another, with this weight [N, D]; `packed`: as
     fused layers have it."""
     import torch

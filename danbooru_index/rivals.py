@@ -36,15 +36,17 @@ class FlagEmbedding:
         except Exception as error:  # the library raises no narrower one
             raise ModelError(f"{path}: FlagEmbedding cannot load this model ({first_line(error)})") from None
         self._max_length = max_length
-        self._sizes, self._swept_texts = BATCH_SIZES[device], SWEEP_TEXTS[device]
+        self._device, self._sizes, self._swept_texts = device, BATCH_SIZES[device], SWEEP_TEXTS[device]
         self.batch_size = self._sizes[0]
         self.swept: dict[int, float] = {}
 
     def sweep(self, texts: list[str]) -> None:
-        """Find the batch size of least time on the first texts; each size is warmed up."""
+        """Find the batch size of least time on the first texts; warms up as well, on a GPU every size."""
+        self.encode(texts[:32])
         for size in self._sizes:
             self.batch_size = size
-            self.encode(texts[:size])
+            if self._device == "cuda":
+                self.encode(texts[:size])
             started = time.perf_counter()
             self.encode(texts[: self._swept_texts])
             self.swept[size] = time.perf_counter() - started

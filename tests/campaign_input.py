@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -405,6 +406,19 @@ def _extension(name, metadata, column):
     return make
 
 
+def _behind_padding(path, mark):
+    """The same declaration, behind more metadata than a reader looks through."""
+    field = {b"ARROW:extension:name": b"ray.data.arrow_pickled_object", b"ARROW:extension:metadata": b""}
+    values = [pa.array(["1"]), pa.array(["a"]), pa.array([pickle.dumps(Evil(mark))], pa.large_binary())]
+    names = ["id", "text", "aliases"]
+    kinds = zip(names, values, (None, None, field), strict=True)
+    schema = pa.schema([pa.field(name, value.type, metadata=declared) for name, value, declared in kinds])
+    with pq.ParquetWriter(path, schema.remove_metadata(), store_schema=False) as writer:
+        serialized = base64.b64encode(schema.serialize()).decode()
+        writer.add_key_value_metadata({"padding": "-" * (70 << 20), "ARROW:schema": serialized})
+        writer.write_table(pa.table(values, schema=schema).replace_schema_metadata(None))
+
+
 def _pandas(path, mark):
     table = pa.table({"id": ["1"], "text": ["a"]})
     note = {"columns": [{"name": "id", "metadata": {"__reduce__": str(mark)}}], "index_columns": ["__import__('os')"]}
@@ -423,6 +437,7 @@ PARQUETS = {
     "a ragged tensor of Ray": _extension(b"ray.data.arrow_variable_shaped_tensor", _evil_bytes, "text"),
     "an extension type of old pyarrow": _extension(b"arrow.py_extension_type", _evil_bytes, "text"),
     "an extension type of nobody": _extension(b"evil.type", _evil_bytes, "id"),
+    "pickled objects of Ray behind 70 MB of padding": _behind_padding,
     "metadata of pandas": _pandas,
 }
 

@@ -34,7 +34,7 @@ BUGS = {
     "no owner": Bug("durable", "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "owners", 3),
     "a checksum that is not compared": Bug("durable", "if to_checked_json(fields) != content:", "if False:", "rot", 600),
     "Lance's manifests not in the seal": Bug("lifecycle", "manifest.files = metadata_checksums(generation.path, manifest.specs)", "manifest.files = {}", "rot", 40),
-    "extension types let through": Bug("sources", "if _declares_extension_types(footer):", "if False:", "hostile", 38),
+    "extension types let through": Bug("sources", "if _declares_extension_types(footer):", "if False:", "hostile", 39),
     "the fsync of data skipped": Bug("tables", "    for path in fragment_files(folder, part.fragments):\n        sync(path)\n", "    for path in fragment_files(folder, part.fragments):\n", "power-loss", 80),
     "the fsync of folders skipped": Bug("tables", "            sync(inner)\n\n\n@", "            pass\n\n\n@", "power-loss", 80),
     "the fsync of documents skipped": Bug("durable", "        file.flush()\n        os.fsync(file.fileno())\n", "        file.flush()\n", "power-loss", 80),

@@ -56,7 +56,7 @@ CAMPAIGNS = {
     "clean-vectors": Campaign("clean vectors", "campaign_edits:clean_vectors", 30, 10),
     "bounded": Campaign("bounded failure", "campaign_edits:bounded", 4, 1),
     "bad-input": Campaign("bad input", "campaign_input:bad_input", 1000, 100),
-    "hostile": Campaign("runs no code", "campaign_input:hostile", 38, 38),
+    "hostile": Campaign("runs no code", "campaign_input:hostile", 39, 39),
     "filters": Campaign("typed filters", "campaign_input:filters", 10_000, 1000),
     "secrets": Campaign("no secrets, no open heads", "campaign_input:secrets_and_clusters", 3, 0),
     "s3": Campaign("the same on s3://", "campaign_s3:object_store", 10, 1),

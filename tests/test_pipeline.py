@@ -369,7 +369,7 @@ def test_nsfw_tags_only_on_request(ray_session, checkpoint, tmp_path):
 
 
 def test_a_pool_that_is_busy_grows_when_a_gpu_joins(ray_session):
-    """What Ray compares: tasks in flight a call, with its threshold. (Tried with a second node, see BENCHMARKS: 42 s.)"""
+    """What Ray compares: tasks in flight a call, with its threshold. (Tried with a second node: BENCHMARKS.)"""
     import ray
 
     pipeline._configure_ray_data()
