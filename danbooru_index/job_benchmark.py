@@ -311,9 +311,11 @@ class _Watch:
         while not self._ended.wait(1.0):
             with contextlib.suppress(Exception):  # a process that ends meanwhile, a Ray that does
                 workers = [p for p in self._own.children(recursive=True) if "EncodeShard" in "".join(p.cmdline())]
-                if not workers:
+                if not workers and not self._cpu:
                     continue
                 self._cpu.append(time.process_time())
+                if not workers:  # once more where they are gone: a short run is over between two looks
+                    return
                 total, free = ray.cluster_resources(), ray.available_resources()
                 name = "object_store_memory"
                 self._samples.append(
@@ -323,6 +325,7 @@ class _Watch:
                         "object_store": (total.get(name, 0) - free.get(name, 0)) / 1e6,
                     }
                 )
+        self._cpu.append(time.process_time())
 
     def tenths(self) -> dict[str, list[int]]:
         """The largest value of each tenth of the time in which the encoder was there."""
