@@ -323,8 +323,7 @@ class Encoder:
     @property
     def attentions(self) -> tuple[str, ...]:
         """The kinds of attention that this device has, the one taken first."""
-        one = self._forward.attention
-        return (one, *(kind for kind in self._forward.attentions if kind != one))
+        return self._forward.attentions
 
     def attend_by(self, kind: str) -> None:
         """Take another of the `attentions`."""

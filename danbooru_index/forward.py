@@ -221,9 +221,9 @@ class PackedModel:
         size = self._layers[0].qkv.dtype.itemsize
         self.worth_filling = WORTH_FILLING[size] if measured and fusion.available() else None
         self._fused: dict[int, list[_FusedLayer]] = {}
-        self.attentions = ("varlen", "blocks", "two products") if varlen else ("blocks", "two products")
-        self.attention = "varlen" if varlen else "two products" if measured and size == 2 else "blocks"
-        self.blocks = self.attend_by(self.attention)
+        by_block = ("two products", "blocks") if measured and size == 2 else ("blocks", "two products")
+        self.attentions = ("varlen", *by_block) if varlen else by_block
+        self.blocks = self.attend_by(self.attentions[0])
 
     def __call__(self, call: PackedCall) -> tuple[torch.Tensor, ...]:
         """dense [n, D], sparse ids [T] and weights [T] in row order (0: not an entry; those of special tokens are in it),

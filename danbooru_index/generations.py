@@ -136,13 +136,17 @@ class Generation:
         """Whether some process has finished this generation since it was read."""
         return _read_manifest(self.path / "manifest.json").sealed
 
-    def is_whole(self) -> bool:
-        """Whether all that a sealed generation names is there, in size; `verify` rereads it."""
+    def has_its_shards(self) -> bool:
+        """Whether the data of every shard of a sealed generation is there, in size; `verify` rereads it."""
         manifest = self.manifest
         done = [shard for shard in manifest.shards if shard not in manifest.failed_shards]
         compacted = manifest.compacted_parts
         found = read_records(self.path, done, manifest.fingerprint_digest, sealed=True, compacted=compacted)
-        return len(found) == len(done) and not damaged_files(self.path, manifest.files)
+        return len(found) == len(done)
+
+    def is_whole(self) -> bool:
+        """Whether Lance's own files are also as they were."""
+        return self.has_its_shards() and not damaged_files(self.path, self.manifest.files)
 
     def save(self) -> None:
         """Write the manifest, atomically; raise `ValueError` for one that could not be read back."""
@@ -285,14 +289,14 @@ class IndexRoot:
         where there is none."""
         self.require()
         known = {generation.id: generation for generation in self.generations() if generation.manifest.sealed}
-        before = self._before()
+        before, unreadable = self._before(), self.damaged()
         damaged = []
         while before:
             name = before.pop()
             if name in known and known[name].is_whole():
                 self._publish(known[name], before)
                 return known[name]
-            damaged += [name] if name in known or name in self.damaged() else []
+            damaged += [name] if name in known or name in unreadable else []
         more = f" but {', '.join(damaged)}, which {'is' if len(damaged) == 1 else 'are'} damaged" if damaged else ""
         raise StorageError(f"{self.path}: there is no earlier generation to go back to{more}")
 
@@ -303,9 +307,9 @@ class IndexRoot:
         if keep < 1:
             raise UsageError(f"--keep must be at least 1, not {keep}")
         current = self.current_id()
-        sealed = [g for g in self.generations() if g.manifest.sealed]
-        kept = {g.id for g in sealed[-keep:]} | {current}
         known = self.generations()
+        sealed = [g for g in known if g.manifest.sealed]
+        kept = {g.id for g in sealed[-keep:]} | {current}
         newest = known[-1].id if known else ""
         deleted = []
         self._clear_remains(newest)

@@ -25,7 +25,6 @@ from danbooru_index.tables import (
     commit,
     metadata_checksums,
     panics_as_errors,
-    read_records,
     sweep_orphans,
 )
 from danbooru_index.vector_index import build_index
@@ -54,11 +53,7 @@ def begin(root: IndexRoot, wanted: Manifest, codec: Codec | None = None, *, stri
             continue
         if not manifest.sealed:
             return Beginning(generation, [f"going on with unfinished generation {generation.id}"])
-        compacted = manifest.compacted_parts
-        found = read_records(
-            generation.path, wanted.shards, wanted.fingerprint_digest, sealed=True, compacted=compacted
-        )
-        if len(found) != len(wanted.shards) and not manifest.failed_shards:
+        if not manifest.failed_shards and not generation.has_its_shards():
             damaged.append(f"generation {generation.id} is damaged (danbooru-index verify): built anew")
             break
         if not manifest.failed_shards:

@@ -177,7 +177,8 @@ def _footer(path: Path) -> bytes | None:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - 8))
         length = int.from_bytes(file.read(8)[:4], "little")
-        if min(length, size) > LONGEST_FOOTER:
+        length = min(length, size)  # what a damaged file says may be anything
+        if length > LONGEST_FOOTER:
             return None
         file.seek(max(0, size - 8 - length))
         return file.read(length)
