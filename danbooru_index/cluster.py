@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import ipaddress
 import logging
+import math
 import os
 import secrets
 import socket
@@ -23,6 +24,11 @@ from danbooru_index.signals import deaf, interrupting_exit, restoring, terminabl
 
 OBJECT_STORE_BYTES = 256 << 20
 CORES_PER_ENCODER = 8
+CALLS_AT_ONCE = (
+    3,
+    10,
+)  # the least and the most shards that an encoder has in hand: two on the device, others being written
+CALL_BYTES = 1 << 30  # of a node's memory for each: its slice of 128 MB in a few copies
 TOKENIZER_CPUS = 0.25
 PATIENCE_S = 60.0
 NODES_S = 1800.0
@@ -30,7 +36,7 @@ NODES_S = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """How many encoders run, on what; `max_encoders` None: as many as GPUs join.
+    """How many encoders run, on what; `max_encoders` None: as many as GPUs join; `calls`: shards that each has in hand.
 
     `runtime_env`: what the actors' processes must be told; nothing where they inherit it, so that Ray gives them those
     that it has started already instead of starting others (a second of start-up on two cores).
@@ -44,6 +50,7 @@ class ClusterPlan:
     threads: int | None
     tokenizers: int
     local: bool
+    calls: int
     runtime_env: dict[str, Any] = field(default_factory=lambda: {"env_vars": worker_environment()})
 
 
@@ -265,13 +272,21 @@ def plan_cluster(config: BuildConfig, pending: int, *, inherited: bool = False) 
     return replace(plan, runtime_env={}) if inherited else plan
 
 
-def _plan_gpus(nodes: list[dict[str, float]], encoders: int, most: int | None) -> ClusterPlan:
-    """Encoders of a GPU each, and two tokenisers for each as far as the CPUs of the cluster go."""
-    per_gpu = min(node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU", 0) >= 1)
+def _plan_gpus(nodes: list[dict[str, float]], encoders: int, limit: int | None) -> ClusterPlan:
+    """Encoders of a GPU each, and two tokenisers for each as far as the CPUs of the cluster go.
+
+    Writing a shard in full width takes a core 0.5 s and a fast GPU is done with one in 0.1 s, so as many are written at
+    once as a GPU has cores and memory for.
+    """
+    at_work = [node for node in nodes if node.get("GPU", 0) >= 1]
+    per_gpu = min(node.get("CPU", 0) / node["GPU"] for node in at_work)
+    memory = min(node.get("memory", math.inf) / node["GPU"] for node in at_work)
+    least, most = CALLS_AT_ONCE
+    calls = max(least, int(min(most, per_gpu, memory / CALL_BYTES)))
     num_cpus = min(1.0, max(0.1, _floor(per_gpu - 2 * TOKENIZER_CPUS)))
     left = sum(node.get("CPU", 0) for node in nodes) - encoders * num_cpus
     tokenizers = max(1, min(2 * encoders, int(left / TOKENIZER_CPUS + 1e-6)))
-    return ClusterPlan(Device.CUDA, encoders, most, num_cpus, 1, None, tokenizers, len(nodes) == 1)
+    return ClusterPlan(Device.CUDA, encoders, limit, num_cpus, 1, None, tokenizers, len(nodes) == 1, calls)
 
 
 def gpus_for(device: Device, num_gpus: int | None) -> int:
@@ -332,7 +347,7 @@ def _plan_cpus(cores: list[float], pending: int, local: bool) -> ClusterPlan:
     tokenizers = min(encoders, 4)
     num_cpus = max(0.5, _floor((smallest - tokenizers * TOKENIZER_CPUS) / per_node))
     threads = max(1, int(smallest // per_node))
-    return ClusterPlan(Device.CPU, encoders, encoders, num_cpus, 0, threads, tokenizers, local)
+    return ClusterPlan(Device.CPU, encoders, encoders, num_cpus, 0, threads, tokenizers, local, CALLS_AT_ONCE[0])
 
 
 def _floor(cpus: float) -> float:

@@ -22,6 +22,8 @@ from danbooru_index.errors import IndexBusyError, StorageError
 from danbooru_index.failpoints import reach
 from danbooru_index.object_store import Location, ObjectPath, leased
 
+WORTH_UNCACHING = 8 << 20  # bytes
+
 
 def sync(path: Location) -> None:
     """Make a file, or the entries of a folder, durable; an object is so once it is written."""
@@ -30,6 +32,22 @@ def sync(path: Location) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def uncache(path: Location) -> None:
+    """Let the system forget the content of a large file that is durable and that nobody reads soon.
+
+    Its pages of memory are at hand for the next file, and what others read stays in memory. Measured on a virtual machine
+    whose host takes back what is free: a file of 100 MB is written in two thirds of the time.
+    """
+    if isinstance(path, ObjectPath) or not hasattr(os, "posix_fadvise") or path.stat().st_size < WORTH_UNCACHING:
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(handle)
 

@@ -311,9 +311,9 @@ class Encoder:
         return out
 
     def _fused_calls(self, plan: _Plan) -> list[PackedCall]:
-        """The calls of a plan, after the layers have been fused where it has whole ones."""
+        """The calls of a plan, after the layers have been fused where it has whole ones and they have not been."""
         calls = self._calls(plan)
-        if any(call.whole for call in calls):
+        if any(call.whole for call in calls) and plan.budget not in self._forward.fused:
             if self.streams > 1:
                 self._pool.submit(self._fuse, plan.budget).result()
             else:

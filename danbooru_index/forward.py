@@ -220,7 +220,7 @@ class PackedModel:
         measured = device == "cpu" and cpu_has_avx512_bf16_alone()
         size = self._layers[0].qkv.dtype.itemsize
         self.worth_filling = WORTH_FILLING[size] if measured and fusion.available() else None
-        self._fused: dict[int, list[_FusedLayer]] = {}
+        self.fused: dict[int, list[_FusedLayer]] = {}
         by_block = ("two products", "blocks") if measured and size == 2 else ("blocks", "two products")
         self.attentions = ("varlen", *by_block) if varlen else by_block
         self.blocks = self.attend_by(self.attentions[0])
@@ -265,10 +265,10 @@ class PackedModel:
 
         Takes the time of two such calls, and as much memory as the layers' weights.
         """
-        if rows in self._fused:
+        if rows in self.fused:
             return
         hidden = self._layers[0].qkv.new_zeros(rows, self._layers[0].qkv.shape[1])
-        self._fused[rows] = [
+        self.fused[rows] = [
             _FusedLayer(fusion.fused(layer.project, hidden), fusion.fused(layer.finish_anew, hidden, hidden))
             for layer in self._layers
         ]
@@ -283,7 +283,7 @@ class PackedModel:
         """The last layer's output for every token, [P, D]."""
         hidden: torch.Tensor = self._embeddings(input_ids=ids[None], position_ids=positions[None])[0] + self._first
         attend = self._attention(call, hidden)
-        layers: Sequence[_Layer | _FusedLayer] = self._fused[len(hidden)] if call.whole else self._layers
+        layers: Sequence[_Layer | _FusedLayer] = self.fused[len(hidden)] if call.whole else self._layers
         for layer in layers:
             qkv = layer.project(hidden)
             attended = attend(*qkv.view(len(hidden), 3, self._heads, -1).unbind(1)).reshape(hidden.shape)

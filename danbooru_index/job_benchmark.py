@@ -19,7 +19,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from danbooru_index import pipeline
+from danbooru_index import cluster, pipeline
 from danbooru_index.benchmark import Bench, in_turn, ratio, summary
 from danbooru_index.config import BuildConfig, Device, Precision, PrepareConfig
 from danbooru_index.devices import cpu_count
@@ -40,10 +40,11 @@ SCALING_ROWS = 32
 DEVICE_SHARDS = {128: 100, 1024: 40}
 DEVICE_ROWS = 4096
 OVERLAP_SHARDS = 50
-OVERLAPS = {  # calls at once in an encoder, tasks in flight to a tokeniser
-    "as built": (3, 16),
+OVERLAPS = {  # the most calls at once in an encoder, and tasks in flight to a tokeniser
+    "as built": (cluster.CALLS_AT_ONCE[1], 16),
+    "one shard written at a time": (3, 16),
     "no writing behind the next forward": (1, 16),
-    "one task in flight to a tokeniser": (3, 1),
+    "one task in flight to a tokeniser": (cluster.CALLS_AT_ONCE[1], 1),
     "neither": (1, 1),
 }
 SHARD_ROWS = 4
@@ -207,12 +208,12 @@ def overlap(bench: Bench) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     with _cluster(1):
         for name, (calls, flight) in OVERLAPS.items():
-            kept = pipeline.CALLS_AT_ONCE, pipeline.TASKS_IN_FLIGHT
-            pipeline.CALLS_AT_ONCE, pipeline.TASKS_IN_FLIGHT = calls, flight
+            kept = cluster.CALLS_AT_ONCE, pipeline.TASKS_IN_FLIGHT
+            cluster.CALLS_AT_ONCE, pipeline.TASKS_IN_FLIGHT = (min(kept[0][0], calls), calls), flight
             try:
                 report = _simulate(bench, name, shards, width=128, forward_s=0.2)
             finally:
-                pipeline.CALLS_AT_ONCE, pipeline.TASKS_IN_FLIGHT = kept
+                cluster.CALLS_AT_ONCE, pipeline.TASKS_IN_FLIGHT = kept
             measured[name] = {
                 "busy_share": report.devices[0].busy_share,
                 "shards_per_second": round(OVERLAP_SHARDS / report.seconds.encode, 2),

@@ -66,7 +66,6 @@ SAMPLES = 16
 ATTEMPTS = 2
 SOLO_ATTEMPTS = 2
 TASKS_IN_FLIGHT = 16
-CALLS_AT_ONCE = 3
 
 
 @dataclass(slots=True)
@@ -388,8 +387,8 @@ def _dataset(run: Run, items: list[dict[str, str]], settings: WorkerSettings, *,
         min_size=1 if alone else plan.encoders,
         max_size=1 if alone else max(plan.encoders, plan.max_encoders or len(items)),
         initial_size=1 if alone else plan.encoders,
-        max_tasks_in_flight_per_actor=1 if alone else CALLS_AT_ONCE + 1,
-        max_concurrent_calls_per_actor=1 if alone else CALLS_AT_ONCE,
+        max_tasks_in_flight_per_actor=1 if alone else plan.calls + 1,
+        max_concurrent_calls_per_actor=1 if alone else plan.calls,
         enable_true_multi_threading=True,
     )
     common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "fn_constructor_args": (settings,)}
@@ -415,7 +414,7 @@ def _configure_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1
-    # A pool that has 4 tasks in flight for 3 calls never comes to Ray's 1.75, and would not take a GPU that joins.
+    # A pool that has a task more in flight than calls never comes to Ray's 1.75, and would not take a GPU that joins.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.actor_init_retry_on_errors = False
     context.max_consecutive_actor_init_deaths = 3

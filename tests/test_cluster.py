@@ -227,18 +227,21 @@ def test_ray_imported_before_it_has_a_token_is_said_at_once(bare, sample_shards,
 
 
 @pytest.mark.parametrize(
-    ("nodes", "encoders", "num_cpus", "tokenizers"),
+    ("nodes", "encoders", "num_cpus", "tokenizers", "calls"),
     [
-        ([{"CPU": 16, "GPU": 1}], 1, 1.0, 2),
-        ([{"CPU": 128, "GPU": 8}, {"CPU": 8}], 8, 1.0, 16),
-        ([{"CPU": 2, "GPU": 8}], 8, 0.1, 4),
-        ([{"CPU": 1, "GPU": 1}], 1, 0.5, 2),
-        ([{"CPU": 0, "GPU": 1}], 1, 0.1, 1),
+        ([{"CPU": 16, "GPU": 1, "memory": 100e9}], 1, 1.0, 2, 10),
+        ([{"CPU": 16, "GPU": 1, "memory": 6e9}], 1, 1.0, 2, 5),
+        ([{"CPU": 128, "GPU": 8}, {"CPU": 8}], 8, 1.0, 16, 10),
+        ([{"CPU": 32, "GPU": 8}, {"CPU": 16, "GPU": 1}], 8, 1.0, 16, 4),
+        ([{"CPU": 2, "GPU": 8}], 8, 0.1, 4, 3),
+        ([{"CPU": 1, "GPU": 1}], 1, 0.5, 2, 3),
+        ([{"CPU": 0, "GPU": 1}], 1, 0.1, 1, 3),
     ],
 )
-def test_what_a_job_asks_of_a_cluster_with_gpus_fits(nodes, encoders, num_cpus, tokenizers):
+def test_what_a_job_asks_of_a_cluster_with_gpus_fits(nodes, encoders, num_cpus, tokenizers, calls):
     plan = _plan_gpus(nodes, encoders, None)
     assert (plan.num_cpus, plan.tokenizers, plan.max_encoders, plan.num_gpus) == (num_cpus, tokenizers, None, 1)
+    assert plan.calls == calls
     asked = encoders * plan.num_cpus + plan.tokenizers * TOKENIZER_CPUS
     assert asked <= sum(node["CPU"] for node in nodes) or not nodes[0]["CPU"]
 

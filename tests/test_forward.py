@@ -85,7 +85,7 @@ def test_fused_layers_are_the_layers(checkpoint, precision):
         packed.fuse(256)
         found = packed(call)
         hidden = torch.zeros(256, packed._layers[0].qkv.shape[1], dtype=packed._layers[0].qkv.dtype)
-        assert "oneDNNFusionGroup" in str(packed._fused[256][0].finish.graph_for(hidden, hidden))
+        assert "oneDNNFusionGroup" in str(packed.fused[256][0].finish.graph_for(hidden, hidden))
     least = 1e-6 if precision == "fp32" else 1e-3
     for name, ours, theirs in zip(OUTPUTS, found, expected, strict=True):
         if name in ("dense", "colbert"):

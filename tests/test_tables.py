@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from vault import DIM, SPECS, make_encoding, make_records, manifest, write_shard
 
+from danbooru_index import durable
 from danbooru_index.batches import TokenBatch, ragged_take
 from danbooru_index.config import Filter
 from danbooru_index.durable import create_exclusive, from_checked_json, owned, to_checked_json
@@ -518,3 +519,32 @@ def test_a_small_table_has_no_index(built):
     version = built.manifest.versions["dense"]
     assert build_index(built.path, version, 30) == version
     assert probes(lance.dataset(str(table_path(built.path, "dense")))) == {"use_index": False}
+
+
+def is_cached(path):
+    """Whether the first bytes of a file are in memory."""
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(16)], 0, os.RWF_NOWAIT) > 0
+        except BlockingIOError:
+            return False
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20])
+def test_large_colbert_files_leave_memory_once_they_are_durable(index, tmp_path, monkeypatch, size):
+    """The others stay: they are indexed and searched next."""
+    monkeypatch.setattr(durable, "WORTH_UNCACHING", size)
+    probe = tmp_path / "probe"
+    probe.write_bytes(b"p" * 4096)
+    durable.sync(probe)
+    with probe.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if is_cached(probe):
+        pytest.skip("this file system is in memory")
+    generation = index.start(manifest(["a"]))
+    write_shard(generation, "a")
+    cached = {
+        name: all(map(is_cached, (table_path(generation.path, name) / "data").iterdir()))
+        for name in ("dense", "sparse", "colbert")
+    }
+    assert cached == {"dense": True, "sparse": True, "colbert": size > 0}
