@@ -6,6 +6,7 @@ travel: the encoding actor writes them itself. Nothing here raises into Ray: wha
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -24,9 +25,9 @@ from danbooru_index.batches import TokenBatch
 from danbooru_index.checkpoint import model_id, resolve_model, stamp_of
 from danbooru_index.codec import FULL, load_codec
 from danbooru_index.config import HISTOGRAM_EDGES, Device, Precision
-from danbooru_index.durable import claim, make_folder
+from danbooru_index.durable import claim, make_folder, replace_file
 from danbooru_index.encoder import Encoder, EncoderStats, TextEncoder, Tokenizer
-from danbooru_index.errors import DanbooruIndexError, ModelError
+from danbooru_index.errors import DanbooruIndexError, ModelError, first_line
 from danbooru_index.failpoints import Failpoint, arm, reach
 from danbooru_index.object_store import location
 from danbooru_index.packing import table_specs
@@ -160,7 +161,7 @@ class EncodeShard:
             self._encoder = (settings.encoder or load_encoder)(settings)
             self._beat.expect(self._encoder.call_s(settings.max_length))
         except DanbooruIndexError as error:
-            self._problem = str(error)
+            self._problem = f"{error} ({place(settings)})"
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         row = {name: rows[name][0] for name in rows.column_names}
@@ -184,6 +185,7 @@ class EncodeShard:
             return Receipt(shard, "suspect", str(error)).to_table()
         except Exception as error:
             if "CUDA error" in str(error):
+                note_loss(self._settings, shard, "encode", error)
                 os._exit(71)  # the device is lost to this process: its attempts are counted, a new one takes over
             return Receipt(shard, "failed", describe(error)).to_table()
 
@@ -308,7 +310,23 @@ def check_attempts(settings: WorkerSettings, shard: str, stage: str) -> None:
     for number in range(settings.attempt_limit):
         if claim(folder / f"{shard}.{stage}.{number}"):
             return
-    raise TooManyAttemptsError(f"its {stage} actor died {settings.attempt_limit} times")
+    why = b""
+    with contextlib.suppress(OSError):
+        why = (folder / f"{shard}.{stage}.why").read_bytes()
+    raise TooManyAttemptsError(f"its {stage} actor died {settings.attempt_limit} times{why.decode(errors='replace')}")
+
+
+def note_loss(settings: WorkerSettings, shard: str, stage: str, error: Exception) -> None:
+    """Leave word of what ends this process, and where: of eight cards one may be bad."""
+    said = f", the last time on {place(settings)}: {first_line(error)}"
+    with contextlib.suppress(Exception):
+        replace_file(location(settings.attempts) / f"{shard}.{stage}.why", said.encode())
+
+
+def place(settings: WorkerSettings) -> str:
+    """The machine, and the card, of this process."""
+    card = f", GPU {os.environ.get('CUDA_VISIBLE_DEVICES', 'unknown')}" if settings.device == "cuda" else ""
+    return os.uname().nodename + card
 
 
 class Heartbeat:

@@ -344,7 +344,7 @@ def clean_vectors(seed: int, count: int, folder: Path) -> Outcome:
 # ---- bounded failure ----
 
 FAULTS = {
-    "device": "actor died",
+    "device": f"actor died 2 times, the last time on {os.uname().nodename}: CUDA error: an illegal memory access",
     "memory": "out of memory",
     "kill": "actor died",
     "hang": "actor died",

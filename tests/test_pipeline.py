@@ -1,6 +1,7 @@
 """The whole job under the real Ray: built, resumed, killed at named points, refused; every record exactly once."""
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from processes import running
 
-from danbooru_index import cluster, pipeline
+from danbooru_index import cluster, pipeline, workers
 from danbooru_index.config import BuildConfig, Device, Mode, Precision, PrepareConfig, RejectLimit, Weights
 from danbooru_index.devices import nvidia_driver
 from danbooru_index.errors import DeviceError, IndexBusyError, ModelError, RejectedRecordsError, UsageError
@@ -22,8 +23,10 @@ from danbooru_index.generations import IndexRoot
 from danbooru_index.pipeline import build, exit_code
 from danbooru_index.preparation import prepare
 from danbooru_index.search import TagIndex
+from danbooru_index.shards import Shard
 from danbooru_index.status import status, verify
 from danbooru_index.tables import read_records
+from danbooru_index.workers import WorkerSettings, task_row
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -391,6 +394,22 @@ def test_as_many_shards_are_in_hand_as_planned(
     spans = [(record.measured["started"], record.measured["ended"]) for record in records.values()]
     assert len(spans) == 8
     assert 3 < max(sum(begun <= at < ended for begun, ended in spans) for at, _ in spans) <= 6
+
+
+def test_a_card_that_cannot_load_the_model_is_named(ray_session, monkeypatch):
+    """Of eight cards another program may hold one."""
+
+    def full(settings):
+        raise ModelError("the model does not fit the memory of this cuda device")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    settings = WorkerSettings("m", "m", "", "", "cuda", "fp16", 512, 64, 64, None, None, encoder=full)
+    row = {"task": [task_row(Shard("a", "a.parquet", 0, 1, ""))["task"]], "problem": [""], "fatal": [False]}
+    receipt = json.loads(workers.EncodeShard(settings)(pa.table(row))["receipt"][0].as_py())
+    assert receipt["fatal"]
+    assert receipt["message"] == (
+        f"the model does not fit the memory of this cuda device ({os.uname().nodename}, GPU 5)"
+    )
 
 
 @pytest.mark.skipif(nvidia_driver() is not None, reason="there is a GPU here")
