@@ -183,7 +183,8 @@ class Encoder:
                 f"{path}: cannot be arranged on this {self._device} device ({first_line(error)})"
             ) from None
         self.blocks: tuple[int, ...] = self._forward.blocks
-        self.worth_filling, self._fuse = self._forward.worth_filling, self._forward.fuse
+        self.worth_filling = self._forward.worth_filling
+        self._fuse, self._fused = self._forward.fuse, self._forward.fused
         self.tokens_per_batch = tokens_per_batch or self._default_tokens_per_batch()
         self.stats = EncoderStats()
         self._recomputing = threading.Lock()
@@ -206,7 +207,9 @@ class Encoder:
         try:
             arrays = self._to_host(outputs, plan)
         except Exception as error:
-            raise self._failure(error) from None
+            if self._copies is None or not _is_out_of_memory(error):
+                raise self._failure(error) from None
+            arrays = _in_order(outputs, plan)
         encoding, suspects = plan.assemble(arrays)
         return self._recompute(batch, encoding, suspects, on_rows) if len(suspects) else encoding
 
@@ -313,7 +316,7 @@ class Encoder:
     def _fused_calls(self, plan: _Plan) -> list[PackedCall]:
         """The calls of a plan, after the layers have been fused where it has whole ones and they have not been."""
         calls = self._calls(plan)
-        if any(call.whole for call in calls) and plan.budget not in self._forward.fused:
+        if any(call.whole for call in calls) and plan.budget not in self._fused:
             if self.streams > 1:
                 self._pool.submit(self._fuse, plan.budget).result()
             else:
@@ -372,8 +375,7 @@ class Encoder:
         """Device buffers as numpy arrays, dense and ColBERT vectors in the input's order: from a GPU, which puts them in
         order, through pinned memory, on a stream of their own, beside the next forward pass."""
         if self._copies is None:
-            arrays = {name: value.numpy() for name, value in outputs.items()}
-            return arrays | {name: arrays[name].take(way, axis=0) for name, way in plan.ways.items()}
+            return _in_order(outputs, plan)
         import torch
 
         with torch.cuda.stream(self._copies):
@@ -530,6 +532,12 @@ class _Plan:
             bad=np.empty(0, np.int64),
         )
         return encoding, np.flatnonzero(~out["finite"][taken])
+
+
+def _in_order(outputs: dict[str, torch.Tensor], plan: _Plan) -> dict[str, Array]:
+    """Buffers as numpy arrays, put in order here: takes no memory of the device, and none that is pinned."""
+    arrays: dict[str, Array] = {name: value.cpu().numpy() for name, value in outputs.items()}
+    return arrays | {name: arrays[name].take(way, axis=0) for name, way in plan.ways.items()}
 
 
 def gpu_tokens_per_batch(free: int, dim: int, intermediate: int) -> int:

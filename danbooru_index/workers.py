@@ -341,6 +341,7 @@ class Heartbeat:
         self._expected_s = math.inf
         self._limit_s = limit_s or math.inf
         self._running = 0
+        self._counting = threading.Lock()
         self._last = time.monotonic()
         self._slowest = 0.0
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -358,12 +359,14 @@ class Heartbeat:
         self._limit_s = self._fixed or max(self._expected_s, SLOWER * self._slowest)
 
     def __enter__(self) -> None:
-        if not self._running:
-            self._last = time.monotonic()
-        self._running += 1
+        with self._counting:
+            if not self._running:
+                self._last = time.monotonic()
+            self._running += 1
 
     def __exit__(self, *_: object) -> None:
-        self._running -= 1
+        with self._counting:
+            self._running -= 1
 
     def _watch(self) -> None:
         while True:

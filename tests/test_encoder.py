@@ -322,6 +322,22 @@ def test_the_next_batch_begins_before_the_last_call_of_this_one_ends(checkpoint,
 
 
 @pytest.mark.slow
+def test_results_that_find_no_memory_on_the_way_back_take_the_plain_one(checkpoint, tokenizer, texts, monkeypatch):
+    """Pinned memory, or the device's, may be gone when all is encoded: that is not lost."""
+    encoder = Encoder(str(checkpoint))
+    batch = tokenizer(texts)
+    expected = encoder.encode(batch)
+
+    def full(*_):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(encoder, "_copies", "the stream of a GPU")
+    monkeypatch.setattr(encoder, "_to_host", full)
+    found = encoder.encode(batch)
+    for name in ("dense", "sparse_ids", "sparse_weights", "sparse_lengths", "colbert", "colbert_lengths"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+
+
 def test_batches_that_run_out_of_memory_together_halve_once(checkpoint):
     encoder = Encoder(str(checkpoint), tokens_per_batch=512)
     encoder._halve(512)
