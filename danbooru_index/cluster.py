@@ -24,10 +24,7 @@ from danbooru_index.signals import deaf, interrupting_exit, restoring, terminabl
 
 OBJECT_STORE_BYTES = 256 << 20
 CORES_PER_ENCODER = 8
-CALLS_AT_ONCE = (
-    3,
-    10,
-)  # the least and the most shards that an encoder has in hand: two on the device, others being written
+CALLS_AT_ONCE = (3, 10)  # the least and the most shards that an encoder has in hand: two on the device, others written
 CALL_BYTES = 1 << 30  # of a node's memory for each: its slice of 128 MB in a few copies
 TOKENIZER_CPUS = 0.25
 PATIENCE_S = 60.0

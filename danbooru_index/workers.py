@@ -161,7 +161,7 @@ class EncodeShard:
             self._encoder = (settings.encoder or load_encoder)(settings)
             self._beat.expect(self._encoder.call_s(settings.max_length))
         except DanbooruIndexError as error:
-            self._problem = f"{error} ({place(settings)})"
+            self._problem = f"{error} ({place(settings)})" if settings.device == "cuda" else str(error)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         row = {name: rows[name][0] for name in rows.column_names}

@@ -338,6 +338,7 @@ def test_results_that_find_no_memory_on_the_way_back_take_the_plain_one(checkpoi
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
 
 
+@pytest.mark.slow
 def test_batches_that_run_out_of_memory_together_halve_once(checkpoint):
     encoder = Encoder(str(checkpoint), tokens_per_batch=512)
     encoder._halve(512)
