@@ -1,32 +1,34 @@
 """Which model: a hub name, a folder or the embedded one -> a local folder, checked, with its model id.
 
 The driver resolves the model once, before any actor starts, and passes the local path on; each actor checks the id.
-Only the files that are needed are fetched: no ONNX copies, one copy of the weights.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.config import PRODUCTION_MODEL
-from danbooru_index.errors import ModelError, UsageError
+from danbooru_index.config import EMBEDDED_MODEL, PRODUCTION_MODEL
+from danbooru_index.errors import ModelError, first_line
+from danbooru_index.hub import fetch_model
+from danbooru_index.weights import (
+    HEADS,
+    SETTINGS,
+    TOKENIZERS,
+    WEIGHTS,
+    check_weights,
+    needed_files,
+    read_settings,
+    refuse_pointers,
+)
 
-EMBEDDED_MODEL = "m3-mini"
 EMBEDDED_FOLDER = Path(__file__).parent / "models" / EMBEDDED_MODEL
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-HEADS = ("sparse_linear.pt", "colbert_linear.pt")
-TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model")
-SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER_FILES = (*TOKENIZERS, *SETTINGS[1:])
-HUB_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class Checkpoint:
 
 
 def resolve_model(name: str) -> Checkpoint:
-    """Find or fetch the model `name`. Raises `ModelError` saying what is missing and where it could come from."""
+    """Find or fetch the model `name`, and check that it is whole. Raises `ModelError` saying what is wrong with it, or where
+    it could come from."""
     return identify(name, find_model(name))
 
 
@@ -51,8 +54,9 @@ def identify(name: str, folder: Path) -> Checkpoint:
     return Checkpoint(name, str(folder.resolve()), model_id(folder), stamp)
 
 
-def find_model(name: str) -> Path:
-    """The folder of the model `name`, fetched where need be, all its files there. Raises `ModelError` as above."""
+def find_model(name: str, *, whole: bool = True) -> Path:
+    """The folder of the model `name`, fetched where need be, all its files there; and `whole`, unless nothing of its weights
+    is to be loaded. Raises `ModelError` as above."""
     folder = Path(os.path.expanduser(name))
     if name == EMBEDDED_MODEL and not folder.is_dir():
         folder = EMBEDDED_FOLDER
@@ -60,8 +64,21 @@ def find_model(name: str) -> Path:
         if _looks_like_path(name):
             raise ModelError(f"--model {name}: no such folder; a folder in BGE-M3's format or a hub name is needed")
         folder = Path(fetch_model(name))
-    required_files(folder)
+    if whole:
+        check_model(folder)
+    else:
+        required_files(folder)
     return folder
+
+
+def check_model(folder: Path) -> None:
+    """Whether a folder holds a whole model in BGE-M3's format: files, tensors, vocabulary. Reads names and shapes only, so
+    that this is known before Ray starts. Raises `ModelError`."""
+    refuse_pointers(folder, required_files(folder))
+    settings = read_settings(folder)
+    check_weights(folder, settings)
+    _check_pooling(folder)
+    _check_vocabulary(folder, int(settings["vocab_size"]))
 
 
 def default_model(device: str) -> str:
@@ -88,8 +105,7 @@ def longest_text(checkpoint: Checkpoint) -> int:
 
 def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """Its `config.json`."""
-    settings: dict[str, Any] = json.loads((Path(checkpoint.path) / "config.json").read_text(encoding="utf-8"))
-    return settings
+    return read_settings(Path(checkpoint.path))
 
 
 def model_id(folder: Path) -> str:
@@ -111,129 +127,59 @@ def stamp_of(folder: Path) -> str:
 def required_files(folder: Path) -> list[str]:
     """The files of a checkpoint that decide its numbers; raise `ModelError` for what is missing."""
     present = {path.name for path in folder.iterdir() if path.is_file()}
-    chosen = _choose(present)
-    missing = [name for name in HEADS if name not in present]
-    if missing:
+    if "config.json" not in present:
+        inner = sorted(path.parent.name for path in folder.glob("*/config.json") if "modules.json" in present)
         raise ModelError(
-            f"{folder}: {' and '.join(missing)} missing: without its heads a model has no sparse weights and no ColBERT "
-            f"vectors (FlagEmbedding would make them up at random); use a folder in the format of {PRODUCTION_MODEL}"
+            f"{folder}: no configuration (config.json): not a checkpoint in BGE-M3's format"
+            + (f"; {inner[0]} in it may be one (with {' and '.join(HEADS)} beside its weights)" if inner else "")
         )
-    for kind, names in (("weights", WEIGHTS), ("tokenizer", TOKENIZERS), ("configuration", ("config.json",))):
-        if not any(name in present or _is_sharded(name, present) for name in names):
+    if "adapter_config.json" in present:
+        raise ModelError(f"{folder}: an adapter (adapter_config.json), not a whole model: merge it into its base first")
+    chosen = needed_files(present)
+    for kind, names in (("weights", WEIGHTS), ("tokenizer", TOKENIZERS)):
+        if not any(name in present or f"{name}.index.json" in present for name in names):
             raise ModelError(f"{folder}: no {kind} ({' or '.join(names)}): not a checkpoint in BGE-M3's format")
-    _check_config(folder / "config.json")
     return sorted(chosen)
 
 
-def _choose(names: set[str]) -> set[str]:
-    """Of all files of a repository those that are needed: one form of the weights, heads, tokenizer, settings."""
-    weights: set[str] = set()
-    for form in WEIGHTS:
-        stem, suffix = form.rsplit(".", 1)
-        weights = {n for n in names if n == form or (n.startswith(f"{stem}-") and n.endswith(suffix))}
-        weights |= {n for n in names if n == f"{form}.index.json"}
-        if weights:
-            break
-    return weights | (names & {*HEADS, *TOKENIZERS, *SETTINGS})
+def _check_pooling(folder: Path) -> None:
+    """Raise `ModelError` where sentence-transformers' settings pool otherwise than BGE-M3, whose dense vector is the first
+    token's: FlagEmbedding does not read them."""
+    for path in sorted(folder.glob("*_Pooling/config.json")):
+        try:
+            pooling = json.loads(path.read_text(encoding="utf-8"))
+            modes = [name.removeprefix("pooling_mode_") for name, value in pooling.items() if value is True]
+            modes = [str(pooling["pooling_mode"])] if "pooling_mode" in pooling else modes
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{path}: cannot be read ({first_line(error, 120)})") from None
+        if others := [mode for mode in modes if mode not in ("cls", "cls_token", "include_prompt")]:
+            raise ModelError(f"{path}: pools by {', '.join(others)}; BGE-M3's dense vector is that of the first token")
 
 
-def _is_sharded(name: str, present: set[str]) -> bool:
-    return f"{name}.index.json" in present
-
-
-def _check_config(path: Path) -> None:
+def _check_vocabulary(folder: Path, embeddings: int) -> None:
+    """Raise `ModelError` where the tokenizer has ids that the model has no embedding for: they would fail, or on a GPU end
+    the process, at the first text that has such a token."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return  # a SentencePiece model alone: `Tokenizer` compares when it has been read
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read ({str(error)[:120]})") from None
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "xlm-roberta":
-        raise ModelError(f"{path}: model_type is {kind!r}; BGE-M3's format is 'xlm-roberta'")
-    if not all(isinstance(config.get(name), int) for name in ("hidden_size", "max_position_embeddings")):
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        pieces = tokenizer["model"]["vocab"]
+        ids = range(len(pieces)) if isinstance(pieces, list) else pieces.values()
+        largest = max([*ids, *(token["id"] for token in tokenizer.get("added_tokens") or ())])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path}: not a tokenizer ({type(error).__name__}: {first_line(error, 120)})") from None
+    refuse_ids_beyond(folder, largest, embeddings)
+
+
+def refuse_ids_beyond(folder: Path, largest: int, embeddings: int) -> None:
+    """Raise `ModelError` where the largest id of the tokenizer has no embedding."""
+    if largest >= embeddings:
         raise ModelError(
-            f"{path}: hidden_size and max_position_embeddings are needed; not a checkpoint in BGE-M3's format"
+            f"{folder}: its tokenizer has {largest + 1:,} entries, its model embeddings for {embeddings:,}: they do not "
+            "belong together"
         )
-    if "auto_map" in config:
-        raise ModelError(f"{path}: asks to run code of its own (auto_map), which is never done")
 
 
 def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") != 1 or os.sep + os.sep in name
-
-
-def fetch_model(name: str) -> str:
-    """Download (or find in the cache) the needed files of a hub model; return the local folder.
-
-    Honours `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`; says size and progress on stderr. A hub that
-    cannot be reached is no obstacle to a model that is in the cache.
-    """
-    import httpx2
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        if offline:
-            return _cached(name)
-        return _download(name)
-    except HFValidationError:
-        raise UsageError(f"--model {name!r} is neither a folder nor a hub name such as {PRODUCTION_MODEL}") from None
-    except GatedRepoError:
-        problem = f"{name}: access must be granted on {endpoint} first; then set HF_TOKEN"
-    except RepositoryNotFoundError:
-        problem = f"{name}: no such model on {endpoint} (or it is private: set HF_TOKEN)"
-    except (OSError, httpx2.HTTPError) as error:
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-        problem = f"{name}: not in the local cache, and HF_HUB_OFFLINE is set"
-        if not offline:
-            with contextlib.suppress(OSError):
-                cached = _cached(name)
-                print(f"model {name}: {endpoint} cannot be used now; taken from the cache", file=sys.stderr)
-                return cached
-            said = f"answered {status}" if status else f"cannot be reached ({type(error).__name__})"
-            problem = f"{name}: {endpoint} {said}"
-    raise ModelError(
-        f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or HF_TOKEN where one is needed, "
-        f"or pass --model a local folder, or --model {EMBEDDED_MODEL}"
-    )
-
-
-def _cached(name: str) -> str:
-    """The folder of a model in the local cache; raise `LocalEntryNotFoundError` (an OSError) where it is not."""
-    from huggingface_hub import snapshot_download
-
-    wanted = [*HEADS, *SETTINGS[:1]]
-    folder = snapshot_download(name, allow_patterns=wanted, local_files_only=True)
-    if any(not (Path(folder) / file).exists() for file in wanted):
-        raise FileNotFoundError(folder)
-    return folder
-
-
-def _download(name: str) -> str:
-    from huggingface_hub import HfApi, snapshot_download
-
-    info = HfApi().model_info(name, files_metadata=True, timeout=HUB_TIMEOUT_S)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    needed = sorted(_choose(set(sizes)))
-    missing = [head for head in HEADS if head not in needed]
-    if missing:
-        raise ModelError(f"{name}: {' and '.join(missing)} missing in this repository: not in BGE-M3's format")
-    total = sum(sizes[file] for file in needed)
-    print(f"model {name}: {len(needed)} files, {total / 1e9:.2f} GB", file=sys.stderr)
-    with _bars_on_stderr():
-        return snapshot_download(name, allow_patterns=needed)  # by branch: so that offline use finds it
-
-
-@contextlib.contextmanager
-def _bars_on_stderr() -> Iterator[None]:
-    """The hub's own progress bars go to stderr: shown where that is a terminal, left out elsewhere."""
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
-
-    if sys.stderr.isatty():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()

@@ -28,6 +28,7 @@ from danbooru_index.config import Device, Precision
 from danbooru_index.devices import keep_buffers, uncollected
 from danbooru_index.errors import ModelError, first_line
 from danbooru_index.forward import PackedCall, PackedModel, Packing, max_sim_matrix, on_device, pack, pack_calls, padded
+from danbooru_index.weights import complete_weights
 
 if TYPE_CHECKING:
     import torch
@@ -562,7 +563,10 @@ def _load(path: str, device: str, precision: Precision) -> Any:
                 path, trust_remote_code=False, torch_dtype=kinds.get(precision, torch.float32)
             )
             model = EncoderOnlyEmbedderM3ModelForInference(parts)
+            complete_weights(model, Path(path))
         model.to(device).eval()
+    except ModelError:
+        raise
     except torch.OutOfMemoryError:
         raise ModelError(f"{path}: the model does not fit the memory of this {device} device") from None
     except Exception as error:

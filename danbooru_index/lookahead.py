@@ -1,4 +1,4 @@
-"""The driver's own work while Ray starts, which is mostly waiting: what the model's files say."""
+"""The driver's own work beside listing the input and starting Ray: what the model's files say."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ T = TypeVar("T")
 
 
 class Lookahead:
-    """A model whose files are being read, in threads that hold nobody up who stops the build.
+    """The model `name`, found or fetched, checked and read in threads that hold nobody up who stops the build; `whole` as in
+    `find_model`."""
 
-    `name` is found, or fetched, first: raises `ModelError` where it cannot be.
-    """
+    def __init__(self, name: str, *, whole: bool = True) -> None:
+        self._name = name
+        self._folder = _begin(find_model, name, whole=whole)
 
-    def __init__(self, name: str, shards: list[Shard], max_length: int) -> None:
-        folder = find_model(name)
-        self._checkpoint = _begin(identify, name, folder)
+    def look(self, shards: list[Shard], max_length: int) -> Lookahead:
+        """Wait until the model is known to be whole, then go on reading. Raises `ModelError`, before Ray has started."""
+        folder = self._folder.result()
+        self._checkpoint = _begin(identify, self._name, folder)
         self._tokens_per_text = _begin(_tokens_per_text, folder, shards, max_length)
+        return self
 
     def checkpoint(self) -> Checkpoint:
         """The model, identified; raise `ModelError` where a file is missing."""
@@ -39,12 +43,12 @@ class Lookahead:
         return self._tokens_per_text.result()
 
 
-def _begin(function: Callable[..., T], *arguments: Any) -> Future[T]:
+def _begin(function: Callable[..., T], *arguments: Any, **options: Any) -> Future[T]:
     future: Future[T] = Future()
 
     def work() -> None:
         try:
-            future.set_result(function(*arguments))
+            future.set_result(function(*arguments, **options))
         except Exception as error:
             future.set_exception(error)
 

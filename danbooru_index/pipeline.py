@@ -112,16 +112,19 @@ def build(config: BuildConfig) -> BuildReport:
 def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
     """`build`, for a caller that owns the index already."""
     started = time.monotonic()
+    whole = config.encoder is None
+    named = config.model or (default_model("cpu") if _without_gpu(config) else None)
+    model = Lookahead(named, whole=whole) if named else None
     shards = mark_duplicates(list_shards(config.shards))
     if config.strict:
         _refuse_rejects(shards)
-    named = config.model or (default_model("cpu") if _without_gpu(config) else None)
-    model = Lookahead(named, shards, config.max_length) if named else None
     try:
+        if model is not None:
+            model.look(shards, config.max_length)
         with ray_session(config.address) as inherited, armed(config.failpoints):
             plan = plan_cluster(config, len(shards), inherited=inherited)
             if model is None:
-                model = Lookahead(default_model(plan.device.value), shards, config.max_length)
+                model = Lookahead(default_model(plan.device.value), whole=whole).look(shards, config.max_length)
             return _build(config, started, shards, root, model, plan)
     except KeyboardInterrupt:
         raise BuildFailedError("stopped; completed shards are kept: run the same command to go on") from None

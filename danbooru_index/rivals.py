@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from danbooru_index.errors import ModelError, UsageError, first_line
+from danbooru_index.weights import complete_weights
 
 BATCH_SIZES = {"cpu": (16, 32, 64, 128, 256), "cuda": (64, 128, 256, 512, 1024, 2048, 4096)}
 DEFAULT_BATCH_SIZE = 256
@@ -33,6 +34,7 @@ class FlagEmbedding:
         vars(module).update(tqdm=lambda rows, **_: rows, trange=lambda *bounds, **_: range(*bounds))  # no progress bar
         try:
             self._model = BGEM3FlagModel(path, use_fp16=device == "cuda", devices=device, trust_remote_code=False)
+            complete_weights(self._model.model, Path(path))
         except Exception as error:  # the library raises no narrower one
             raise ModelError(f"{path}: FlagEmbedding cannot load this model ({first_line(error)})") from None
         self._max_length = max_length
@@ -80,6 +82,7 @@ def chroma_script(dump: Path, model: str, out: Path, device: str) -> dict[str, f
     from FlagEmbedding import BGEM3FlagModel
 
     embedder = BGEM3FlagModel(model, use_fp16=True, devices=device)
+    complete_weights(embedder.model, Path(model))
     collection = chromadb.PersistentClient(str(out)).get_or_create_collection("tags", metadata={"hnsw:space": "cosine"})
     ready = time.perf_counter()
     total = 0

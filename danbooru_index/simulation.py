@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from danbooru_index.batches import Encoding, TokenBatch
-from danbooru_index.checkpoint import HEADS, SETTINGS, TOKENIZERS
 from danbooru_index.devices import DeviceInfo
 from danbooru_index.encoder import EncoderStats
+from danbooru_index.weights import HEADS, SETTINGS, TOKENIZERS
 
 TABLE = 4096
 SPECIAL = 4

@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 from danbooru_index.config import Precision
 from danbooru_index.devices import cpu_name
 from danbooru_index.training_data import ASIDE, FAILURE, FINAL, LOG, PAIRS
+from danbooru_index.weights import complete_weights
 
 CHECKPOINTS, COMPLETE = "checkpoints", "complete"
 KEPT_CHECKPOINTS = 2
@@ -61,6 +62,7 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
 
     def load_tokenizer_and_model(self) -> tuple[Any, Any]:
         tokenizer, model = super().load_tokenizer_and_model()
+        complete_weights(model, Path(self.model_args.model_name_or_path))
         model.__class__ = UnifiedModel
         model.float()  # weights kept in half precision, as m3-mini's, are loaded so: small steps would round to nothing
         if model.model.pooler is not None:
