@@ -6,6 +6,7 @@ Below `INDEX_ROWS` search is exact: fast enough, and nothing to build. A candida
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import lance
@@ -50,8 +51,8 @@ def _sync(folder: Location) -> None:
     if not isinstance(folder, ObjectPath):
         for place, _, names in os.walk(folder / "_indices"):
             for name in names:
-                sync(folder / place / name)
-            sync(folder / place)
+                sync(Path(place, name))
+            sync(Path(place))
     sync_manifests(folder)
 
 

@@ -15,16 +15,19 @@ ROOT = Path(__file__).parent.parent
 CLI = [sys.executable, "-m", "danbooru_index.cli"]
 
 
-def run_cli(*arguments: str | Path, stdin: str = "", env: dict | None = None, timeout: float = 180):
-    """Run one command to its end; stdout and stderr apart."""
+def run_cli(
+    *arguments: str | Path, stdin: object = "", env: dict | None = None, timeout: float = 180, cwd: Path = ROOT
+):
+    """Run one command to its end; stdout and stderr apart. `stdin`: its text, or an open file."""
     return subprocess.run(
         [*CLI, *map(str, arguments)],
-        input=stdin,
+        input=stdin if isinstance(stdin, str) else None,
+        stdin=None if isinstance(stdin, str) else stdin,
         capture_output=True,
         text=True,
         timeout=timeout,
         env=os.environ | (env or {}),
-        cwd=ROOT,
+        cwd=cwd,
         check=False,
     )
 
