@@ -270,7 +270,9 @@ def _add_search(verbs: Any) -> None:
         "danbooru-index search my-index 穿水手服的女孩 --limit 5",
     )
     parser.add_argument("index", metavar="INDEX")
-    parser.add_argument("query", metavar="QUERY", help="`-` reads one query a line from stdin")
+    parser.add_argument(
+        "query", metavar="QUERY", help="`-` reads one query a line from stdin; --json then prints one document a line"
+    )
     parser.add_argument("--mode", default="hybrid", metavar="dense|sparse|colbert|hybrid")
     _add_query_options(parser)
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="(default %(default)s)")
@@ -531,10 +533,17 @@ def _ranks(word: str) -> tuple[int, int]:
 
 def _search(arguments: argparse.Namespace, out: TextIO) -> int:
     mode, weights = Mode.parse(arguments.mode), Weights.parse(arguments.weights)
+    from danbooru_index.queries import query_lines
     from danbooru_index.search import TagIndex, format_hits
 
     with TagIndex.open(arguments.index, model=arguments.model, device=Device.parse(arguments.device)) as index:
-        for number, query in enumerate(_queries(arguments.query)):
+        failed = 0
+        queries = query_lines(sys.stdin.buffer) if arguments.query == "-" else [(arguments.query, "")]
+        for number, (query, problem) in enumerate(queries):
+            if problem:
+                failed = 1
+                print(f"danbooru-index: {problem}", file=sys.stderr)
+                continue
             hits = index.search(
                 query,
                 mode=mode,
@@ -553,16 +562,7 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
                 if not number:
                     print(f"{arguments.index}, by {index.model}", file=out)
                 print(format_hits(query, hits), file=out, flush=True)
-    return 0
-
-
-def _queries(word: str) -> Iterator[str]:
-    if word != "-":
-        yield word
-        return
-    for raw in sys.stdin.buffer:
-        if line := raw.decode("utf-8", errors="replace").strip():
-            yield line
+    return failed
 
 
 def _status(arguments: argparse.Namespace, out: TextIO) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -17,6 +18,10 @@ from danbooru_index.config import MAX_TEXT_BYTES
 CATEGORIES = {"0": "general", "1": "artist", "3": "copyright", "4": "character", "5": "meta"}
 NSFW_RATINGS = {"q", "e", "questionable", "explicit"}
 INT64_MAX = 2**63 - 1
+
+# What leaves no mark though Unicode calls it a letter, a symbol or a mark: fillers, the empty Braille cell, selectors.
+INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10)))
+VISIBLE = rf"[^\p{{Cc}}\p{{Cf}}\p{{Z}}{INVISIBLE}]"  # as a regular expression of RE2
 
 _TEXT_FORM = re.compile(r"【(?P<category>[^】]*)】(?P<rest>.*)", re.DOTALL)
 
@@ -158,6 +163,11 @@ def parse_fields(fields: Mapping[str, Any]) -> Record:
     )
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: spaces, control, format and other invisible characters only."""
+    return all(c in INVISIBLE or unicodedata.category(c) in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in text)
+
+
 def _identifier(fields: Mapping[str, Any]) -> str:
     value = fields.get("id")
     if value is None:
@@ -166,7 +176,7 @@ def _identifier(fields: Mapping[str, Any]) -> str:
         return str(value)
     if not isinstance(value, str):
         raise RejectedError(Reason.WRONG_TYPE, f"id is a {type(value).__name__}, not a string or an integer")
-    if not value.strip():
+    if is_blank(value):
         raise RejectedError(Reason.EMPTY_ID)
     return _unicode(value, "id")
 
@@ -177,7 +187,7 @@ def _text(fields: Mapping[str, Any]) -> str:
         raise RejectedError(Reason.MISSING_TEXT)
     if not isinstance(value, str):
         raise RejectedError(Reason.WRONG_TYPE, f"text is a {type(value).__name__}, not a string")
-    if not value.strip():
+    if is_blank(value):
         raise RejectedError(Reason.EMPTY_TEXT)
     _unicode(value, "text")
     if len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES:

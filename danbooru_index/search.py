@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from danbooru_index.devices import probe_device
 from danbooru_index.encoder import Encoder, Tokenizer
 from danbooru_index.errors import ModelError, StorageError, UsageError
 from danbooru_index.generations import Generation, IndexRoot
+from danbooru_index.queries import checked_query, shortened
 from danbooru_index.ranking import EncodedQuery, Ranking, query_of, rank
 from danbooru_index.reader import GenerationReader
 from danbooru_index.tables import panics_as_errors
@@ -162,12 +162,7 @@ class TagIndex:
         Raises `UsageError` for an empty query, an unknown mode, a limit out of range or a category that no record has,
         `ModelError` when the model is another.
         """
-        if _is_blank(query):
-            raise UsageError("the query is empty")
-        try:
-            query.encode()
-        except UnicodeEncodeError:
-            raise UsageError("the query is not valid UTF-8") from None
+        query = checked_query(query)
         chosen = Mode.parse(mode)
         if not (isinstance(limit, int) and 1 <= limit <= LARGEST_LIMIT):
             raise UsageError(f"--limit must be between 1 and {LARGEST_LIMIT}, not {limit}")
@@ -190,7 +185,7 @@ class TagIndex:
         try:
             with panics_as_errors():
                 return _hits(self._reader, rank(self._reader, encoded, mode, limit, weights, wanted))
-        except (OSError, RuntimeError, pa.ArrowException) as error:
+        except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())[:200]
             raise StorageError(
                 f"the index cannot be read ({reason}); danbooru-index verify says what is wrong"
@@ -200,11 +195,6 @@ class TagIndex:
 def _asked_by(generation: Generation) -> tuple[str, str]:
     """What the encoding of a query depends on."""
     return generation.manifest.fingerprint_digest, generation.manifest.query_instruction
-
-
-def _is_blank(query: str) -> bool:
-    """Whether nothing of a query can be seen: spaces, control and format characters only."""
-    return all(unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp") for character in query)
 
 
 def _hits(reader: GenerationReader, ranking: Ranking) -> list[Hit]:
@@ -219,9 +209,9 @@ def _hits(reader: GenerationReader, ranking: Ranking) -> list[Hit]:
 
 def format_hits(query: str, hits: Iterable[Hit]) -> str:
     """A small table for a terminal; CJK characters count as two columns."""
-    lines = [f"{query}", f"  {'':>2}  {'score':>6} {'dense':>6} {'sparse':>6} {'colbert':>7}  text"]
+    lines = [shortened(query), f"  {'':>2}  {'score':>6} {'dense':>6} {'sparse':>6} {'colbert':>7}  text"]
     for hit in hits:
-        text = hit.text if len(hit.text) <= 70 else hit.text[:69] + "…"
+        text = shortened(hit.text, 70)
         lines.append(
             f"  {hit.rank:>2}  {hit.score:>6.3f} {hit.dense:>6.3f} {hit.sparse:>6.3f} {hit.colbert:>7.3f}  {text}"
         )

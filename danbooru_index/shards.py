@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from danbooru_index.config import MAX_TEXT_BYTES
 from danbooru_index.errors import InputError, first_line
-from danbooru_index.records import Reason, Record, Reject
+from danbooru_index.records import VISIBLE, Reason, Record, Reject
 from danbooru_index.sources import KNOWN_FIELDS, files_in, open_parquet, parse_rows
 from danbooru_index.uniqueness import DuplicateFilter, IdHashes
 
@@ -210,9 +210,9 @@ def is_prepared(rows: pa.Table) -> bool:
         chosen.validate(full=True)
     except pa.ArrowException:
         return False
-    empty = any(pc.any(pc.equal(pc.utf8_trim_whitespace(rows[name]), "")).as_py() for name in ("id", "text"))
+    visible = all(pc.all(pc.match_substring_regex(rows[name], VISIBLE)).as_py() is not False for name in ("id", "text"))
     too_long = pc.max(pc.binary_length(rows["text"])).as_py() or 0
-    return not empty and too_long <= MAX_TEXT_BYTES
+    return visible and too_long <= MAX_TEXT_BYTES
 
 
 def mark_duplicates(shards: list[Shard]) -> list[Shard]:

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "danbooru_index"
 ROOMS = [
     {"errors", "config", "records", "failpoints", "signals", "versions"},  # vocabulary
-    {"batches"},
+    {"batches", "queries"},
     {"packing", "uniqueness", "fusion", "weights"},  # press; kernels; what a checkpoint holds
     {"hub"},
     {"forward", "devices", "checkpoint", "object_store", "sources"},  # model; what intake and vault stand on

@@ -2,10 +2,12 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from danbooru_index.config import MAX_TEXT_BYTES
-from danbooru_index.records import Reason, RejectedError, parse_csv_row, parse_fields, parse_line, parse_text
+from danbooru_index.records import Reason, Record, RejectedError, parse_csv_row, parse_fields, parse_line, parse_text
+from danbooru_index.shards import list_shards, read_shard, to_table
 
 
 @pytest.mark.parametrize(
@@ -116,3 +118,17 @@ def test_a_csv_row():
     assert record.text == "【general】1girl - 一个女孩"
     assert (record.category, record.post_count, record.aliases) == ("general", 6008644, ("1girls", "sole_female"))
     assert [parse_csv_row(["a", n, "", ""]).category for n in "1345"] == ["artist", "copyright", "character", "meta"]
+
+
+@pytest.mark.parametrize("invisible", ["\u200b", "\ufeff\u2060", "\u3164", "\x00\x1f", "\u2800\ufe0f\u00ad"])
+def test_a_text_of_which_nothing_can_be_seen_is_empty(invisible, tmp_path):
+    """Also in a Parquet file that is otherwise as `prepare` writes it, whose rows are not parsed one by one."""
+    with pytest.raises(RejectedError, match="empty_text"):
+        parse_fields({"id": 1, "text": invisible})
+    with pytest.raises(RejectedError, match="empty_id"):
+        parse_fields({"id": invisible, "text": "a"})
+    rows = to_table([Record("1", "猫\u200b耳"), Record("2", invisible)])
+    pq.write_table(rows, tmp_path / "a.parquet")
+    records, rejects = read_shard(list_shards(str(tmp_path))[0])
+    assert records["text"].to_pylist() == ["猫\u200b耳"]
+    assert [(reject.line, reject.reason.value) for reject in rejects] == [(2, "empty_text")]
