@@ -28,6 +28,12 @@ from danbooru_index.weights import (
 )
 
 EMBEDDED_FOLDER = Path(__file__).parent / "models" / EMBEDDED_MODEL
+# The classes that BGE-M3's tokenizer is kept as, and the one that loads each.
+TOKENIZER_CLASSES = {
+    "XLMRobertaTokenizer": "XLMRobertaTokenizer",
+    "PreTrainedTokenizer": "PreTrainedTokenizerFast",
+    "TokenizersBackend": "PreTrainedTokenizerFast",
+}
 TOKENIZER_FILES = (*TOKENIZERS, *SETTINGS[1:])
 
 
@@ -78,6 +84,7 @@ def check_model(folder: Path) -> None:
     settings = read_settings(folder)
     check_weights(folder, settings)
     _check_pooling(folder)
+    _check_tokenizer_settings(folder)
     _check_vocabulary(folder, int(settings["vocab_size"]))
 
 
@@ -154,6 +161,29 @@ def _check_pooling(folder: Path) -> None:
             raise ModelError(f"{path}: cannot be read ({first_line(error, 120)})") from None
         if others := [mode for mode in modes if mode not in ("cls", "cls_token", "include_prompt")]:
             raise ModelError(f"{path}: pools by {', '.join(others)}; BGE-M3's dense vector is that of the first token")
+
+
+def _check_tokenizer_settings(folder: Path) -> None:
+    """Raise `ModelError` for a tokenizer of another kind, and for one kept in files that the model id does not hold."""
+    settings = read_tokenizer_settings(folder)
+    path = folder / "tokenizer_config.json"
+    kind = settings.get("tokenizer_class")
+    if kind is not None and str(kind).removesuffix("Fast") not in TOKENIZER_CLASSES:
+        raise ModelError(f"{path}: tokenizer_class is {kind!r}; of BGE-M3's format is XLMRobertaTokenizer")
+    if refused := [name for name in ("fast_tokenizer_files", "auto_map") if settings.get(name)]:
+        raise ModelError(f"{path}: {refused[0]}: another tokenizer than the files of this folder: remove that line")
+
+
+def read_tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, nothing where there is none. Raises `ModelError`."""
+    path = folder / "tokenizer_config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read ({first_line(error, 120)})") from None
+    if not isinstance(settings, dict):
+        raise ModelError(f"{path}: not the settings of a tokenizer")
+    return settings
 
 
 def _check_vocabulary(folder: Path, embeddings: int) -> None:

@@ -8,7 +8,6 @@ padded; equal rows are encoded once; the heads' results stay on the device, in f
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import threading
@@ -24,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from danbooru_index.batches import Array, Encoding, TokenBatch, ragged_take, replace_rows
+from danbooru_index.checkpoint import TOKENIZER_CLASSES, read_tokenizer_settings, refuse_ids_beyond
 from danbooru_index.config import Device, Precision
 from danbooru_index.devices import keep_buffers, uncollected
 from danbooru_index.errors import ModelError, first_line
 from danbooru_index.forward import PackedCall, PackedModel, Packing, max_sim_matrix, on_device, pack, pack_calls, padded
-from danbooru_index.weights import complete_weights
+from danbooru_index.weights import complete_weights, read_settings
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,8 @@ SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if i
 OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 OUTPUTS = ("dense", "sparse_ids", "sparse_weights", "colbert", "finite")
 SPECIAL_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")  # FlagEmbedding drops their weights
-TOKENIZER_CLASSES = {"XLMRobertaTokenizer": "XLMRobertaTokenizer", "PreTrainedTokenizer": "PreTrainedTokenizerFast"}
+FEWEST_ENTRIES = 0.5  # of a tokenizer, for each embedding: a vocabulary is padded to a round number, never doubled
+PROBE = "a\ue000"  # a letter, and a character that no vocabulary has
 
 
 @dataclass(slots=True)
@@ -85,15 +86,17 @@ class Tokenizer:
         try:
             with quiet_loading():
                 tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
+        except ModelError:
+            raise
         except Exception as error:  # the library raises no narrower one
-            raise ModelError(f"{path}: cannot load the tokenizer ({first_line(error)})") from None
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ModelError(f"{path}: cannot load the tokenizer ({reason})") from None
         self._max_length = max_length
         # Called without transformers' own wrapping, which costs two thirds as much again.
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_padding()
         self.backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
-        ids = [getattr(tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
-        self._special = tuple(number for number in ids if number is not None)
+        self._special = _special_ids(tokenizer, Path(path))
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Tokenise, truncating at `max_length` tokens (special tokens included) as FlagEmbedding does."""
@@ -107,13 +110,43 @@ class Tokenizer:
 
 
 def _tokenizer_class(path: str) -> Any:
-    """The class that `AutoTokenizer` would choose, which by itself imports torch; that one for a class unknown here."""
+    """The class that `AutoTokenizer` would choose, which by itself imports torch; that one where none is named."""
     import transformers
 
-    settings = Path(path) / "tokenizer_config.json"
-    named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    known = TOKENIZER_CLASSES.get(str(named.get("tokenizer_class")).removesuffix("Fast"))
-    return getattr(transformers, known if known and "auto_map" not in named else "AutoTokenizer")
+    named = str(read_tokenizer_settings(Path(path)).get("tokenizer_class"))
+    return getattr(transformers, TOKENIZER_CLASSES.get(named.removesuffix("Fast"), "AutoTokenizer"))
+
+
+def _special_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
+    """The ids of `SPECIAL_TOKENS`, which get no sparse weight.
+
+    Raises `ModelError` unless every text begins with the first and ends with the second, and all ids are the model's own:
+    else other vectors would be taken for a text's, and nobody would notice.
+    """
+    settings = read_settings(folder)
+    backend = tokenizer.backend_tokenizer
+    entries = backend.get_vocab_size(with_added_tokens=True)
+    largest = max([entries - 1, *backend.get_added_tokens_decoder()])
+    refuse_ids_beyond(folder, largest, settings["vocab_size"])
+    if entries < FEWEST_ENTRIES * settings["vocab_size"]:
+        raise ModelError(
+            f"{folder}: its tokenizer has {entries:,} entries, its model embeddings for {settings['vocab_size']:,}: they do "
+            "not belong together"
+        )
+    ids: list[Any] = [getattr(tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
+    if missing := [name for name, number in zip(SPECIAL_TOKENS, ids, strict=True) if number is None]:
+        raise ModelError(f"{folder}: its tokenizer names no {', '.join(missing)} (tokenizer_config.json)")
+    try:
+        probe = backend.encode(PROBE).ids
+    except Exception as error:  # the library raises no narrower one
+        raise ModelError(f"{folder}: its tokenizer cannot take an unknown character ({first_line(error)})") from None
+    padding = settings.get("pad_token_id", 1)
+    if len(probe) < 3 or [probe[0], probe[-1], padding] != ids[:3]:
+        raise ModelError(
+            f"{folder}: its tokenizer puts {probe[:1]} before and {probe[-1:]} after a text and pads with {ids[2]}; BGE-M3's "
+            f"format is {ids[:1]}, {ids[1:2]} (tokenizer.json: post_processor) and {padding} (config.json)"
+        )
+    return tuple(ids)
 
 
 @contextlib.contextmanager
@@ -570,7 +603,7 @@ def _load(path: str, device: str, precision: Precision) -> Any:
     except torch.OutOfMemoryError:
         raise ModelError(f"{path}: the model does not fit the memory of this {device} device") from None
     except Exception as error:
-        reason = first_line(error, 300)
+        reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{path}: FlagEmbedding cannot load this model ({type(error).__name__}: {reason})") from None
     model.model.pooler = None
     return model

@@ -65,9 +65,9 @@ def _tokens_per_text(model: Path, shards: list[Shard], max_length: int) -> float
 
     try:
         fast = Tokenizer.from_file(str(tokenizer))
+        fast.no_padding()
+        fast.no_truncation()
+        encodings = fast.encode_batch(texts)
     except Exception as error:  # the library raises no narrower one
         raise ModelError(f"{tokenizer}: not a tokenizer ({' '.join(str(error).split())[:160]})") from None
-    fast.no_padding()
-    fast.no_truncation()
-    encodings = fast.encode_batch(texts)
     return float(np.mean([min(len(encoding.ids), max_length) for encoding in encodings]))

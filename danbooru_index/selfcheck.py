@@ -14,6 +14,7 @@ from danbooru_index.reader import GenerationReader, Rows, Scores
 from danbooru_index.sampling import Sample
 
 TIE = 2e-3
+SELF = 0.99  # a text's score with itself is 1, by unit vectors; halves and bf16 round it
 COLBERT_CANDIDATES = 50
 
 
@@ -48,11 +49,12 @@ def _finds_itself(
         return _reaches(reader.sparse_scores(query.sparse)[row], _own_sparse(query))
     if mode is Mode.DENSE:
         own = reader.dense_scores(query.dense, np.array([row]))[0]
-        return bool(own >= scores[0] - TIE) or reader.tied_text(row, int(rows[0]))
+        return bool(own >= SELF) and (bool(own >= scores[0] - TIE) or reader.tied_text(row, int(rows[0])))
     rows = np.unique(np.append(rows, row))
     found = reader.colbert_scores(query.colbert, rows)
     own = found[rows == row][0]
-    return bool(own >= found.max() - TIE) or reader.tied_text(row, int(rows[int(found.argmax())]))
+    nearest = bool(own >= found.max() - TIE) or reader.tied_text(row, int(rows[int(found.argmax())]))
+    return nearest and bool(own >= SELF or not len(query.colbert))
 
 
 def _own_sparse(query: EncodedQuery) -> float:

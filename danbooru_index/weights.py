@@ -32,6 +32,13 @@ NUMBERS = (
     "num_hidden_layers",
     "vocab_size",
 )
+# What another value of makes it another model, which the packed forward pass does not compute, or hides a file from its id.
+FIXED = {
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "position_embedding_type": ("absolute", None),
+}
+REFUSED = ("auto_map", "transformers_weights", "quantization_config")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ANCHOR = "embeddings.word_embeddings.weight"  # the one tensor by which a prefix is recognised
 # As DDP, DeepSpeed, torch.compile, FlagEmbedding, sentence-transformers and models with a head on top put before names.
@@ -93,8 +100,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{path}: {' and '.join(wrong)}: a positive number is needed; not a checkpoint in BGE-M3's format"
         )
-    if "auto_map" in config:
-        raise ModelError(f"{path}: asks to run code of its own (auto_map), which is never done")
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise ModelError(f"{path}: {config['num_attention_heads']} heads do not divide {config['hidden_size']} values")
+    if not isinstance(config.get("layer_norm_eps"), float) or type(config.get("pad_token_id", 1)) is not int:
+        raise ModelError(f"{path}: layer_norm_eps and pad_token_id: numbers are needed")
+    others = [f"{name} {config.get(name)!r}" for name, values in FIXED.items() if config.get(name) not in values]
+    if others := others + [name for name in REFUSED if config.get(name) is not None]:
+        raise ModelError(f"{path}: {', '.join(others)}: not BGE-M3's format, whose files are plain weights and no code")
     settings: dict[str, Any] = config
     return settings
 

@@ -92,6 +92,20 @@ def settings(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def tokenizer_settings(folder, **changes):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def tokenizer_file(folder, change):
+    """`tokenizer.json` anew, loaded as it stands (the class of XLM-R makes a part of it itself)."""
+    tokenizer_settings(folder, tokenizer_class="PreTrainedTokenizerFast")
+    path = folder / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+
+
 WORKS = {
     "safetensors": lambda folder: None,
     "pytorch_model.bin": as_torch,
@@ -237,6 +251,24 @@ REFUSED = {
         lambda f: with_pooling(f, pooling_mode_cls_token=False, pooling_mode_mean_tokens=True),
         "config.json: pools by mean_tokens",
     ),
+    "a decoder": (lambda f: settings(f, is_decoder=True), "config.json: is_decoder True"),
+    "weights of another name": (
+        lambda f: settings(f, transformers_weights="other.safetensors"),
+        "config.json: transformers_weights",
+    ),
+    "code of its own": (lambda f: settings(f, auto_map={"AutoModel": "m.M"}), "config.json: auto_map: .* no code"),
+    "quantised": (lambda f: settings(f, quantization_config={"bits": 4}), "config.json: quantization_config"),
+    "heads that do not divide it": (lambda f: settings(f, num_attention_heads=5), "5 heads do not divide 64 values"),
+    "no epsilon": (lambda f: settings(f, layer_norm_eps=None), "layer_norm_eps and pad_token_id: numbers"),
+    "no padding": (lambda f: settings(f, pad_token_id=None), "layer_norm_eps and pad_token_id: numbers"),
+    "another tokenizer's class": (
+        lambda f: tokenizer_settings(f, tokenizer_class="BertTokenizer"),
+        "tokenizer_class is 'BertTokenizer'",
+    ),
+    "a tokenizer of another name": (
+        lambda f: tokenizer_settings(f, fast_tokenizer_files=["tokenizer.4.0.0.json"]),
+        "tokenizer_config.json: fast_tokenizer_files",
+    ),
     "numbers that transformers would make up": (
         lambda f: (f / "config.json").write_text(
             '{"model_type": "xlm-roberta", "hidden_size": 64, "vocab_size": 2001}'
@@ -254,6 +286,49 @@ def test_a_checkpoint_that_is_not_whole_is_refused_by_name(fault, model):
         resolve_model(str(model))
     assert "weights_only" not in str(refused.value)
     assert len(str(refused.value)) < 500
+
+
+UNLIKE = {
+    "no <s> and </s>": (
+        lambda f: tokenizer_file(f, lambda t: t.update(post_processor=None)),
+        r"puts \[\d+\] before and \[\d+\] after a text",
+    ),
+    "no special token named": (
+        lambda f: (
+            (f / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+            and (f / "special_tokens_map.json").unlink()
+        ),
+        "names no cls_token, eos_token, pad_token, unk_token",
+    ),
+    "another first token": (
+        lambda f: (
+            tokenizer_settings(f, tokenizer_class="PreTrainedTokenizerFast", cls_token="</s>"),
+            (f / "special_tokens_map.json").unlink(),
+        ),
+        r"puts \[0\] before and \[2\] after a text",
+    ),
+    "another padding": (lambda f: settings(f, pad_token_id=0), "pads with 1; .* and 0 .config.json."),
+    "no unknown token": (
+        lambda f: tokenizer_file(f, lambda t: t["model"].update(unk_id=None)),
+        "cannot take an unknown character",
+    ),
+    "next to no entries": (
+        lambda f: tokenizer_file(
+            f,
+            lambda t: (t["model"].update(vocab=t["model"]["vocab"][:20]), t.update(added_tokens=t["added_tokens"][:4])),
+        ),
+        "its tokenizer has 21 entries, its model embeddings for 2,001",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNLIKE)
+def test_a_tokenizer_that_does_not_do_as_the_model_was_trained_is_refused(fault, model):
+    """Each gave vectors that look like any others."""
+    change, words = UNLIKE[fault]
+    change(model)
+    with pytest.raises(ModelError, match=words):
+        Tokenizer(str(model), 64)
 
 
 def test_the_tensors_that_are_asked_for_are_those_of_transformers(checkpoint):
