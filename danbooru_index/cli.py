@@ -29,9 +29,10 @@ from danbooru_index.config import (
     Weights,
 )
 from danbooru_index.errors import DanbooruIndexError, UsageError
-from danbooru_index.signals import terminable
+from danbooru_index.signals import bounded_stops, terminable
 from danbooru_index.versions import check_versions
 
+STOPPED = "stopped; nothing is lost: run the same command to go on"
 Command = Callable[[argparse.Namespace, TextIO], int]
 
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parser().parse_args(arguments)
         if parsed.command is not _doctor:  # which says more
             check_versions()
-        with _stdout_for_results() as out, terminable():
+        with _stdout_for_results() as out, bounded_stops(f"danbooru-index: {STOPPED}"), terminable():
             command: Command = parsed.command
             return command(parsed, out)
 
@@ -80,7 +81,7 @@ def guarded(run: Callable[[], int]) -> int:
         print(f"danbooru-index: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("danbooru-index: stopped; nothing is lost: run the same command to go on", file=sys.stderr)
+        print(f"danbooru-index: {STOPPED}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

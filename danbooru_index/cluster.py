@@ -1,28 +1,18 @@
-"""Ray: starting or joining a cluster, and what a build may take of it. Part of the engine."""
+"""What a job may take of the connected cluster: its devices, how many encoders, and a task on one of its workers."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import ipaddress
-import logging
 import math
-import os
-import secrets
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from danbooru_index.config import BuildConfig, Device, worker_environment
-from danbooru_index.devices import cpu_count, nvidia_driver, uncollected
-from danbooru_index.errors import ClusterError, DeviceError, first_line
-from danbooru_index.signals import deaf, interrupting_exit, restoring, terminable
+from danbooru_index.devices import nvidia_driver
+from danbooru_index.errors import ClusterError, DeviceError, in_one_line
 
-OBJECT_STORE_BYTES = 256 << 20
 CORES_PER_ENCODER = 8
 CALLS_AT_ONCE = (3, 10)  # the least and the most shards that an encoder has in hand: two on the device, others written
 CALL_BYTES = 1 << 30  # of a node's memory for each: its slice of 128 MB in a few copies
@@ -51,197 +41,6 @@ class ClusterPlan:
     runtime_env: dict[str, Any] = field(default_factory=lambda: {"env_vars": worker_environment()})
 
 
-@contextlib.contextmanager
-def ray_session(address: str | None) -> Iterator[bool]:
-    """Join the cluster at `address` (or `RAY_ADDRESS`), else start a private Ray on this machine; end it afterwards.
-
-    Yields whether its workers have the `worker_environment` from their start: those of a private Ray. A Ray that this
-    process has already started is used and left running. SIGTERM becomes KeyboardInterrupt inside.
-    Raises `ClusterError` when the cluster cannot be reached.
-    """
-    private = address is None and "RAY_ADDRESS" not in os.environ
-    if private and not ray_runs():
-        _prepare_private_ray()
-    with uncollected():
-        import ray
-        import ray.data
-
-    for handler in logging.getLogger("ray.data").handlers:
-        if not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.CRITICAL + 1)  # its log file keeps everything
-    if ray.is_initialized():
-        yield False
-        return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if private:
-        options |= {"address": "local", "include_dashboard": False, "num_cpus": cpu_count()}
-        options |= {"object_store_memory": OBJECT_STORE_BYTES}
-    else:
-        protect_token()
-        if address is not None:
-            _check_reachable(address)
-            options["address"] = address
-    with restoring():
-        with _environment(worker_environment() if private else {}):
-            context = _start(options, address)
-        try:
-            with interrupting_exit(), terminable():  # after `ray.init`, which installs its own handlers
-                if not private:
-                    refuse_open_head(ray.get_runtime_context().gcs_address, context.dashboard_url)
-                yield private
-        finally:
-            with deaf(), uncollected(), contextlib.suppress(Exception):
-                ray.shutdown()
-
-
-def ray_runs() -> bool:
-    """Whether this process has started or joined a Ray. Does not import it: that is when Ray reads its settings."""
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
-
-
-def _start(options: dict[str, Any], address: str | None) -> Any:
-    """`ray.init`; raise `ClusterError` where it fails, and leave nothing behind where it is stopped."""
-    import ray
-
-    try:
-        with interrupting_exit():
-            return ray.init(**options)
-    except Exception as error:
-        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
-        raise ClusterError(
-            f"Ray at {where}: {type(error).__name__}: {first_line(error)}; check --address, and RAY_AUTH_MODE"
-        ) from None
-    except BaseException:  # stopped while it starts: what it has started so far must not stay
-        with deaf(), uncollected():
-            ray.shutdown()
-        raise
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """These variables too, for the processes that are started inside."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ |= variables
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _prepare_private_ray() -> None:
-    """Environment for a Ray of this process's own: on loopback only, behind a token that nobody else has.
-
-    Ray reads the first variable and those of the token when it is imported; without the first its servers listen on every
-    address. A job's own settings must not reach it. When its control store dies, the driver gives up in seconds instead of
-    a minute. Raises `ClusterError` where Ray has been imported already, without a word on tokens.
-    """
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
-    os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
-    if "RAY_AUTH_MODE" not in os.environ:
-        if "ray" in sys.modules:
-            raise ClusterError(
-                "ray was imported before danbooru_index could give a Ray of its own a token: import ray later, or call "
-                "ray.init() yourself, or set RAY_AUTH_MODE (token or disabled) before importing it"
-            )
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-
-
-def _check_reachable(address: str) -> None:
-    """Raise `ClusterError` at once where nobody listens: Ray itself would try for minutes."""
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise ClusterError(
-            f"Ray at {address}: nobody answers there ({error.strerror or error}); check --address, or start a head "
-            "node with ray start --head"
-        ) from None
-
-
-def protect_token() -> None:
-    """Make Ray's token file readable by its owner only: `ray get-auth-token --generate` leaves it open to all."""
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(OSError):
-        mode = path.stat().st_mode
-        if mode & 0o077:
-            path.chmod(0o600)
-            print(f"{path}: was readable by others; now only by you (mode 600)", file=sys.stderr)
-
-
-def refuse_open_head(gcs_address: str, dashboard: str | None) -> None:
-    """Raise `ClusterError` for a Ray that strangers can command: beyond loopback, and without a token.
-
-    Its control store counts by the address it gives itself, its job server by whether another address of this machine
-    reaches it. A control store that also answers elsewhere is only warned about: Ray binds it to all addresses.
-    """
-    host, _, port = gcs_address.rpartition(":")
-    remedy = "start it with RAY_AUTH_MODE=token (ray get-auth-token --generate), or on loopback only"
-    if _asks_no_token(host, int(port)):
-        if not _is_loopback(host):
-            raise ClusterError(
-                f"the Ray head at {gcs_address} asks for no token, and whoever reaches it can run any command: {remedy}"
-            )
-        if any(_asks_no_token(other, int(port)) for other in _own_addresses()):
-            print(
-                f"warning: the Ray head at {gcs_address} answers other addresses too, without a token", file=sys.stderr
-            )
-    where, _, web_port = (dashboard or "").rpartition(":")
-    for other in {where, *_own_addresses()} if web_port.isdigit() else ():
-        if not _is_loopback(other) and _serves_jobs(other, int(web_port)):
-            raise ClusterError(
-                f"Ray's job server at {other}:{web_port} runs any command for whoever reaches it: {remedy}"
-            )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _own_addresses() -> list[str]:
-    """Addresses of this machine that others can reach (no packet is sent)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            own = str(probe.getsockname()[0])
-        except OSError:
-            return []
-    return [] if _is_loopback(own) else [own]
-
-
-def _asks_no_token(host: str, port: int) -> bool:
-    """Whether a control store answers a question that carries no token. Ray has no public call for this."""
-    import grpc
-
-    try:
-        with grpc.insecure_channel(f"{host}:{port}") as channel:
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=3)
-    except grpc.RpcError:
-        return False
-    return True
-
-
-def _serves_jobs(host: str, port: int) -> bool:
-    connection = http.client.HTTPConnection(host, port, timeout=3)
-    try:
-        connection.request("GET", "/api/jobs/")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 def on_worker(num_gpus: int, num_cpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call `function` once in a worker with so many GPUs; raise `ClusterError` where that fails."""
     import ray
@@ -255,7 +54,7 @@ def on_worker(num_gpus: int, num_cpus: float, function: Callable[..., Any], *arg
             print("waiting for a worker of the cluster (other jobs may hold its GPUs)", file=sys.stderr)
         return ray.get(reference)
     except RayError as error:
-        raise ClusterError(f"a worker of this cluster cannot run the job: {first_line(error)}") from None
+        raise ClusterError(f"a worker of this cluster cannot run the job: {in_one_line(error)}") from None
 
 
 def plan_cluster(config: BuildConfig, pending: int, *, inherited: bool = False) -> ClusterPlan:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from danbooru_index.checkpoint import Checkpoint, default_model, hidden_size, resolve_model, settings_of
-from danbooru_index.cluster import gpus_for, on_worker, ray_session
+from danbooru_index.cluster import gpus_for, on_worker
 from danbooru_index.config import BASELINE_RECORDS, DEFAULT_MAX_LENGTH, PRODUCTION_MODEL, Device, Precision
 from danbooru_index.devices import DeviceInfo, cpu_count, probe_device
 from danbooru_index.encoder import Encoder, Tokenizer, gpu_tokens_per_batch
 from danbooru_index.errors import DanbooruIndexError, DeviceError, ModelError, StorageError, UsageError
+from danbooru_index.session import ray_session
 from danbooru_index.tables import free_bytes, index_bytes
+from danbooru_index.upload import LARGEST_SUBMISSION, measure_upload
 from danbooru_index.versions import INSTALL, version_problems
 
 SHOWN_VERSIONS = ("ray", "torch", "transformers", "FlagEmbedding", "pyarrow", "lancedb", "pylance")
@@ -89,6 +91,8 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     if info and checkpoint:
         _tried(report, "encode", lambda: _encode(checkpoint, info))
     _tried(report, "ray", lambda: _ray(config))
+    if Path("jobs", "build.py").is_file():
+        _tried(report, "upload", _upload)
     _tried(report, "disk", lambda: _disk(config, hidden_size(checkpoint) if checkpoint else PRODUCTION_HIDDEN))
     return report
 
@@ -172,6 +176,18 @@ def _ray(config: DoctorConfig) -> tuple[str, None]:
         cpus = on_worker(min(gpus, 1), 0.1, cpu_count)
     where = config.address or "private"
     return f"{where}: a task ran on a node of {cpus} cores, {gpus} GPUs, {time.perf_counter() - started:.1f} s", None
+
+
+def _upload() -> tuple[str, None]:
+    """What `ray job submit --working-dir .` would upload from here. Raises `StorageError` for more than a job server takes."""
+    found = measure_upload(Path.cwd())
+    said = f"ray job submit --working-dir . uploads {found.files:,} files, {found.bytes / 1e6:,.1f} MB before they are packed"
+    if found.bytes > LARGEST_SUBMISSION:
+        raise StorageError(
+            f"{said}, and a job server takes {LARGEST_SUBMISSION / 1e6:,.0f} ({found.largest()}): name them in .rayignore, or "
+            "keep data in another folder"
+        )
+    return said, None
 
 
 def _disk(config: DoctorConfig, hidden: int) -> tuple[str, None]:

@@ -9,6 +9,15 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
 
 
+def in_one_line(error: BaseException, limit: int = 600) -> str:
+    """All that an error says, on one line, cut after a whole sentence: a remedy is of no use in half."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) <= limit:
+        return text
+    end = max(text.rfind(mark, 0, limit) for mark in (". ", "; ", ": "))
+    return text[: end + 1] if end > limit // 3 else f"{text[:limit]}..."
+
+
 class DanbooruIndexError(Exception):
     """A problem that the message explains (exit code 1)."""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from danbooru_index.checkpoint import TOKENIZER_FILES, Checkpoint, model_id, resolve_model
-from danbooru_index.cluster import gpus_for, on_worker, ray_session
+from danbooru_index.cluster import gpus_for, on_worker
 from danbooru_index.config import Device, Precision, worker_environment
 from danbooru_index.devices import cpu_count, probe_device, uncollected
 from danbooru_index.durable import make_folder, owned, remove_tree, replace_file, sync
@@ -31,6 +31,7 @@ from danbooru_index.model_card import draw_curves, model_card, read_curves
 from danbooru_index.progress import StepProgress
 from danbooru_index.reader import GenerationReader
 from danbooru_index.search import QueryEncoder, model_of
+from danbooru_index.session import ray_session
 from danbooru_index.training_data import (
     ASIDE,
     FAILURE,

@@ -24,7 +24,7 @@ from danbooru_index.benchmark import Bench, in_turn, ratio, summary
 from danbooru_index.config import BuildConfig, Device, Precision, PrepareConfig
 from danbooru_index.devices import cpu_count
 from danbooru_index.encoder import Encoder, Tokenizer
-from danbooru_index.errors import BuildFailedError, UsageError
+from danbooru_index.errors import BuildFailedError
 from danbooru_index.generations import IndexRoot
 from danbooru_index.pipeline import build
 from danbooru_index.preparation import prepare
@@ -283,10 +283,8 @@ class _Watch:
     processor time, while the encoder is there."""
 
     def __init__(self) -> None:
-        try:
-            import psutil
-        except ImportError:
-            raise UsageError("shards needs psutil: pip install -c constraints.txt -e '.[benchmark]'") from None
+        import psutil
+
         self._own = psutil.Process()
         self._samples: list[dict[str, float]] = []
         self._cpu: list[float] = []

@@ -23,7 +23,7 @@ import numpy as np
 from danbooru_index import compaction, workers
 from danbooru_index.batches import Encoding
 from danbooru_index.checkpoint import Checkpoint, default_model, hidden_size, longest_text
-from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, on_worker, plan_cluster, ray_runs, ray_session
+from danbooru_index.cluster import TOKENIZER_CPUS, ClusterPlan, on_worker, plan_cluster
 from danbooru_index.codec import Codec, Fidelity
 from danbooru_index.config import BuildConfig, Device, Precision
 from danbooru_index.devices import DeviceInfo, nvidia_driver, probe_device
@@ -49,6 +49,7 @@ from danbooru_index.projection import obtain, refuse_below
 from danbooru_index.reader import GenerationReader
 from danbooru_index.sampling import Sample, choose_samples
 from danbooru_index.selfcheck import self_queries
+from danbooru_index.session import ray_runs, ray_session
 from danbooru_index.shards import Shard, find_parquet, list_shards, mark_duplicates, read_shard
 from danbooru_index.tables import CompletionRecord, free_bytes, index_bytes, read_records
 from danbooru_index.throughput import BuildReport, ShardCounts, save_report

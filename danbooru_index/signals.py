@@ -1,13 +1,16 @@
-"""SIGTERM as Ctrl-C: what a command, and again a Ray session (Ray installs a handler of its own), runs inside."""
+"""SIGTERM as Ctrl-C: what a command, and again a Ray session (Ray installs a handler of its own), runs inside; and an end to
+stops that take too long."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+STOP_S = 4.5
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 
@@ -49,14 +52,18 @@ def interrupting_exit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deaf() -> Iterator[None]:
-    """SIGTERM and Ctrl-C change nothing in the block; SIGTERM not after it either, until `restoring` ends.
+    """SIGTERM and Ctrl-C change nothing in the block, but that `bounded_stops` hears them; SIGTERM not after it either,
+    until `restoring` ends.
 
     For the second in which Ray ends, with handlers of its own and for a moment with none: the work is done, or has
     failed, and the process is on its way out.
     """
+
+    def nothing(_signal: int, _frame: FrameType | None) -> None: ...
+
     with _kept(signal.SIGINT) as install:
-        install(signal.SIGINT, signal.SIG_IGN)
-        install(signal.SIGTERM, signal.SIG_IGN)
+        install(signal.SIGINT, nothing)
+        install(signal.SIGTERM, nothing)
         yield
 
 
@@ -65,3 +72,52 @@ def restoring() -> Iterator[None]:
     """Afterwards SIGTERM has the handler that it had before, whatever the block has installed."""
     with _kept(signal.SIGTERM):
         yield
+
+
+@contextlib.contextmanager
+def bounded_stops(last_words: str, grace_s: float = STOP_S) -> Iterator[None]:
+    """After SIGTERM or Ctrl-C the block has so many seconds to end. Then this process says its last words, ends all that it
+    has started and itself, with 1: whatever the main thread waits for, in code that never looks at signals.
+
+    Python's own handler writes the signal's number to a pipe, also while the main thread is inside a library.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard, written = os.pipe()
+    os.set_blocking(written, False)
+    before = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while word := os.read(heard, 1):
+            if word[0] in (signal.SIGTERM, signal.SIGINT) and not ended.wait(grace_s):
+                with contextlib.suppress(OSError):
+                    os.write(2, f"{last_words}\n".encode())
+                end_processes(descendants())
+                os._exit(1)
+        os.close(heard)
+
+    threading.Thread(target=watch, name="stops", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(before)
+        os.close(written)
+
+
+def descendants() -> set[int]:
+    """The ids of all processes that this one has started, and that they have."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return {process.pid for process in psutil.Process().children(recursive=True)}
+    return set()
+
+
+def end_processes(pids: set[int]) -> None:
+    """End these processes at once; those that are gone are passed over."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)

@@ -708,7 +708,7 @@ def secrets_and_clusters(seed_: int, count: int, folder: Path) -> Outcome:
     token.parent.mkdir(exist_ok=True)
     token.write_text(SECRETS["RAY_AUTH_TOKEN"])
     token.chmod(0o644)
-    from danbooru_index.cluster import protect_token
+    from danbooru_index.security import protect_token
 
     with contextlib.redirect_stderr(io.StringIO()):
         protect_token()

@@ -8,11 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "danbooru_index"
 ROOMS = [
     {"errors", "config", "records", "failpoints", "signals", "versions"},  # vocabulary
-    {"batches", "queries"},
-    {"packing", "uniqueness", "fusion", "weights"},  # press; kernels; what a checkpoint holds
+    {"batches", "queries", "addresses", "upload"},
+    {"packing", "uniqueness", "fusion", "weights", "security"},  # press; kernels; what a checkpoint holds
     {"hub"},
     {"forward", "devices", "checkpoint", "object_store", "sources"},  # model; what intake and vault stand on
-    {"encoder", "codec"},
+    {"encoder", "codec", "session"},
     {"shards", "durable"},  # intake, vault
     {"tables", "sampling"},
     {"preparation", "generations", "vector_index"},
@@ -37,7 +37,7 @@ HOMES = {
     "torch": {"encoder", "forward", "fusion", "devices", "training", "embedded", "weights"},
     "FlagEmbedding": {"encoder", "rivals", "training"},
     "transformers": {"encoder", "training", "embedded"},
-    "ray": {"pipeline", "cluster", "workers", "job_benchmark", "finetune"},
+    "ray": {"pipeline", "cluster", "session", "workers", "job_benchmark", "finetune"},
     "obstore": {"object_store"},
     "lance": {"tables", "vector_index", "reader"},
     "lancedb": {"tables", "reader"},

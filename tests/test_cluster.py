@@ -110,7 +110,7 @@ def find_metric(head, name):
     return sum(values)
 
 
-def submit(head, *arguments):
+def submit(head, *arguments, folder=ROOT):
     command = [
         RAY,
         "job",
@@ -118,7 +118,7 @@ def submit(head, *arguments):
         "--address",
         head.dashboard,
         "--working-dir",
-        str(ROOT),
+        str(folder),
         "--",
         "python",
         *map(str, arguments),
@@ -127,8 +127,18 @@ def submit(head, *arguments):
 
 
 def test_a_submitted_job_builds_logs_and_ends_with_its_exit_code(head, sample_shards, checkpoint, tmp_path):
+    """From a clone with 600 MB in `my-index/`, which a job server would refuse (413): the code alone is uploaded."""
+    clone = tmp_path / "clone"
+    for part in ("danbooru_index", "jobs"):
+        shutil.copytree(ROOT / part, clone / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".gitignore", ".rayignore", "pyproject.toml", "constraints.txt", "README.md"):
+        shutil.copy(ROOT / name, clone / name)
+    (clone / "my-index").mkdir()
+    with (clone / "my-index" / "big").open("wb") as file:
+        file.truncate(600 << 20)
     index = tmp_path / "index"
-    done = submit(head, "jobs/build.py", sample_shards, "--index", index, "--model", checkpoint, "--device", "cpu")
+    words = ["jobs/build.py", sample_shards, "--index", index, "--model", checkpoint, "--device", "cpu"]
+    done = submit(head, *words, folder=clone)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "468 in each of the three tables" in done.stdout
     assert "succeeded" in done.stdout
@@ -153,6 +163,15 @@ def test_no_cluster_no_token_no_gpu(head, sample_shards, checkpoint, tmp_path):
     assert stranger.returncode == 1
     assert "RAY_AUTH" in stranger.stderr.strip().splitlines()[-1]
     assert "Traceback" not in stranger.stderr
+    another = run_cli(
+        *options, "--device", "cpu", "--address", head.address, env=head.env | {"RAY_AUTH_TOKEN": "0" * 64}
+    )
+    assert another.returncode == 1
+    assert "asks for a token that this user has not shown" in another.stderr.strip().splitlines()[-1]
+    port = head.dashboard.rpartition(":")[2]
+    dashboard = run_cli(*options, "--device", "cpu", "--address", f"127.0.0.1:{port}", env=head.env)
+    assert dashboard.returncode == 1
+    assert f"pass the control store's, {head.address}, or submit the job" in dashboard.stderr.strip().splitlines()[-1]
     nobody = run_cli(*options, "--device", "cpu", "--address", f"127.0.0.1:{free_ports(1)[0]}", env=head.env)
     assert nobody.returncode == 1
     assert "check --address" in nobody.stderr.strip().splitlines()[-1]
@@ -161,7 +180,7 @@ def test_no_cluster_no_token_no_gpu(head, sample_shards, checkpoint, tmp_path):
 
 INHERITED = """
 import json, os
-from danbooru_index.cluster import ray_session
+from danbooru_index.session import ray_session
 with ray_session(None) as inherited:
     import ray
     there = ray.get(ray.remote(lambda: dict(os.environ)).remote())
@@ -252,7 +271,7 @@ def test_garbage_that_holds_references_of_ray_does_not_end_the_process_while_ray
     """Another thread makes rings around references meanwhile; without `uncollected` such processes ended with 1."""
     script = """
 import gc, threading, time
-from danbooru_index.cluster import ray_session
+from danbooru_index.session import ray_session
 
 def rings():
     while references:

@@ -1,0 +1,101 @@
+"""What Ray would upload of a folder: `ray job submit --working-dir`, or `uv run`; its size, and what makes it large.
+
+The rules are Ray's: no `.git`, `.venv`, `venv`, `__pycache__`, and what the `.gitignore` and `.rayignore` of each folder leave
+out. Ray itself says of a folder that is too large only how large it is, after it has packed it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from danbooru_index.errors import ClusterError, StorageError
+
+LEFT_OUT = (".git", ".venv", "venv", "__pycache__")
+IGNORE_FILES = (".gitignore", ".rayignore")
+LARGEST_SUBMISSION = 100 << 20  # of the job server, packed
+LARGEST_PACKAGE = 512 << 20  # of a driver that joins, packed
+MOST_FILES = 200_000
+NAMED = 3
+
+
+@dataclass(slots=True)
+class Upload:
+    """Bytes and files, by the first part of their path."""
+
+    sizes: Counter[str] = field(default_factory=Counter)
+    files: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.sizes.total()
+
+    def largest(self) -> str:
+        """The entries that take most, with their sizes."""
+        return ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in self.sizes.most_common(NAMED))
+
+
+def measure_upload(folder: Path) -> Upload:
+    """What Ray would pack of a folder. Raises `StorageError` for more files than anybody would upload."""
+    upload = Upload()
+    _walk(folder.absolute(), folder.absolute(), [], upload)
+    return upload
+
+
+def refuse_large_upload(folder: Path) -> None:
+    """Raise `ClusterError` where joining a cluster would upload this folder (under `uv run`), and it is too large."""
+    if not under_uv_run():
+        return
+    found = measure_upload(folder)
+    if found.bytes > LARGEST_PACKAGE:
+        raise ClusterError(
+            f"{folder}: under uv run Ray uploads this folder to the cluster, {found.bytes / 1e6:,.0f} MB of at most "
+            f"{LARGEST_PACKAGE / 1e6:,.0f} ({found.largest()}): name them in .rayignore, keep data elsewhere, or set "
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV=0"
+        )
+
+
+def under_uv_run() -> bool:
+    """Whether Ray would take this process for one of `uv run`'s, and is not told to leave that."""
+    import psutil
+
+    if os.environ.get("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "1").lower() not in ("1", "true"):
+        return False
+    for parent in psutil.Process().parents():
+        try:
+            words = parent.cmdline()
+        except psutil.Error:
+            continue
+        if len(words) > 1 and Path(words[0]).name == "uv" and words[1] == "run":
+            return True
+    return False
+
+
+def _walk(root: Path, folder: Path, specs: list[tuple[Path, object]], upload: Upload) -> None:
+    """Count what is in a folder, less what the ignore files above it and its own leave out."""
+    from pathspec import PathSpec
+
+    for name in IGNORE_FILES:
+        path = folder / name
+        if path.is_file() and not (name == ".gitignore" and os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1"):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            specs = [*specs, (folder, PathSpec.from_lines("gitignore", lines))]
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:  # Ray would fail there, and say so
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name in LEFT_OUT or any(spec.match_file(str(path.relative_to(place))) for place, spec in specs):  # type: ignore[attr-defined]
+            continue
+        if entry.is_dir():
+            _walk(root, path, specs, upload)
+            continue
+        upload.files += 1
+        if upload.files > MOST_FILES:
+            raise StorageError(
+                f"{root}: more than {MOST_FILES:,} files to upload ({upload.largest()}): submit a smaller folder"
+            )
+        upload.sizes[path.relative_to(root).parts[0]] += entry.stat().st_size if entry.is_file() else 0
