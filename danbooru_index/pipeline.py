@@ -44,7 +44,7 @@ from danbooru_index.lifecycle import begin, check_tables, count_rejects, end
 from danbooru_index.lookahead import Lookahead
 from danbooru_index.object_store import Location
 from danbooru_index.preparation import describe_rejects
-from danbooru_index.progress import Board, Progress
+from danbooru_index.progress import Board, Progress, StartUp
 from danbooru_index.projection import obtain, refuse_below
 from danbooru_index.reader import GenerationReader
 from danbooru_index.sampling import Sample, choose_samples
@@ -112,8 +112,14 @@ def build(config: BuildConfig) -> BuildReport:
 
 def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
     """`build`, for a caller that owns the index already."""
+    with StartUp() as start_up:
+        return _build_owned(config, root, start_up)
+
+
+def _build_owned(config: BuildConfig, root: IndexRoot, start_up: StartUp) -> BuildReport:
     started = time.monotonic()
     whole = config.encoder is None
+    start_up.step("reading the input")
     named = config.model or (default_model("cpu") if _without_gpu(config) else None)
     model = Lookahead(named, whole=whole) if named else None
     shards = mark_duplicates(list_shards(config.shards))
@@ -121,12 +127,15 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
         _refuse_rejects(shards)
     try:
         if model is not None:
+            start_up.step("checking the model")
             model.look(shards, config.max_length)
+        start_up.step("starting Ray" if config.address is None else "joining Ray")
         with ray_session(config.address) as inherited, armed(config.failpoints):
+            start_up.step("planning")
             plan = plan_cluster(config, len(shards), inherited=inherited)
             if model is None:
                 model = Lookahead(default_model(plan.device.value), whole=whole).look(shards, config.max_length)
-            return _build(config, started, shards, root, model, plan)
+            return _build(config, started, shards, root, model, plan, start_up)
     except KeyboardInterrupt:
         raise BuildFailedError("stopped; completed shards are kept: run the same command to go on") from None
     except OSError as error:
@@ -155,7 +164,13 @@ def _without_gpu(config: BuildConfig) -> bool:
 
 
 def _build(
-    config: BuildConfig, started: float, shards: list[Shard], root: IndexRoot, model: Lookahead, plan: ClusterPlan
+    config: BuildConfig,
+    started: float,
+    shards: list[Shard],
+    root: IndexRoot,
+    model: Lookahead,
+    plan: ClusterPlan,
+    start_up: StartUp,
 ) -> BuildReport:
     device = _on_worker(plan, config)
     checkpoint = model.checkpoint()
@@ -164,6 +179,7 @@ def _build(
     fingerprint = Fingerprint(checkpoint.model_id, device.precision, config.max_length)
     projected = None
     if recipe.colbert_dim < hidden:
+        start_up.step("fitting the projection")
         projected = obtain(root, fingerprint, _input_digest(shards), shards, plan, recipe)
         refuse_below(projected[1], config.min_fidelity)
         fingerprint = replace(fingerprint, codec=projected[0].name)
@@ -181,7 +197,8 @@ def _build(
         shard_tokens = int(tokens_per_text * max(shard.rows for shard in pending))
         run.recipe = replace(recipe, shard_tokens=shard_tokens)
     run.samples = choose_samples(shards, SAMPLES)
-    _encode(run, pending)
+    start_up.step("loading the model in its actors")
+    _encode(run, pending, start_up)
     reach("build.encoded")
     return _finish(run, root)
 
@@ -300,12 +317,12 @@ def _check_space(run: Run, pending: list[Shard], tokens_per_text: float) -> None
         )
 
 
-def _encode(run: Run, pending: list[Shard]) -> None:
+def _encode(run: Run, pending: list[Shard], start_up: StartUp) -> None:
     """All pending shards; then those that may have killed their actor, each alone, so that it takes no other along."""
     with contextlib.ExitStack() as stack:
         attempts = run.generation.path.resolve() / f"attempts-{uuid.uuid4().hex[:8]}"
         stack.callback(remove_tree, attempts)
-        run.progress = Progress(sum(shard.rows for shard in pending), run.started)
+        run.progress = Progress(sum(shard.rows for shard in pending), run.started, start_up=start_up)
         stack.callback(run.progress.close)
         suspects = _run_pipeline(run, pending, attempts / "all", ATTEMPTS, alone=False)
         if suspects or run.encoding is None:

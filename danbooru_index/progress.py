@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import threading
 import time
-from typing import TextIO
+from typing import Any, Self, TextIO
 
 from danbooru_index.config import BASELINE_TAGS_PER_SECOND
 
 LINE_EVERY_S = 10.0
+REDRAW_S = 0.2
 POINTS = 400
 
 
@@ -42,21 +45,110 @@ class StepProgress:
         self._bar.close()
 
 
-class Progress:
-    """Counts records of this run; also keeps the timeline for the report's picture."""
+class StartUp:
+    """What a command does before its first record is done: one moving line on a terminal, a line every 10 s elsewhere.
 
-    def __init__(self, total: int, started: float, stream: TextIO | None = None) -> None:
-        from tqdm import tqdm
+    A step lasts until the next begins, or all end with `close`.
+    """
 
+    def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
+        self._moving = self._stream.isatty()
+        self._began = time.monotonic()
+        self._steps: list[tuple[str, float]] = []
+        self._ended = threading.Event()
+        self._writing = threading.Lock()
+        self._thread = threading.Thread(target=self._tell, name="start-up", daemon=True)
+        self._thread.start()
+
+    def step(self, name: str) -> None:
+        """Begin another step."""
+        self._steps.append((name, time.monotonic()))
+
+    def close(self) -> None:
+        """All is ready, or has failed; the moving line goes."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        with self._writing:
+            if self._moving:
+                print("\r\x1b[K", end="", file=self._stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def line(self) -> str:
+        """How long it has taken so far, each step that is done with its seconds, and the one that is not."""
+        now = time.monotonic()
+        steps = list(self._steps)
+        ends = [*(at for _, at in steps[1:]), now]
+        done = [
+            f"{name} {end - at:.0f} s" for (name, at), end in zip(steps[:-1], ends, strict=False) if end - at >= 0.5
+        ]
+        return ", ".join([f"start-up {now - self._began:.0f} s", *done, *(f"{name} ..." for name, _ in steps[-1:])])
+
+    def _tell(self) -> None:
+        while not self._ended.wait(REDRAW_S if self._moving else LINE_EVERY_S):
+            with self._writing:
+                if self._ended.is_set():
+                    return
+                if self._moving:
+                    width = shutil.get_terminal_size().columns
+                    print(f"\r\x1b[K{self.line()[: width - 1]}", end="", file=self._stream, flush=True)
+                else:
+                    print(self.line(), file=self._stream, flush=True)
+
+
+class Progress:
+    """Counts records of this run, once the first is done (till then `start_up` is shown); also keeps the timeline for the
+    report's picture."""
+
+    def __init__(
+        self, total: int, started: float, stream: TextIO | None = None, start_up: StartUp | None = None
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._start_up = start_up
         self._total = total
         self._started = started
         self._begun: float | None = None
         self._told = time.monotonic()
         self._last = 0
         self.timeline: list[tuple[float, int]] = []
+        self._bar: Any = None
+
+    def show(self, records: int) -> None:
+        """`records` of this run are encoded by now (never fewer than said before)."""
+        now = time.monotonic()
+        records = max(self._last, min(records, self._total))
+        if records and self._begun is None:
+            self._begin(now)
+        self._remember(now - self._started, records)
+        rate = records / (now - self._begun) if self._begun and now > self._begun else 0.0
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline", refresh=False)
+            self._bar.update(records - self._last)
+            if self._bar.disable and rate and now - self._told >= LINE_EVERY_S:
+                self._told = now
+                self._line(records, rate)
+        self._last = records
+
+    def close(self) -> None:
+        for shown in (self._start_up, self._bar):
+            if shown is not None:
+                shown.close()
+
+    def _begin(self, now: float) -> None:
+        """The first records are done: from now on a bar, or lines, tell how many."""
+        from tqdm import tqdm
+
+        if self._start_up is not None:
+            self._start_up.close()
+        self._begun = self._told = now
         self._bar = tqdm(
-            total=total,
+            total=self._total,
             unit="tag",
             desc="encoding",
             file=self._stream,
@@ -65,32 +157,11 @@ class Progress:
             smoothing=0.1,
         )
 
-    def show(self, records: int) -> None:
-        """`records` of this run are encoded by now (never fewer than said before)."""
-        now = time.monotonic()
-        records = max(self._last, min(records, self._total))
-        if records and self._begun is None:
-            self._begun = now
-        self._remember(now - self._started, records)
-        rate = records / (now - self._begun) if self._begun and now > self._begun else 0.0
-        if rate:
-            self._bar.set_postfix_str(f"{rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline", refresh=False)
-        self._bar.update(records - self._last)
-        self._last = records
-        if self._bar.disable and now - self._told >= LINE_EVERY_S:
-            self._told = now
-            self._line(records, rate)
-
-    def close(self) -> None:
-        self._bar.close()
-
     def _line(self, records: int, rate: float) -> None:
-        line = f"{self._total:,} records to encode: loading the model"
-        if rate:
-            line = (
-                f"{records:,} of {self._total:,} records ({records / self._total:.0%}), {rate:,.1f} tags/s, "
-                f"{(self._total - records) / rate:,.0f} s left, {rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline"
-            )
+        line = (
+            f"{records:,} of {self._total:,} records ({records / self._total:.0%}), {rate:,.1f} tags/s, "
+            f"{(self._total - records) / rate:,.0f} s left, {rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline"
+        )
         print(line, file=self._stream, flush=True)
 
     def _remember(self, at: float, records: int) -> None:

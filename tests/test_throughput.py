@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import time
 from collections import Counter
 from xml.etree import ElementTree
 
@@ -10,7 +11,7 @@ import pytest
 
 from danbooru_index import progress as progress_module
 from danbooru_index.config import worker_environment
-from danbooru_index.progress import Progress
+from danbooru_index.progress import Progress, StartUp
 from danbooru_index.throughput import BuildReport, draw, save_report
 
 
@@ -142,3 +143,36 @@ def test_the_hubs_settings_reach_the_workers_but_never_the_token(monkeypatch):
         name: settings[name] for name in ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE")
     }
     assert "secret" not in passed.values()
+
+
+def test_start_up_is_one_moving_line_with_its_steps():
+    """On a terminal; it goes when the first record is done, and a bar comes in its place."""
+    stream = Terminal()
+    start_up = StartUp(stream)
+    start_up.step("starting Ray")
+    time.sleep(0.6)
+    start_up.step("loading the model")
+    time.sleep(0.5)
+    bar = Progress(100, time.monotonic(), stream, start_up=start_up)
+    bar.show(0)
+    assert "encoding" not in stream.getvalue()
+    bar.show(10)
+    bar.close()
+    moving, _, rest = stream.getvalue().rpartition("\r\x1b[K")
+    assert "\n" not in moving
+    assert "start-up 0 s, starting Ray ..." in moving
+    assert re.search(r"start-up 1 s, starting Ray 1 s, loading the model \.\.\.$", moving)
+    assert rest.lstrip("\r").startswith("encoding")
+    start_up.close()
+
+
+def test_start_up_is_a_line_every_ten_seconds_elsewhere(monkeypatch):
+    monkeypatch.setattr(progress_module, "LINE_EVERY_S", 0.2)
+    stream = io.StringIO()
+    with StartUp(stream) as start_up:
+        start_up.step("starting Ray")
+        time.sleep(0.5)
+    time.sleep(0.3)
+    lines = stream.getvalue().splitlines()
+    assert 1 <= len(lines) <= 3
+    assert set(lines) <= {"start-up 0 s, starting Ray ...", "start-up 1 s, starting Ray ..."}

@@ -3,17 +3,19 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from processes import one_line, run_cli
+from processes import ROOT, one_line, run_cli
 from safetensors.torch import load_file, save_file
 
 from danbooru_index.checkpoint import check_model, model_id, resolve_model
 from danbooru_index.encoder import Encoder, Tokenizer
 from danbooru_index.errors import ModelError
-from danbooru_index.weights import backbone_shapes, read_settings
+from danbooru_index.weights import backbone_shapes, read_settings, read_shapes
 
 TEXTS = ["a", "school uniform", "穿水手服的女孩"]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2271064456\n"
@@ -337,6 +339,29 @@ def test_the_tensors_that_are_asked_for_are_those_of_transformers(checkpoint):
     model = XLMRobertaModel(XLMRobertaConfig.from_pretrained(checkpoint), add_pooling_layer=False)
     theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert backbone_shapes(read_settings(checkpoint)) == theirs
+
+
+def test_a_check_needs_no_torch_and_agrees_with_it(checkpoint, tmp_path):
+    """A second of every build's start. What is in a file says torch where the two could differ."""
+    script = f"""
+import sys
+from pathlib import Path
+from danbooru_index.checkpoint import check_model
+check_model(Path({str(checkpoint)!r}))
+print("torch" in sys.modules, "transformers" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["False", "False"]
+    kinds = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64, torch.bool]
+    state = {f"t{number}": torch.ones(number + 1, 2).to(kind) for number, kind in enumerate(kinds)}
+    state["scalar"] = torch.tensor(1.0)
+    state["slice"] = torch.ones(8, 8)[2:4]
+    torch.save(state, tmp_path / "a.bin")
+    found = read_shapes(tmp_path / "a.bin")
+    assert {name: tuple(s for s in shape if isinstance(s, int)) for name, shape in found.items()} == {
+        name: tuple(tensor.shape) for name, tensor in state.items()
+    }
+    assert [isinstance(found[f"t{n}"][0], str) for n in range(7)] == [False] * 4 + [True] * 3
 
 
 def test_an_id_that_was_written_down_before_is_the_same_id(checkpoint, tmp_path):
