@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -103,12 +104,25 @@ def find_parquet(spec: str) -> list[Path]:
     if path.is_dir():
         files = [p for p in files_in(path) if p.suffix.lower() == ".parquet"]
         if not files:
-            raise InputError(f"{spec}: no .parquet file in this folder; make them with danbooru-index prepare")
+            raise InputError(f"{spec}: no .parquet file in this folder; {_prepare_first(spec)}")
         return files
     files = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(spec, recursive=True))
     if not files:
         raise InputError(f"{spec}: no such file or folder")
+    if dumps := [file for file in files if file.suffix.lower() != ".parquet" and not _is_parquet(file)]:
+        raise InputError(f"{dumps[0]}: a tag dump, not Parquet shards; {_prepare_first(spec)}")
     return files
+
+
+def _prepare_first(spec: str) -> str:
+    """The commands that make shards of a dump and build them."""
+    dump = shlex.quote(spec)
+    return f"run danbooru-index prepare {dump} --out data/shards, then danbooru-index build data/shards --index ..."
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
