@@ -22,6 +22,7 @@ from danbooru_index.errors import InputError, UsageError
 from danbooru_index.generations import IndexRoot
 from danbooru_index.ranking import EncodedQuery, rank_hybrids, rank_many, top_positive
 from danbooru_index.reader import GenerationReader, Rows
+from danbooru_index.records import is_blank
 from danbooru_index.search import QueryEncoder
 from danbooru_index.sources import text_lines
 
@@ -112,6 +113,7 @@ class EvaluationReport:
     records: int
     queries: dict[str, int]
     unknown: int
+    unknown_tags: int = 0
     systems: list[System] = field(default_factory=list)
     picture: str | None = None
 
@@ -127,6 +129,10 @@ class EvaluationReport:
         ]
         if self.unknown:
             lines.append(f"  {self.unknown:,} queries name no tag of this index: they count as not found")
+        if self.unknown_tags:
+            lines.append(
+                f"  {self.unknown_tags:,} of the tags that queries name are none of this index: recall stays below 1"
+            )
         width = max(len(system.name) for system in self.systems) + 2
         for kind in ("all", *self.queries):
             lines.append(f"{kind:<{width}}" + "".join(f"{TITLES[m]:>22}" for m in MEASURES))
@@ -161,12 +167,21 @@ def read_queries(path: str) -> list[Query]:
                 f'{path}:{number}: needs {{"query": "...", "relevant": ["tag", ...], "kind": "..."}}'
             ) from None
         strings = isinstance(relevant, list) and all(isinstance(tag, str) for tag in relevant)
-        if not (isinstance(text, str) and text.strip() and strings and relevant and isinstance(kind, str)):
+        if not (isinstance(text, str) and strings and relevant and isinstance(kind, str)):
             raise InputError(f"{path}:{number}: query must be a text, relevant a list of at least one tag")
+        if kind == "all" or any(is_blank(word) or not _plain(word) for word in (text, kind, *relevant)):
+            raise InputError(
+                f"{path}:{number}: query, kind and tags must be texts that can be seen, in valid Unicode; no kind is called all"
+            )
         queries.append(Query(text, tuple(relevant), kind))
     if not queries:
         raise InputError(f"{path}: holds no query")
     return queries
+
+
+def _plain(text: str) -> bool:
+    """Whether a text can be handed to C: no lone surrogates, which end the process there, and no NUL, which ends the text."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def evaluate(config: EvaluateConfig) -> EvaluationReport:
@@ -189,6 +204,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         len(tags),
         {kind: sum(q.kind == kind for q in queries) for kind in sorted({q.kind for q in queries})},
         sum(not known.intersection(query.relevant) for query in queries),
+        len({tag for query in queries for tag in query.relevant} - known),
     )
     encoded = _encoded(QueryEncoder(generation, config.model, config.device, config.instruction), queries)
     runs = _runs(config, reader, encoded, PARTS if config.ablation else ())
@@ -286,6 +302,8 @@ def bm25(texts: list[str], tags: list[str], queries: Sequence[Query]) -> Run:
     vocabulary: dict[str, int] = {}
     corpus = [[vocabulary.setdefault(term, len(vocabulary)) for term in _terms(text)] for text in texts]
     asked = [[vocabulary[term] for term in _terms(query.text) if term in vocabulary] for query in queries]
+    if not vocabulary:  # a dump of kaomoji alone
+        return [[] for _ in queries]
     retriever = bm25s.BM25()
     retriever.index((corpus, vocabulary), show_progress=False)
     found: Run = []
@@ -335,6 +353,11 @@ def _missing(package: str) -> UsageError:
     return UsageError(f"the baselines need {package}: {INSTALL}, or --no-baselines")
 
 
+def _plain_label(text: str) -> str:
+    """A text that matplotlib shows as it is: between two dollar signs it would read a formula."""
+    return text.replace("$", r"\$")
+
+
 def draw(report: EvaluationReport, path: Path) -> None:
     """Recall@10 and mAP@10 of every system, over all queries and by kind, with their intervals (SVG or PNG by suffix)."""
     from matplotlib import rc_context
@@ -350,11 +373,13 @@ def draw(report: EvaluationReport, path: Path) -> None:
                 values = np.array([(system.all if kind == "all" else system.kinds[kind])[measure] for kind in kinds])
                 at = np.arange(len(kinds)) + (place - (len(report.systems) - 1) / 2) * width
                 errors = np.abs(values[:, 1:].T - values[:, 0])
-                axes.bar(at, values[:, 0], width, yerr=errors, capsize=2, label=system.name)
-            axes.set_xticks(np.arange(len(kinds)), [f"{kind} ({count:,})" for kind, count in counts.items()])
+                axes.bar(at, values[:, 0], width, yerr=errors, capsize=2, label=_plain_label(system.name))
+            axes.set_xticks(np.arange(len(kinds)), [_plain_label(f"{k} ({count:,})") for k, count in counts.items()])
             axes.set(ylabel=TITLES[measure], ylim=(0, 1))
             axes.grid(axis="y", alpha=0.3)
         figure.axes[0].legend(fontsize=8, ncols=3)
-        figure.suptitle(f"{report.model} over {report.records:,} records; bars: mean, whiskers: 95% bootstrap interval")
+        figure.suptitle(
+            f"{_plain_label(report.model)} over {report.records:,} records; bars: mean, whiskers: 95% bootstrap interval"
+        )
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     report.picture = str(path)

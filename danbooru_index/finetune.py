@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import random
 import shutil
 import sys
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.checkpoint import TOKENIZER_FILES, Checkpoint, model_id, resolve_model
+from danbooru_index.checkpoint import TOKENIZER_FILES, Checkpoint, longest_text, model_id, resolve_model
 from danbooru_index.cluster import gpus_for, on_worker
 from danbooru_index.config import Device, Precision, worker_environment
 from danbooru_index.devices import cpu_count, probe_device, uncollected
@@ -32,6 +33,7 @@ from danbooru_index.progress import StepProgress
 from danbooru_index.reader import GenerationReader
 from danbooru_index.search import QueryEncoder, model_of
 from danbooru_index.session import ray_session
+from danbooru_index.sources import list_inputs
 from danbooru_index.training_data import (
     ASIDE,
     FAILURE,
@@ -50,6 +52,7 @@ STATE = ".training"
 REPORT = "report.json"
 ASIDE_SHARE, MOST_ASIDE = 0.02, 1000
 POLL_S = 1.0
+LOWEST_TEMPERATURE, HIGHEST_LR, SHORTEST_LENGTH = 1e-4, 0.1, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,16 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch_size", "group_size", "epochs", "temperature", "save_steps"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+        if self.temperature < LOWEST_TEMPERATURE or self.lr > HIGHEST_LR:
+            raise UsageError(
+                f"--temperature is at least {LOWEST_TEMPERATURE}, --lr at most {HIGHEST_LR}: none would train"
+            )
+        if min(self.query_length, self.passage_length) < SHORTEST_LENGTH or not 0 <= self.seed < 1 << 32:
+            raise UsageError(
+                f"--query-length, --passage-length: at least {SHORTEST_LENGTH} tokens; --seed from 0 to 2^32"
+            )
         if self.num_gpus is not None and self.num_gpus < 1:
             raise UsageError(f"--num-gpus must be at least 1, not {self.num_gpus}")
         if not 1 <= self.ranks[0] <= self.ranks[1] or not 0 <= self.mined_share <= 1:
@@ -158,6 +169,9 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
     started = time.monotonic()
     out, state = Path(config.out), Path(config.out) / STATE
     base = resolve_model(config.model or _index_model(config))
+    if max(config.query_length, config.passage_length) > longest_text(base):
+        raise UsageError(f"--query-length, --passage-length: {base.name} takes at most {longest_text(base)} tokens")
+    held_out = [query.text for path in config.held_out for query in read_queries(path)]
     digest = _digest(config, base)
     if (out / REPORT).is_file():
         return _finished(out, digest)
@@ -167,7 +181,6 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
     make_folder(state)
     with owned(state):
         _claim(state, digest)
-        held_out = [query.text for path in config.held_out for query in read_queries(path)]
         data = None if (state / PAIRS).exists() else _read(config, held_out)
         with ray_session(config.address):
             gpus = gpus_for(config.device, config.num_gpus)
@@ -187,7 +200,7 @@ def _index_model(config: FinetuneConfig) -> str:
 def _digest(config: FinetuneConfig, base: Checkpoint) -> str:
     """What makes two calls the same training: settings, base model, and the size and time of every file read."""
     settings = config.decisive() | {"base": base.model_id}
-    files = [Path(path) for path in (config.pairs, *config.names, *config.held_out)]
+    files = [*list_inputs((config.pairs,)), *map(Path, (*config.names, *config.held_out))]
     stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
     return hashlib.sha256(json.dumps([settings, stamps], sort_keys=True).encode()).hexdigest()
 
@@ -207,9 +220,9 @@ def _finished(out: Path, digest: str) -> FinetuneReport:
 
 def _claim(state: Path, digest: str) -> None:
     marker = state / "digest"
-    if not marker.exists():
+    if not (state / PAIRS).exists():  # nothing has been trained on: a mistake in the command binds nobody
         replace_file(marker, digest.encode())
-    elif marker.read_text() != digest:
+    elif not marker.exists() or marker.read_text() != digest:
         raise UsageError(
             f"{state.parent}: holds an unfinished training with other settings or data; finish it with those, or choose "
             "another folder"

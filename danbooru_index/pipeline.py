@@ -52,7 +52,7 @@ from danbooru_index.selfcheck import self_queries
 from danbooru_index.session import ray_runs, ray_session
 from danbooru_index.shards import Shard, find_parquet, list_shards, mark_duplicates, read_shard
 from danbooru_index.tables import CompletionRecord, free_bytes, index_bytes, read_records
-from danbooru_index.throughput import BuildReport, ShardCounts, save_report
+from danbooru_index.throughput import BuildReport, ShardCounts, encoding_seconds, save_report
 from danbooru_index.versions import check_versions
 from danbooru_index.workers import (
     EncodeShard,
@@ -488,7 +488,8 @@ def _finish(run: Run, root: IndexRoot) -> BuildReport:
         )
     ordered = [records[shard.id] for shard in run.shards if shard.id in records]
     if not sum(record.rows for record in ordered):
-        raise BuildFailedError("every record was rejected: nothing to publish; see the reasons with prepare")
+        reasons = describe_rejects(count_rejects(ordered))
+        raise BuildFailedError(f"every record was rejected ({reasons}): nothing to publish")
     if run.config.strict and any(record.rejects for record in ordered):
         counts = count_rejects(ordered)
         raise RejectedRecordsError(f"{describe_rejects(counts)}: nothing was published because of --strict")
@@ -547,6 +548,9 @@ def _report(run: Run, records: dict[str, CompletionRecord], state: str) -> Build
     for summary in summaries.values():
         report.add_shard(summary)
     fresh = [summaries[shard] for shard in run.fresh if shard in summaries]
+    measured = [summary["measured"] for summary in fresh]
+    if measured:
+        report.seconds.encode = encoding_seconds(measured, time.monotonic() - run.started)
     report.add_work(fresh, run.device.name)
     total = len(run.shards)
     report.shards = ShardCounts(
@@ -565,11 +569,9 @@ def _report(run: Run, records: dict[str, CompletionRecord], state: str) -> Build
         report.rejects_file = str(path)
     report.seconds.total = time.monotonic() - run.started
     if fresh and run.progress is not None:
-        measured = [summary["measured"] for summary in fresh]
         offset = time.time() - time.monotonic()
         first = min(m["started"] for m in measured) - offset
-        report.seconds.startup = max(0.0, first - run.started)
-        report.seconds.encode = max(m["ended"] for m in measured) - min(m["started"] for m in measured)
+        report.seconds.startup = min(max(0.0, first - run.started), report.seconds.total - report.seconds.encode)
         report.timeline = run.progress.timeline
     return report
 

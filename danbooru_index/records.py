@@ -16,7 +16,8 @@ from typing import Any
 from danbooru_index.config import MAX_TEXT_BYTES
 
 CATEGORIES = {"0": "general", "1": "artist", "3": "copyright", "4": "character", "5": "meta"}
-NSFW_RATINGS = {"q", "e", "questionable", "explicit"}
+NSFW_RATINGS = {"q", "e", "questionable", "explicit", "nsfw", "mature", "adult", "r18", "r18g"}
+SAFE_RATINGS = {"", "g", "s", "general", "safe", "sensitive", "sfw"}
 INT64_MAX = 2**63 - 1
 
 # What leaves no mark though Unicode calls it a letter, a symbol or a mark: fillers, the empty Braille cell, selectors.
@@ -108,12 +109,22 @@ def parse_text(text: str) -> TextParts:
 def parse_line(line: str) -> Record:
     """One JSON line -> a record; raise `RejectedError`."""
     try:
-        fields = json.loads(line, parse_constant=lambda constant: None)  # NaN, as pandas writes a missing value
+        # NaN, as pandas writes a missing value
+        fields = json.loads(line, parse_constant=lambda constant: None, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise RejectedError(Reason.UNPARSABLE_LINE, str(error)) from None
     if not isinstance(fields, dict):
         raise RejectedError(Reason.UNPARSABLE_LINE, f"a JSON object is needed, not {type(fields).__name__}")
     return parse_fields(fields)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object none of whose names occurs twice: of two values Python would take the last, others the first."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"the name {twice!r} occurs twice")
+    return fields
 
 
 def parse_csv_row(row: list[str], explanation: str | None = None) -> Record:
@@ -145,8 +156,8 @@ def parse_fields(fields: Mapping[str, Any]) -> Record:
     """
     record_id = _identifier(fields)
     text = _text(fields)
-    extra = fields.get("metadata")
-    known = {**extra, **{k: v for k, v in fields.items() if v is not None}} if isinstance(extra, Mapping) else fields
+    extra = _metadata(fields.get("metadata"))
+    known = {**extra, **{k: v for k, v in fields.items() if v is not None}} if extra else fields
     parts = parse_text(text)
     category = _category(known) or parts.category
     return Record(
@@ -166,6 +177,22 @@ def parse_fields(fields: Mapping[str, Any]) -> Record:
 def is_blank(text: str) -> bool:
     """Whether nothing of a text can be seen: spaces, control, format and other invisible characters only."""
     return all(c in INVISIBLE or unicodedata.category(c) in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in text)
+
+
+def _metadata(value: Any) -> Mapping[str, Any]:
+    """Further fields: an object, its JSON text, or pairs as Arrow has maps; a text that is no object holds none."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value, parse_constant=lambda constant: None, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            raise RejectedError(Reason.WRONG_TYPE, f"metadata is not JSON: {error}") from None
+    if isinstance(value, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+        value = dict(value)
+    if value is None or isinstance(value, str):
+        return {}
+    if not isinstance(value, Mapping):
+        raise RejectedError(Reason.WRONG_TYPE, f"metadata is a {type(value).__name__}, not an object")
+    return value
 
 
 def _identifier(fields: Mapping[str, Any]) -> str:
@@ -224,7 +251,7 @@ def _count(fields: Mapping[str, Any]) -> int | None:
     if value is None or value == "":
         return None
     try:
-        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        if isinstance(value, bool) or (not isinstance(value, str) and value != int(value)):
             raise ValueError
         # A column with missing values comes out of pandas as decimals.
         count = int(value.strip().removesuffix(".0") if isinstance(value, str) else value)
@@ -260,6 +287,9 @@ def _nsfw(fields: Mapping[str, Any], category: str) -> bool:
     flag = _flag(fields, "nsfw")
     if flag is not None:
         return flag
-    if _string(fields, "rating").strip().lower() in NSFW_RATINGS:
+    rating = _string(fields, "rating").strip().lower().removeprefix("rating:").replace("-", "")
+    if rating in NSFW_RATINGS:
         return True
+    if rating not in SAFE_RATINGS:  # it may mean anything, and NSFW is never guessed to be safe
+        raise RejectedError(Reason.WRONG_TYPE, f"rating is {rating[:40]!r}, none of g, s, q and e")
     return category.strip().lower() == "nsfw"

@@ -137,7 +137,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
             f"{path}: no column {' and '.join(sorted(missing))}; it has {', '.join(file.schema_arrow.names)}; "
             "build needs id and text: make shards with danbooru-index prepare"
         )
-    for column in ("id", "text"):
+    for column in sorted(KNOWN_FIELDS):
         if file.schema_arrow.names.count(column) > 1:
             raise InputError(f"{path}: two columns are called {column}; keep one")
     return file
@@ -219,6 +219,8 @@ def is_prepared(rows: pa.Table) -> bool:
     if any(chosen.schema.field(f.name).type != f.type for f in RECORD_SCHEMA):
         return False
     if any(chosen[f.name].null_count for f in RECORD_SCHEMA if not f.nullable):
+        return False
+    if pc.list_flatten(chosen["aliases"]).null_count:
         return False
     try:
         chosen.validate(full=True)

@@ -115,11 +115,13 @@ def read_translations(path: str | None) -> dict[str, str]:
     try:
         for line in _lines(Path(path)):
             row = _csv_row(line, path)
-            if len(row) < 2:
-                raise InputError(f"{path}:{line.number}: two columns are needed, tag,text")
+            if len(row) < 2 or any(cell.strip() for cell in row[2:]):
+                raise InputError(f"{path}:{line.number}: two columns are needed, tag,text; there are {len(row)}")
             table[row[0].strip()] = row[1].strip()
     except RejectedError as error:
-        raise InputError(f"{path}: {error.detail or error.reason.value}: --translations takes CSV, tag,text") from None
+        raise InputError(
+            f"{path}:{line.number}: {error.detail or error.reason.value}: --translations takes CSV in UTF-8, tag,text"
+        ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
     return {tag: text for tag, text in table.items() if text}

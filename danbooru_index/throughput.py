@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -220,12 +221,20 @@ class BuildReport:
             workers.setdefault(measured["worker"]["id"], []).append(summary)
         self.seconds.write = self.stages["write"]
         for name, done in sorted(workers.items()):
-            self.devices.append(_device_use(f"{device} [{name}]", done))
+            self.devices.append(_device_use(f"{device} [{name}]", done, self.seconds.encode or math.inf))
 
 
-def _device_use(name: str, summaries: list[dict[str, Any]]) -> DeviceUse:
+def encoding_seconds(measured: list[dict[str, Any]], total: float) -> float:
+    """From the first token batch of these shards to the last receipt, by their workers' clocks; bounded by the longest shard
+    and by `total`, the seconds of all: a clock may have been set meanwhile."""
+    span: float = max(m["ended"] for m in measured) - min(m["started"] for m in measured)
+    longest: float = max(m["ended"] - m["started"] for m in measured)
+    return min(total, max(span, longest, 1e-9))
+
+
+def _device_use(name: str, summaries: list[dict[str, Any]], limit: float) -> DeviceUse:
     measured = [summary["measured"] for summary in summaries]
-    wall = max(m["ended"] for m in measured) - min(m["started"] for m in measured)
+    wall = encoding_seconds(measured, limit)
     busy = sum(m["encode"] for m in measured)
     tags = sum(summary["rows"] for summary in summaries)
     return DeviceUse(

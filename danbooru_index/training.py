@@ -106,6 +106,9 @@ def _train(settings: dict[str, Any], state: Path) -> None:
     watch = _Watch(state, runner.model, runner.tokenizer, settings)
     runner.trainer.add_callback(watch)
     runner.trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    spoilt = [name for name, value in runner.model.named_parameters() if not torch.isfinite(value).all()]
+    if spoilt:
+        raise FloatingPointError(f"{len(spoilt)} tensors are no longer finite, the first {spoilt[0]}: lower --lr")
     if runner.trainer.is_world_process_zero():
         final = state / f"{FINAL}.tmp"
         shutil.rmtree(final, ignore_errors=True)
@@ -172,7 +175,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self._log = state / LOG
         self._model, self._tokenizer = model, tokenizer
         self._lengths = settings["query_length"], settings["passage_length"]
-        aside = [json.loads(line) for line in (state / ASIDE).read_text(encoding="utf-8").splitlines()]
+        aside = [json.loads(line) for line in (state / ASIDE).read_text(encoding="utf-8").split("\n") if line]
         self._queries = [pair["query"] for pair in aside]
         self._answers = [set(pair["pos"]) for pair in aside]
         self._texts = list(dict.fromkeys(text for pair in aside for text in [*pair["pos"], *pair["neg"]]))

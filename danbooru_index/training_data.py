@@ -7,9 +7,11 @@ evaluation never get in, whatever their spelling: compared after NFKC, casefoldi
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +21,9 @@ from danbooru_index.errors import InputError
 from danbooru_index.ranking import EncodedQuery, rank_many
 from danbooru_index.reader import GenerationReader
 from danbooru_index.records import Record
-from danbooru_index.sources import list_inputs, read_records, text_lines
+from danbooru_index.sources import KNOWN_FIELDS, LINE_SUFFIXES, list_inputs, read_records, text_lines
+
+log = logging.getLogger("danbooru_index")
 
 QUERIES_AT_ONCE = 1024
 PAIRS, ASIDE, LOG, FAILURE, FINAL = "pairs.jsonl", "aside.jsonl", "log.jsonl", "failure.json", "final"  # of a training
@@ -66,20 +70,35 @@ def read_training_data(path: str, names: Mapping[str, Sequence[str]], held_out: 
     """
     forbidden = {normal(query) for query in held_out}
     pairs: list[Pair] = []
+    rejected: Counter[str] = Counter()
+    first = ""
+    dumps = 0
     for file in list_inputs((path,)):
         if is_pairs_file(file):
             pairs += [pair for pair in _read_pairs(file) if normal(pair.query) not in forbidden]
-        else:
-            records = (item for _, item in read_records(file, {}) if isinstance(item, Record))
-            pairs += make_pairs(records, names, forbidden)
-    if not pairs:
-        raise InputError(f"{path}: holds no pair to train on: {PAIR_FORM} a line, or tag records with names")
+            continue
+        dumps += 1
+        records: list[Record] = []
+        for line, item in read_records(file, {}):
+            if isinstance(item, Record):
+                records.append(item)
+            else:
+                rejected[item.reason.value] += 1
+                first = first or f"{file}:{line} {item.reason.value} {item.detail}".rstrip()
+        pairs += make_pairs(records, names, forbidden)
+    if names and not dumps:
+        raise InputError(f"{path}: a file of pairs, to which --names add nothing: leave them out, or give a tag dump")
+    if not pairs or rejected.total() > len(pairs):
+        found = f"{rejected.total():,} of its lines cannot be read; the first: {first}" if rejected else "none in it"
+        raise InputError(f"{path}: no pair to train on, {PAIR_FORM} a line or tag records with names: {found}")
+    if rejected:
+        log.warning("%s: %s lines left out; the first: %s", path, f"{rejected.total():,}", first)
     return pairs
 
 
 def is_pairs_file(path: Path) -> bool:
     """Whether the first line of a file is a training pair."""
-    if ".jsonl" not in path.name:
+    if not any(suffix.lower() in LINE_SUFFIXES for suffix in path.suffixes):
         return False
     try:
         _, first = next(text_lines(path), (0, ""))
@@ -124,6 +143,8 @@ def _read_pairs(path: Path) -> Iterator[Pair]:
         lists = isinstance(pair.pos, list) and isinstance(pair.neg, list) and bool(pair.pos)
         if not lists or not all(isinstance(text, str) and text.strip() for text in [pair.query, *pair.pos, *pair.neg]):
             raise InputError(f"{path}:{number}: query must be a text, pos a list of at least one, neg a list")
+        if not set(pair.pos).isdisjoint(pair.neg):
+            raise InputError(f"{path}:{number}: a text is both right (pos) and wrong (neg)")
         yield pair
 
 
@@ -134,10 +155,14 @@ def read_names(paths: Sequence[str]) -> dict[str, list[str]]:
         for number, line in text_lines(Path(path)):
             try:
                 item = json.loads(line)
-                found = names.setdefault(item.pop("tag"), [])
+                tag = item.pop("tag")
+                fields = {name: value for name, value in item.items() if name not in KNOWN_FIELDS}
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise InputError(f'{path}:{number}: needs {{"tag": "...", "ja": "..."}}') from None
-            for value in item.values():
+            if not isinstance(tag, str):
+                raise InputError(f"{path}:{number}: tag is {tag!r}, not a text")
+            found = names.setdefault(tag, [])
+            for value in fields.values():
                 found += [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
     return names
 

@@ -194,6 +194,7 @@ class EncodeShard:
         records, rejects = _from_ipc(row["records"].as_py()), json.loads(row["rejects"].as_py())
         writer = ShardWriter(location(self._settings.generation), shard.id, self._specs)
         clock = {"started": time.time(), "write": 0.0}
+        began = time.perf_counter()
         stats = EncoderStats()
         report = self._reporter(shard.id, tokens)
         kept = 0
@@ -219,7 +220,8 @@ class EncodeShard:
         except BaseException:
             writer.discard()
             raise
-        clock |= {"ended": time.time(), "read": row["seconds"].as_py(), "encode": stats.seconds}
+        clock["ended"] = clock["started"] + time.perf_counter() - began  # whatever the wall clock did meanwhile
+        clock |= {"read": row["seconds"].as_py(), "encode": stats.seconds}
         measured = clock | {
             "tokens": tokens.tokens,
             "truncated": tokens.truncated,

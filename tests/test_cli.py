@@ -80,7 +80,9 @@ def test_bad_inputs_of_build_get_one_line_each(tmp_path, checkpoint, sample_shar
     assert "no .parquet file" in one_line(build(tmp_path / "empty", index, checkpoint), 1)
     (tmp_path / "my dump.csv").write_text("1girl,0,1,\n")
     line = one_line(build(tmp_path / "my dump.csv", index, checkpoint), 1)
-    assert f"a tag dump, not Parquet shards; run danbooru-index prepare '{tmp_path}/my dump.csv' --out data/shards" in line
+    assert (
+        f"a tag dump, not Parquet shards; run danbooru-index prepare '{tmp_path}/my dump.csv' --out data/shards" in line
+    )
     assert "then danbooru-index build data/shards" in line
     (tmp_path / "wrong").mkdir()
     pq.write_table(pa.table({"id": ["1"], "name": ["x"]}), tmp_path / "wrong" / "a.parquet")

@@ -68,6 +68,13 @@ def test_a_damaged_projection_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(StorageError, match="not the ColBERT projection"):
         load_codec(tmp_path, codec.name)
+    whole = codec.to_bytes()
+    for bit in range(8 * 128):  # of the header, which is Python's own syntax: some flips gave a TokenError
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(StorageError, match=r"codec\.npy"):
+            load_codec(tmp_path, codec.name)
     for broken in (b"", content[:50], content[:-5]):
         path.write_bytes(broken)
         with pytest.raises(StorageError, match=r"codec\.npy"):

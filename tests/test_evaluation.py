@@ -61,6 +61,30 @@ def test_a_query_that_cannot_be_used_is_named_by_its_line(tmp_path, line):
         read_queries(str(path))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"query": "\ud800", "relevant": ["a"]},
+        {"query": "a", "relevant": ["\ud800"]},
+        {"query": "a", "relevant": [""]},
+        {"query": "a", "relevant": ["a\0b"]},
+        {"query": "\u200b", "relevant": ["a"]},
+        {"query": "a", "relevant": ["a"], "kind": "all"},
+        {"query": "a", "relevant": ["a"], "kind": "\udc80"},
+    ],
+    ids=repr,
+)
+def test_what_would_end_the_process_or_hide_a_row_is_named_by_its_line(tmp_path, line):
+    """A lone surrogate in a tag was a segmentation fault, without a word."""
+    (tmp_path / "q.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match=r"q\.jsonl:1: query, kind and tags must be texts that can be seen"):
+        read_queries(str(tmp_path / "q.jsonl"))
+
+
+def test_texts_without_a_word_are_no_error_of_the_baselines():
+    assert bm25(["^_^", "___"], ["a", "b"], [Query("maid", ("a",), "x")]) == [[]]
+
+
 def test_queries_written_by_other_programs(tmp_path):
     """A byte order mark, line ends of Windows, and characters that only look like line ends."""
     path = tmp_path / "queries.jsonl"

@@ -111,6 +111,23 @@ def test_translations_that_nothing_uses_are_refused(tmp_path):
         run(tmp_path, path, translations=str(tmp_path / "zh.csv"))
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("school_uniform,0,学生制服\n", r"zh.csv:1: two columns are needed, tag,text; there are 3"),
+        ("学生制服,school_uniform\n", r"names none of these 1 tags .its first: '学生制服'"),
+        ("School Uniform,学生制服\n", "names none of these 1 tags"),
+        ("school_uniform,学生制服\n".encode("gbk"), r"zh.csv:1: .*: --translations takes CSV in UTF-8, tag,text"),
+    ],
+)
+def test_translations_that_would_be_misread_are_refused(tmp_path, content, words):
+    """Each gave an index without explanations, or with `0` for one, and exit 0."""
+    (tmp_path / "a.csv").write_text('school_uniform,0,5,"seifuku"\n', encoding="utf-8")
+    (tmp_path / "zh.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=words):
+        run(tmp_path, tmp_path / "a.csv", translations=str(tmp_path / "zh.csv"))
+
+
 def test_an_unclosed_quote_spoils_its_own_line_only(tmp_path):
     (tmp_path / "a.csv").write_text('a,0,1,\n"b,0,1,\nc,0,1,"x"\n')
     report, out = run(tmp_path, tmp_path / "a.csv")

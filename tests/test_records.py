@@ -1,11 +1,14 @@
 """A record: what is taken from where, and every reason for rejecting one."""
 
 import json
+from decimal import Decimal
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from danbooru_index.config import MAX_TEXT_BYTES
+from danbooru_index.errors import InputError
 from danbooru_index.records import Reason, Record, RejectedError, parse_csv_row, parse_fields, parse_line, parse_text
 from danbooru_index.shards import list_shards, read_shard, to_table
 
@@ -132,3 +135,59 @@ def test_a_text_of_which_nothing_can_be_seen_is_empty(invisible, tmp_path):
     records, rejects = read_shard(list_shards(str(tmp_path))[0])
     assert records["text"].to_pylist() == ["猫\u200b耳"]
     assert [(reject.line, reject.reason.value) for reject in rejects] == [(2, "empty_text")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "nsfw"),
+    [
+        ({"metadata": '{"nsfw": true}'}, True),
+        ({"metadata": [("nsfw", True)]}, True),
+        ({"metadata": "a note"}, False),
+        ({"metadata": ""}, False),
+        ({"rating": "rating:explicit"}, True),
+        ({"rating": "R-18"}, True),
+        ({"rating": "sensitive"}, False),
+        ({"metadata": {"rating": "q"}}, True),
+    ],
+)
+def test_what_is_not_safe_is_found_in_every_form_of_metadata_and_rating(fields, nsfw):
+    assert parse_fields({"id": 1, "text": "a", **fields}).nsfw is nsfw
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metadata": "{broken"},
+        {"metadata": 3},
+        {"rating": "unheard of"},
+        {"rating": 5},
+        {"post_count": Decimal("1.5")},
+        {"post_count": 1.5},
+    ],
+)
+def test_a_value_that_may_mean_anything_is_rejected(fields):
+    with pytest.raises(RejectedError, match="wrong_type"):
+        parse_fields({"id": 1, "text": "a", **fields})
+    assert parse_fields({"id": 1, "text": "a", "post_count": Decimal("3.0")}).post_count == 3
+
+
+def test_a_name_that_occurs_twice_is_not_one_of_its_values():
+    with pytest.raises(RejectedError, match="the name 'nsfw' occurs twice"):
+        parse_line('{"id": 1, "text": "a", "nsfw": true, "nsfw": false}')
+
+
+def test_two_columns_of_one_name_are_refused_by_build_as_by_prepare(tmp_path):
+    rows = pa.table([pa.array(["1"]), pa.array(["a"]), pa.array(["x"]), pa.array(["y"])], ["id", "text", "tag", "tag"])
+    pq.write_table(rows, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="two columns are called tag"):
+        list_shards(str(tmp_path))
+
+
+def test_a_missing_alias_in_rows_as_prepare_writes_them_is_noticed(tmp_path):
+    rows = to_table([Record("1", "a"), Record("2", "b", aliases=("x",))])
+    place = rows.schema.get_field_index("aliases")
+    rows = rows.set_column(place, rows.schema.field(place), pa.array([["y", None], ["x"]], pa.list_(pa.string())))
+    pq.write_table(rows, tmp_path / "a.parquet")
+    records, rejects = read_shard(list_shards(str(tmp_path))[0])
+    assert records["id"].to_pylist() == ["2"]
+    assert [reject.reason.value for reject in rejects] == ["wrong_type"]

@@ -86,6 +86,33 @@ def test_nothing_to_train_on_is_said(tmp_path):
         read_training_data(str(file), {}, ["A"])
 
 
+def test_what_would_train_on_something_else_is_refused(tmp_path, caplog):
+    """Names beside a pairs file, a text both right and wrong, a dump of broken lines; a few of them are said."""
+    file = tmp_path / "pairs.NDJSON"
+    file.write_text('{"query": "a", "pos": ["x"]}\n')
+    assert read_training_data(str(file), {}, []) == [Pair("a", ["x"])]
+    with pytest.raises(InputError, match="to which --names add nothing"):
+        read_training_data(str(file), {"a": ["b"]}, [])
+    file.write_text('{"query": "a", "pos": ["x"], "neg": ["x"]}\n')
+    with pytest.raises(InputError, match=r"both right .pos. and wrong"):
+        read_training_data(str(file), {}, [])
+    dump = tmp_path / "tags.jsonl"
+    dump.write_text('{"id": 1, "text": "ahoge", "aliases": "a,b"}\n' + "broken\n" * 50)
+    with pytest.raises(InputError, match=r"50 of its lines cannot be read; the first: .*tags.jsonl:2 unparsable_line"):
+        read_training_data(str(dump), {}, [])
+    dump.write_text('{"id": 1, "text": "ahoge", "aliases": "a,b"}\nbroken\n')
+    assert len(read_training_data(str(dump), {}, [])) == 3
+    assert "1 lines left out; the first:" in caplog.text
+
+
+def test_fields_of_a_record_are_not_names(tmp_path):
+    (tmp_path / "n.jsonl").write_text('{"tag": "maid", "ja": "メイド", "source": "wiki", "category": "general"}\n')
+    assert read_names([str(tmp_path / "n.jsonl")]) == {"maid": ["メイド"]}
+    (tmp_path / "n.jsonl").write_text('{"tag": null, "ja": "メイド"}\n')
+    with pytest.raises(InputError, match="tag is None, not a text"):
+        read_names([str(tmp_path / "n.jsonl")])
+
+
 def test_names_of_several_files_and_fields_come_together(tmp_path):
     with gzip.open(tmp_path / "ja.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write('{"tag": "ahoge", "ja": "アホ毛"}\n')
