@@ -378,8 +378,7 @@ def draw(report: EvaluationReport, path: Path) -> None:
             axes.set(ylabel=TITLES[measure], ylim=(0, 1))
             axes.grid(axis="y", alpha=0.3)
         figure.axes[0].legend(fontsize=8, ncols=3)
-        figure.suptitle(
-            f"{_plain_label(report.model)} over {report.records:,} records; bars: mean, whiskers: 95% bootstrap interval"
-        )
+        title = f"{report.model} over {report.records:,} records; bars: mean, whiskers: 95% bootstrap interval"
+        figure.suptitle(_plain_label(title))
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     report.picture = str(path)

@@ -2,13 +2,15 @@
 
 import gzip
 import json
+import math
 
 import numpy as np
 import pytest
 import zstandard
 
 from danbooru_index import training_data
-from danbooru_index.errors import InputError
+from danbooru_index.errors import InputError, UsageError
+from danbooru_index.finetune import FinetuneConfig, finetune
 from danbooru_index.ranking import EncodedQuery
 from danbooru_index.records import Record
 from danbooru_index.training_data import (
@@ -152,3 +154,38 @@ def test_negatives_come_from_the_ranks_asked_for_and_are_never_a_positive(monkey
     assert sum(text in hard for text in pairs[0].neg) >= 5  # 70% of 7; the others at random
     assert any(text not in hard for pair in pairs for text in pair.neg if text != "given")
     assert pairs[2].neg[0] == "given"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": math.inf},
+        {"lr": 1e6},
+        {"lr": math.nan},
+        {"temperature": 1e-300},
+        {"epochs": math.inf},
+        {"query_length": 0},
+        {"passage_length": -3},
+        {"seed": -1},
+        {"seed": 2**70},
+    ],
+    ids=repr,
+)
+def test_settings_that_no_training_survives_are_wrong_usage(wrong):
+    """Some ended as tensors of NaN, with exit 0 and "found 100%"; others as a library's error in a worker."""
+    with pytest.raises(UsageError):
+        FinetuneConfig("pairs.jsonl", "out", model="m", **wrong)
+
+
+def test_a_length_beyond_the_model_and_a_mistyped_path_bind_nobody(tmp_path, checkpoint):
+    """The right command after a wrong one is not "an unfinished training with other settings"."""
+    out = str(tmp_path / "out")
+    with pytest.raises(UsageError, match="takes at most 8192 tokens"):
+        finetune(FinetuneConfig("x.jsonl", out, model=str(checkpoint), passage_length=9000))
+    with pytest.raises(InputError, match="no such file"):
+        finetune(FinetuneConfig(str(tmp_path / "x.jsonl"), out, model=str(checkpoint)))
+    bad = tmp_path / "pairs.jsonl"
+    for content in ('{"query": "a", "pos": []}\n', '{"query": "a", "pos": 3}\n'):
+        bad.write_text('{"query": "b", "pos": ["x"]}\n' + content)
+        with pytest.raises(InputError, match=r"pairs.jsonl:2"):
+            finetune(FinetuneConfig(str(bad), out, model=str(checkpoint), group_size=1))
