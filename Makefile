@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := .demo
 
-.PHONY: demo quick test chaos lint benchmark clean
+.PHONY: demo quick test avx2 chaos lint benchmark clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,12 @@ quick: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest -q --durations=15
+
+# The tests of what computes once more, as on a processor with AVX2 only: no AVX-512, no bf16.
+COMPUTING := forward encoder codec embedded weights gpu evaluation
+avx2: $(BIN)/.installed
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+		$(BIN)/python -m pytest -q -m 'not ray' $(COMPUTING:%=tests/test_%.py)
 
 # Faults by the hundred (by estimate an hour and a half): make chaos [SEED=n] [ONLY=campaign]
 chaos: $(BIN)/.installed

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from danbooru_index.config import Device, Precision
 from danbooru_index.errors import DeviceError, first_line
 
 CARD = Path("/dev/nvidia0")
+# The limits of oneDNN that leave no AVX512-BF16, and those that leave no AMX.
+WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+BEYOND = {"avx512_bf16": WITHOUT_BF16, "amx_": (*WITHOUT_BF16, "AVX2_VNNI_2", "AVX512_CORE_BF16", "AVX512_CORE_FP16")}
 MALLOC_OPTIONS = {-3: 1 << 30, -1: (1 << 31) - 1, -2: 64 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
@@ -135,14 +139,24 @@ def uncollected() -> Iterator[None]:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX; Arm bf16)."""
-    flags = _cpuinfo()
+    flags = _instructions()
     return any(word in flags for word in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
 def cpu_has_avx512_bf16_alone() -> bool:
     """Whether this CPU multiplies bf16 by AVX512-BF16, but not in tiles (AMX): AMD's since Zen 4, few of Intel's."""
-    flags = _cpuinfo()
+    flags = _instructions()
     return "avx512_bf16" in flags and "amx_bf16" not in flags
+
+
+def _instructions() -> str:
+    """What Linux says of the processor, less what oneDNN is told not to use (`ONEDNN_MAX_CPU_ISA`)."""
+    flags = _cpuinfo()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    for hidden, isas in BEYOND.items():
+        if limit in isas:
+            flags = re.sub(rf"\b{hidden}\w*", "", flags)
+    return flags
 
 
 def _cpuinfo() -> str:

@@ -16,6 +16,7 @@ import torch
 from checkpoints import SHAPES, make_checkpoint
 from conftest import SHARED
 
+from danbooru_index import devices
 from danbooru_index.checkpoint import EMBEDDED_FOLDER
 from danbooru_index.config import Device, Precision
 from danbooru_index.devices import cpu_has_bf16, nvidia_driver, probe_device
@@ -499,3 +500,17 @@ def test_a_device_call_has_a_time_in_which_it_must_end(encoder):
     assert 300 < bge.call_s(512) < 600
     bge._device, bge.tokens_per_batch = "cuda", 32_768
     assert 60 < bge.call_s(8192) < 180
+
+
+@pytest.mark.parametrize(
+    ("limit", "bf16", "alone"),
+    [("", True, False), ("AVX512_CORE_BF16", True, True), ("AVX2", False, False), ("avx512_core", False, False)],
+)
+def test_a_processor_has_what_onednn_may_use(limit, bf16, alone, monkeypatch):
+    """A limit makes it the smaller processor: fp32 is taken where bf16 would be computed by detours, ten times as slow."""
+    flags = "flags : fpu avx2 avx512f avx512_bf16 amx_bf16 avx512_fp16 amx_tile amx_int8\n"
+    monkeypatch.setattr(devices, "_cpuinfo", lambda: flags)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert cpu_has_bf16() is bf16
+    assert devices.cpu_has_avx512_bf16_alone() is alone
+    assert probe_device(Device.CPU, Precision.AUTO).precision == ("bf16" if bf16 else "fp32")

@@ -76,7 +76,7 @@ def test_calls_that_are_nearly_whole_are_filled_up():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fused_layers_are_the_layers(checkpoint, precision):
-    """The same outputs within rounding, from the true kernels of oneDNN Graph."""
+    """The same outputs within rounding on every processor; where a build fuses them, from the true kernels of oneDNN Graph."""
     packed = PackedModel(_load(str(checkpoint), "cpu", Precision(precision)), "cpu")
     ids, lengths = texts_of(MIXED)
     call = next(pack_calls(pack(ids, lengths, (32,)), 256, PADDING, fill_from=1))
@@ -85,7 +85,8 @@ def test_fused_layers_are_the_layers(checkpoint, precision):
         packed.fuse(256)
         found = packed(call)
         hidden = torch.zeros(256, packed._layers[0].qkv.shape[1], dtype=packed._layers[0].qkv.dtype)
-        assert "oneDNNFusionGroup" in str(packed.fused[256][0].finish.graph_for(hidden, hidden))
+        fused_by_onednn = "oneDNNFusionGroup" in str(packed.fused[256][0].finish.graph_for(hidden, hidden))
+        assert fused_by_onednn or packed.worth_filling is None
     least = 1e-6 if precision == "fp32" else 1e-3
     for name, ours, theirs in zip(OUTPUTS, found, expected, strict=True):
         if name in ("dense", "colbert"):
