@@ -22,6 +22,7 @@ import torch
 from danbooru_index.checkpoint import model_id
 from danbooru_index.devices import cpu_count
 from danbooru_index.durable import replace_file
+from danbooru_index.errors import InputError
 from danbooru_index.evaluation import read_queries
 from danbooru_index.finetune import FinetuneConfig, FinetuneReport, finetune
 from danbooru_index.progress import StepProgress
@@ -101,10 +102,11 @@ def make_mini(
     """
     torch.set_num_threads(cpu_count())
     work = out.with_name(f"{out.name}.work")
-    work.mkdir(parents=True, exist_ok=True)
-    read = [
-        item for path in list_inputs(tuple(records)) for _, item in read_records(path, {}) if isinstance(item, Record)
-    ]
+    inputs = list_inputs(tuple(records))
+    _begin_work(work, [*inputs, *map(Path, (*names, *held_out))], recipe)
+    read = [item for path in inputs for _, item in read_records(path, {}) if isinstance(item, Record)]
+    if not read:
+        raise InputError(f"{', '.join(records)}: no usable record; see the reasons with danbooru-index prepare")
     called = read_names(names)
     queries = {normal(query.text) for path in held_out for query in read_queries(path)}
     training = _draw_weights(read, called, queries, recipe)
@@ -136,6 +138,19 @@ def make_mini(
     ship(work / "tuned", out)
     (out / "README.md").write_text(_card(out, [*records, *names], report, recipe), encoding="utf-8")
     return report
+
+
+def _begin_work(work: Path, files: Sequence[Path], recipe: MiniRecipe) -> None:
+    """The folder of what is made on the way, which a run that was killed goes on from; empty where it was made from other
+    files, or by another recipe: so that no held-out query gets in by way of old pairs."""
+    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    made_from = json.dumps([stamps, asdict(recipe)], sort_keys=True).encode()
+    marker = work / "made-from.json"
+    if work.exists() and (not marker.is_file() or marker.read_bytes() != made_from):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    if not marker.is_file():
+        replace_file(marker, made_from)
 
 
 def _draw_weights(

@@ -62,6 +62,7 @@ CAMPAIGNS = {
     "s3": Campaign("the same on s3://", "campaign_s3:object_store", 10, 1),
     "kills-s3": Campaign("kill-safe on s3://", "campaign_s3:kills_on_s3", 20, 0),
     "stops": Campaign("clean stop", "campaign_edits:stops", 20, 1),
+    "busy": Campaign("a busy machine", "campaign_busy:busy", 3000, 0),
     "teeth": Campaign("the campaigns bite", "campaign_teeth:planted_bugs", 19, 5),
     "failpoints": Campaign("a kill at every named point", "campaign_kills:failpoints", 3, 0),
 }

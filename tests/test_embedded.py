@@ -11,8 +11,18 @@ from processes import one_line, run_cli
 
 from danbooru_index import embedded
 from danbooru_index.checkpoint import EMBEDDED_FOLDER, EMBEDDED_MODEL, longest_text, resolve_model
-from danbooru_index.embedded import MiniRecipe, token_rows, train_tokenizer, with_prior, with_rarity, write_base
+from danbooru_index.embedded import (
+    MiniRecipe,
+    _begin_work,
+    make_mini,
+    token_rows,
+    train_tokenizer,
+    with_prior,
+    with_rarity,
+    write_base,
+)
 from danbooru_index.encoder import Encoder, Tokenizer
+from danbooru_index.errors import InputError
 from danbooru_index.records import parse_line
 
 LARGEST = 16_000_000
@@ -136,3 +146,17 @@ def test_a_hub_that_cannot_be_reached_names_the_ways_out(sample_shards, tmp_path
     )
     for way in ("HF_ENDPOINT", "local folder", "--model m3-mini"):
         assert way in line
+
+
+def test_what_was_made_of_other_files_is_not_gone_on_with(tmp_path):
+    """Old pairs may hold what is held out now."""
+    dump, work = tmp_path / "a.jsonl", tmp_path / "m.work"
+    dump.write_text("{}")
+    _begin_work(work, [dump], MiniRecipe())
+    (work / "pairs.jsonl").write_text("old")
+    _begin_work(work, [dump], MiniRecipe())
+    assert (work / "pairs.jsonl").exists()
+    _begin_work(work, [dump], MiniRecipe(seed=MiniRecipe().seed + 1))
+    assert not (work / "pairs.jsonl").exists()
+    with pytest.raises(InputError, match="no usable record"):
+        make_mini([str(dump)], [], [], tmp_path / "m", MiniRecipe())
