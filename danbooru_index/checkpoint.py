@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from danbooru_index.config import EMBEDDED_MODEL, PRODUCTION_MODEL
 from danbooru_index.errors import ModelError, first_line
 from danbooru_index.hub import fetch_model
+from danbooru_index.progress import tell
 from danbooru_index.weights import (
     HEADS,
     SETTINGS,
@@ -92,10 +92,9 @@ def default_model(device: str) -> str:
     """The model of a machine on which none was asked for: BAAI/bge-m3 on a GPU, else the embedded one, and said so."""
     if device == "cuda":
         return PRODUCTION_MODEL
-    print(
+    tell(
         f"no --model and no GPU in use: {EMBEDDED_MODEL}, the small embedded model; --model {PRODUCTION_MODEL} is the "
-        "better and slower choice",
-        file=sys.stderr,
+        "better and slower choice"
     )
     return EMBEDDED_MODEL
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from typing import Any
 from danbooru_index.config import BuildConfig, Device, worker_environment
 from danbooru_index.devices import nvidia_driver
 from danbooru_index.errors import ClusterError, DeviceError, in_one_line
+from danbooru_index.progress import tell
 
 CORES_PER_ENCODER = 8
 CALLS_AT_ONCE = (3, 10)  # the least and the most shards that an encoder has in hand: two on the device, others written
@@ -51,7 +51,7 @@ def on_worker(num_gpus: int, num_cpus: float, function: Callable[..., Any], *arg
     reference = remote.remote(*arguments)
     try:
         while not ray.wait([reference], timeout=PATIENCE_S)[0]:
-            print("waiting for a worker of the cluster (other jobs may hold its GPUs)", file=sys.stderr)
+            tell("waiting for a worker of the cluster (other jobs may hold its GPUs)")
         return ray.get(reference)
     except RayError as error:
         raise ClusterError(f"a worker of this cluster cannot run the job: {in_one_line(error)}") from None
@@ -120,7 +120,7 @@ def nodes_at_work(
             )
         if now - told > PATIENCE_S / 4:
             told = now
-            print("waiting for the first node of the cluster that can work", file=sys.stderr)
+            tell("waiting for the first node of the cluster that can work")
         time.sleep(pause_s)
 
 

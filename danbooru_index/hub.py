@@ -14,6 +14,7 @@ from pathlib import Path
 
 from danbooru_index.config import EMBEDDED_MODEL, PRODUCTION_MODEL
 from danbooru_index.errors import ModelError, UsageError
+from danbooru_index.progress import other_bars, tell
 from danbooru_index.weights import HEADS, SETTINGS, needed_files
 
 HUB_TIMEOUT_S = 30
@@ -46,7 +47,7 @@ def fetch_model(name: str) -> str:
         if not offline:
             with contextlib.suppress(OSError):
                 cached = _cached(name)
-                print(f"model {name}: {endpoint} cannot be used now; taken from the cache", file=sys.stderr)
+                tell(f"model {name}: {endpoint} cannot be used now; taken from the cache")
                 return cached
             said = f"answered {status}" if status else f"cannot be reached ({type(error).__name__})"
             problem = f"{name}: {endpoint} {said}"
@@ -77,8 +78,8 @@ def _download(name: str) -> str:
     if missing:
         raise ModelError(f"{name}: {' and '.join(missing)} missing in this repository: not in BGE-M3's format")
     total = sum(sizes[file] for file in needed)
-    print(f"model {name}: {len(needed)} files, {total / 1e9:.2f} GB", file=sys.stderr)
-    with _bars_on_stderr():
+    tell(f"model {name}: {len(needed)} files, {total / 1e9:.2f} GB")
+    with _bars_on_stderr(), other_bars():
         return snapshot_download(name, allow_patterns=needed)  # by branch: so that offline use finds it
 
 

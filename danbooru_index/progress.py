@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Self, TextIO
 
 from danbooru_index.config import BASELINE_TAGS_PER_SECOND
@@ -45,6 +47,30 @@ class StepProgress:
         self._bar.close()
 
 
+_moving = threading.Lock()  # held by whoever writes on stderr beside a line that moves
+_others = threading.Event()  # another library's bars are there
+
+
+def tell(line: str) -> None:
+    """A line on stderr, in the place of one that moves there."""
+    with _moving:
+        erase = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(f"{erase}{line}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def other_bars() -> Iterator[None]:
+    """Another library shows bars of its own on stderr: no line moves meanwhile."""
+    with _moving:
+        _others.set()
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        _others.clear()
+
+
 class StartUp:
     """What a command does before its first record is done: one moving line on a terminal, a line every 10 s elsewhere.
 
@@ -57,7 +83,6 @@ class StartUp:
         self._began = time.monotonic()
         self._steps: list[tuple[str, float]] = []
         self._ended = threading.Event()
-        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._tell, name="start-up", daemon=True)
         self._thread.start()
 
@@ -70,7 +95,7 @@ class StartUp:
         if self._ended.is_set():
             return
         self._ended.set()
-        with self._writing:
+        with _moving:
             if self._moving:
                 print("\r\x1b[K", end="", file=self._stream, flush=True)
 
@@ -92,9 +117,11 @@ class StartUp:
 
     def _tell(self) -> None:
         while not self._ended.wait(REDRAW_S if self._moving else LINE_EVERY_S):
-            with self._writing:
+            with _moving:
                 if self._ended.is_set():
                     return
+                if self._moving and _others.is_set():
+                    continue
                 if self._moving:
                     width = shutil.get_terminal_size().columns
                     print(f"\r\x1b[K{self.line()[: width - 1]}", end="", file=self._stream, flush=True)

@@ -6,7 +6,6 @@ over, so that a build goes on where it was.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 
 from danbooru_index.batches import TokenBatch
@@ -15,6 +14,7 @@ from danbooru_index.codec import FULL, Codec, Fidelity, agreement, family, fit
 from danbooru_index.encoder import Encoder
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError, StorageError
 from danbooru_index.generations import Fingerprint, IndexRoot
+from danbooru_index.progress import tell
 from danbooru_index.sampling import choose_questions, choose_samples
 from danbooru_index.shards import Shard
 from danbooru_index.workers import WorkerSettings, load_encoder, load_tokenizer
@@ -40,7 +40,7 @@ def obtain(
     found = _known(root, fingerprint, input_digest, settings.colbert_dim)
     if found is not None:
         return found
-    print(f"fitting the projection of ColBERT vectors to {settings.colbert_dim} values", file=sys.stderr)
+    tell(f"fitting the projection of ColBERT vectors to {settings.colbert_dim} values")
     records = [sample.text for sample in choose_samples(shards, RECORDS, SHARDS)]
     questions = choose_questions(shards, QUESTIONS, SHARDS)
     answer: tuple[Codec, Fidelity] | str = on_worker(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
-import sys
 
 from danbooru_index.addresses import Answer, ask_control_store, serves_jobs, token_file
 from danbooru_index.errors import ClusterError
+from danbooru_index.progress import tell
 
 
 def protect_token() -> None:
@@ -18,7 +18,7 @@ def protect_token() -> None:
         mode = path.stat().st_mode
         if mode & 0o077:
             path.chmod(0o600)
-            print(f"{path}: was readable by others; now only by you (mode 600)", file=sys.stderr)
+            tell(f"{path}: was readable by others; now only by you (mode 600)")
 
 
 def refuse_open_head(gcs_address: str, dashboard: str | None) -> None:
@@ -35,9 +35,7 @@ def refuse_open_head(gcs_address: str, dashboard: str | None) -> None:
                 f"the Ray head at {gcs_address} asks for no token, and whoever reaches it can run any command: {remedy}"
             )
         if any(_is_open(other, int(port)) for other in _own_addresses()):
-            print(
-                f"warning: the Ray head at {gcs_address} answers other addresses too, without a token", file=sys.stderr
-            )
+            tell(f"warning: the Ray head at {gcs_address} answers other addresses too, without a token")
     where, _, web_port = (dashboard or "").rpartition(":")
     for other in {where, *_own_addresses()} if web_port.isdigit() else ():
         if not _is_loopback(other) and serves_jobs(other, int(web_port)):

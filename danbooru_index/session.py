@@ -20,6 +20,7 @@ from danbooru_index.addresses import check_address
 from danbooru_index.config import worker_environment
 from danbooru_index.devices import cpu_count, uncollected
 from danbooru_index.errors import ClusterError, in_one_line
+from danbooru_index.progress import tell
 from danbooru_index.security import protect_token, refuse_open_head
 from danbooru_index.signals import deaf, descendants, end_processes, interrupting_exit, restoring, terminable
 from danbooru_index.upload import refuse_large_upload
@@ -134,10 +135,7 @@ def _start() -> Any:
                     f"no Ray can be started on this machine ({in_one_line(error)}); it needs a core, 1 GB of memory and "
                     f"space in {tempfile.gettempdir()}; danbooru-index doctor says what there is"
                 ) from None
-            print(
-                f"Ray has not started ({in_one_line(error, 160)}); {_load()}: tried again, {attempt + 1} of {TRIES}",
-                file=sys.stderr,
-            )
+            tell(f"Ray has not started ({in_one_line(error, 160)}); {_load()}: tried again, {attempt + 1} of {TRIES}")
         except BaseException:  # stopped while it starts
             with deaf(), uncollected():
                 ray.shutdown()
@@ -182,11 +180,11 @@ def _told_of_waiting() -> Iterator[None]:
     ended = threading.Event()
     started = time.monotonic()
 
-    def tell() -> None:
+    def wait() -> None:
         while not ended.wait(TOLD_EVERY_S):
-            print(f"waiting for Ray to start: {time.monotonic() - started:.0f} s; {_load()}", file=sys.stderr)
+            tell(f"waiting for Ray to start: {time.monotonic() - started:.0f} s; {_load()}")
 
-    threading.Thread(target=tell, name="waiting", daemon=True).start()
+    threading.Thread(target=wait, name="waiting", daemon=True).start()
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "danbooru_index"
 ROOMS = [
     {"errors", "config", "records", "failpoints", "signals", "versions"},  # vocabulary
-    {"batches", "queries", "addresses", "upload"},
+    {"batches", "queries", "addresses", "upload", "progress"},
     {"packing", "uniqueness", "fusion", "weights", "security"},  # press; kernels; what a checkpoint holds
     {"hub"},
     {"forward", "devices", "checkpoint", "object_store", "sources"},  # model; what intake and vault stand on
@@ -17,7 +17,7 @@ ROOMS = [
     {"tables", "sampling"},
     {"preparation", "generations", "vector_index"},
     {"compaction"},
-    {"reader", "throughput", "progress"},
+    {"reader", "throughput"},
     {"ranking", "status", "lifecycle"},
     {"search"},  # desk
     {"evaluation"},  # gauge

@@ -176,3 +176,21 @@ def test_start_up_is_a_line_every_ten_seconds_elsewhere(monkeypatch):
     lines = stream.getvalue().splitlines()
     assert 1 <= len(lines) <= 3
     assert set(lines) <= {"start-up 0 s, starting Ray ...", "start-up 1 s, starting Ray ..."}
+
+
+def test_what_else_is_said_does_not_stand_in_the_moving_line(monkeypatch):
+    """A line takes its place, another library's bar has the terminal for itself."""
+    stream = Terminal()
+    monkeypatch.setattr(progress_module.sys, "stderr", stream)
+    with StartUp(stream) as start_up:
+        start_up.step("checking the model")
+        time.sleep(0.3)
+        progress_module.tell("model org/m3: 7 files")
+        with progress_module.other_bars():
+            before = stream.getvalue()
+            time.sleep(0.5)
+            assert stream.getvalue() == before
+        time.sleep(0.3)
+        assert len(stream.getvalue()) > len(before)
+    assert "\r\x1b[Kmodel org/m3: 7 files\n" in before
+    assert before.endswith("\r\x1b[K")
