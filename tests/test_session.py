@@ -291,9 +291,9 @@ from danbooru_index.signals import bounded_stops, terminable
 library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 with bounded_stops("last words", grace_s=0.5), terminable():
     library.pthread_mutex_lock(mutex)
-    print("ready", flush=True)
     while True:
         try:
+            print("ready", flush=True)
             library.pthread_mutex_lock(mutex)  # never returns, whatever the signal
         except KeyboardInterrupt:  # it came a moment before
             pass
