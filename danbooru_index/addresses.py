@@ -14,6 +14,7 @@ from danbooru_index.errors import ClusterError
 ANSWER_S = 10.0
 CONTROL_STORE_PORT = 6379
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+REMEDY = "check --address, or start a head node with ray start --head"
 NO_PROXY = (("grpc.enable_http_proxy", 0),)
 
 
@@ -38,30 +39,41 @@ def check_address(address: str) -> None:
         )
     scheme, _, place = address.rpartition("://")
     host, _, port = place.rpartition(":")
-    if not port.isdigit():
+    if not _is_port(port):
+        return
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # asked by Ray itself, which has the certificates
+        _refuse_nobody(address, host, int(port))
         return
     answer = ask_control_store(host, int(port))
     if answer in (Answer.OPEN, Answer.GUARDED) or (scheme == "ray" and answer is Answer.CLIENT_SERVER):
         return
+    _refuse_nobody(address, host, int(port))
     raise ClusterError(f"Ray at {address}: {_what_is_there(host, int(port), answer)}")
 
 
-def _what_is_there(host: str, port: int, answer: Answer) -> str:
-    remedy = "check --address, or start a head node with ray start --head"
+def _refuse_nobody(address: str, host: str, port: int) -> None:
+    """Raise `ClusterError` where no program listens."""
     try:
         socket.create_connection((host.strip("[]"), port), timeout=ANSWER_S).close()
     except OSError as error:
-        return f"nobody answers there ({error.strerror or error}); {remedy}"
+        raise ClusterError(f"Ray at {address}: nobody answers there ({error.strerror or error}); {REMEDY}") from None
+
+
+def _is_port(word: str) -> bool:
+    return word.isascii() and word.isdigit()
+
+
+def _what_is_there(host: str, port: int, answer: Answer) -> str:
     if answer is Answer.CLIENT_SERVER:
         return f"that is the port of its client server: pass ray://{host}:{port}, or the control store's port"
     if answer is Answer.SILENT:
-        return f"no answer in {ANSWER_S:.0f} s: not the control store of a Ray, or one that hangs; {remedy}"
+        return f"no answer in {ANSWER_S:.0f} s: not the control store of a Ray, or one that hangs; {REMEDY}"
     if is_dashboard(host, port):
         return (
             f"that is the port of its dashboard and job server; pass the control store's{_named_by(f'{host}:{port}')}, or "
             f"submit the job: ray job submit --address http://{host}:{port} --working-dir . -- python jobs/build.py ..."
         )
-    return f"what answers there is not the control store of a Ray; {remedy}"
+    return f"what answers there is not the control store of a Ray; {REMEDY}"
 
 
 def ask_control_store(host: str, port: int, *, token: bool = True) -> Answer:
@@ -117,7 +129,7 @@ def _named_by(dashboard: str) -> str:
     host, _, port = dashboard.rpartition(":")
     token = read_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    page = _get(host, int(port), "/nodes?view=summary", headers) if port.isdigit() else b""
+    page = _get(host, int(port), "/nodes?view=summary", headers) if _is_port(port) else b""
     found = re.search(rb"--gcs-address=([A-Za-z0-9.\[\]-]+:\d+)", page)
     return f", {found[1].decode()}" if found else f", usually {host or dashboard}:{CONTROL_STORE_PORT}"
 

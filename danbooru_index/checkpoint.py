@@ -60,9 +60,15 @@ def identify(name: str, folder: Path) -> Checkpoint:
     return Checkpoint(name, str(folder.resolve()), model_id(folder), stamp)
 
 
-def find_model(name: str, *, whole: bool = True) -> Path:
-    """The folder of the model `name`, fetched where need be, all its files there; and `whole`, unless nothing of its weights
-    is to be loaded. Raises `ModelError` as above."""
+def find_model(name: str) -> Path:
+    """The folder of the model `name`, fetched where need be, and whole. Raises `ModelError` as above."""
+    folder = locate_model(name)
+    check_model(folder)
+    return folder
+
+
+def locate_model(name: str) -> Path:
+    """The folder of the model `name`, fetched where need be, not looked into. Raises `ModelError` where there is none."""
     folder = Path(os.path.expanduser(name))
     if name == EMBEDDED_MODEL and not folder.is_dir():
         folder = EMBEDDED_FOLDER
@@ -70,10 +76,6 @@ def find_model(name: str, *, whole: bool = True) -> Path:
         if _looks_like_path(name):
             raise ModelError(f"--model {name}: no such folder; a folder in BGE-M3's format or a hub name is needed")
         folder = Path(fetch_model(name))
-    if whole:
-        check_model(folder)
-    else:
-        required_files(folder)
     return folder
 
 
@@ -196,6 +198,8 @@ def _check_vocabulary(folder: Path, embeddings: int) -> None:
         pieces = tokenizer["model"]["vocab"]
         ids = range(len(pieces)) if isinstance(pieces, list) else pieces.values()
         largest = max([*ids, *(token["id"] for token in tokenizer.get("added_tokens") or ())])
+        if type(largest) is not int:
+            raise TypeError("its ids are no numbers")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: not a tokenizer ({type(error).__name__}: {first_line(error, 120)})") from None
     refuse_ids_beyond(folder, largest, embeddings)

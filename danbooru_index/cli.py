@@ -538,9 +538,9 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.search import TagIndex, format_hits
 
     with TagIndex.open(arguments.index, model=arguments.model, device=Device.parse(arguments.device)) as index:
-        failed = 0
+        failed, headed = 0, False
         queries = query_lines(sys.stdin.buffer) if arguments.query == "-" else [(arguments.query, "")]
-        for number, (query, problem) in enumerate(queries):
+        for query, problem in queries:
             if problem:
                 failed = 1
                 print(f"danbooru-index: {problem}", file=sys.stderr)
@@ -560,7 +560,8 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
                 answer = {"query": query, "mode": mode.value, **named, "hits": [hit.to_dict() for hit in hits]}
                 print(json.dumps(answer, ensure_ascii=False), file=out, flush=True)
             else:
-                if not number:
+                if not headed:
+                    headed = True
                     print(f"{arguments.index}, by {index.model}", file=out)
                 print(format_hits(query, hits), file=out, flush=True)
     return failed

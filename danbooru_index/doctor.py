@@ -104,6 +104,9 @@ def _tried(report: DoctorReport, what: str, look: Callable[[], tuple[str, T]]) -
     except DanbooruIndexError as error:
         report.findings.append(Finding(what, "not usable", " ".join(str(error).split())))
         return None
+    except OSError as error:
+        report.findings.append(Finding(what, "not usable", f"{error.filename or what}: {error.strerror or error}"))
+        return None
     report.findings.append(Finding(what, found))
     return value
 

@@ -22,7 +22,7 @@ import torch
 from danbooru_index.checkpoint import model_id
 from danbooru_index.devices import cpu_count
 from danbooru_index.durable import replace_file
-from danbooru_index.errors import InputError
+from danbooru_index.errors import InputError, UsageError
 from danbooru_index.evaluation import read_queries
 from danbooru_index.finetune import FinetuneConfig, FinetuneReport, finetune
 from danbooru_index.progress import StepProgress
@@ -146,8 +146,10 @@ def _begin_work(work: Path, files: Sequence[Path], recipe: MiniRecipe) -> None:
     stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     made_from = json.dumps([stamps, asdict(recipe)], sort_keys=True).encode()
     marker = work / "made-from.json"
-    if work.exists() and (not marker.is_file() or marker.read_bytes() != made_from):
+    if marker.is_file() and marker.read_bytes() != made_from:
         shutil.rmtree(work)
+    elif not marker.is_file() and work.is_dir() and any(work.iterdir()):
+        raise UsageError(f"{work}: not empty, and not of a run of this kind: move it away, or choose another --out")
     work.mkdir(parents=True, exist_ok=True)
     if not marker.is_file():
         replace_file(marker, made_from)

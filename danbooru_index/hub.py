@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from danbooru_index.config import EMBEDDED_MODEL, PRODUCTION_MODEL
-from danbooru_index.errors import ModelError, UsageError
+from danbooru_index.errors import ModelError, UsageError, first_line
 from danbooru_index.progress import other_bars, tell
 from danbooru_index.weights import HEADS, SETTINGS, needed_files
 
@@ -51,6 +51,8 @@ def fetch_model(name: str) -> str:
                 return cached
             said = f"answered {status}" if status else f"cannot be reached ({type(error).__name__})"
             problem = f"{name}: {endpoint} {said}"
+    except (ValueError, httpx2.InvalidURL) as error:
+        problem = f"HF_ENDPOINT={endpoint}: {first_line(error)}"
     raise ModelError(
         f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or HF_TOKEN where one is needed, "
         f"or pass --model a local folder, or --model {EMBEDDED_MODEL}"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from danbooru_index.checkpoint import Checkpoint, find_model, identify
+from danbooru_index.checkpoint import Checkpoint, check_model, identify, locate_model, required_files
 from danbooru_index.errors import ModelError
 from danbooru_index.sampling import choose_samples
 from danbooru_index.shards import Shard
@@ -20,18 +20,21 @@ T = TypeVar("T")
 
 
 class Lookahead:
-    """The model `name`, found or fetched, checked and read in threads that hold nobody up who stops the build; `whole` as in
-    `find_model`."""
+    """The model `name`, found, or fetched, at once, so that a stop ends that too; then checked and read in threads, which hold
+    nobody up who stops the build. `whole`: False where nothing of its weights will be loaded.
+
+    Raises `ModelError` where there is none.
+    """
 
     def __init__(self, name: str, *, whole: bool = True) -> None:
-        self._name = name
-        self._folder = _begin(find_model, name, whole=whole)
+        self._name, self._folder = name, locate_model(name)
+        self._checked = _begin(check_model if whole else required_files, self._folder)
 
     def look(self, shards: list[Shard], max_length: int) -> Lookahead:
         """Wait until the model is known to be whole, then go on reading. Raises `ModelError`, before Ray has started."""
-        folder = self._folder.result()
-        self._checkpoint = _begin(identify, self._name, folder)
-        self._tokens_per_text = _begin(_tokens_per_text, folder, shards, max_length)
+        self._checked.result()
+        self._checkpoint = _begin(identify, self._name, self._folder)
+        self._tokens_per_text = _begin(_tokens_per_text, self._folder, shards, max_length)
         return self
 
     def checkpoint(self) -> Checkpoint:
@@ -43,12 +46,12 @@ class Lookahead:
         return self._tokens_per_text.result()
 
 
-def _begin(function: Callable[..., T], *arguments: Any, **options: Any) -> Future[T]:
+def _begin(function: Callable[..., T], *arguments: Any) -> Future[T]:
     future: Future[T] = Future()
 
     def work() -> None:
         try:
-            future.set_result(function(*arguments, **options))
+            future.set_result(function(*arguments))
         except Exception as error:
             future.set_exception(error)
 

@@ -119,9 +119,10 @@ def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
 def _build_owned(config: BuildConfig, root: IndexRoot, start_up: StartUp) -> BuildReport:
     started = time.monotonic()
     whole = config.encoder is None
-    start_up.step("reading the input")
+    start_up.step("finding the model")
     named = config.model or (default_model("cpu") if _without_gpu(config) else None)
     model = Lookahead(named, whole=whole) if named else None
+    start_up.step("reading the input")
     shards = mark_duplicates(list_shards(config.shards))
     if config.strict:
         _refuse_rejects(shards)

@@ -94,13 +94,13 @@ def prepare(config: PrepareConfig) -> PrepareReport:
                 f"({describe_rejects(report.rejected)}); the first: {_first_reject(staging)}; nothing was written "
                 "because of --strict"
             )
+        if not report.records:
+            raise _nothing_usable(report, config, staging, out)
         if translations and not report.with_explanation:
             raise InputError(
                 f"--translations {config.translations}: names none of these {report.records:,} tags (its first: "
                 f"{next(iter(translations))[:60]!r}): it takes CSV, tag,text, with the tags as the input spells them"
             )
-        if not report.records:
-            raise _nothing_usable(report, config, staging, out)
         text = json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n"
         (staging / REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
         _replace_folder(staging, out)

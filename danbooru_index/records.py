@@ -187,7 +187,10 @@ def _metadata(value: Any) -> Mapping[str, Any]:
         except (ValueError, RecursionError) as error:
             raise RejectedError(Reason.WRONG_TYPE, f"metadata is not JSON: {error}") from None
     if isinstance(value, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
-        value = dict(value)
+        try:
+            value = _once(value)
+        except (TypeError, ValueError) as error:
+            raise RejectedError(Reason.WRONG_TYPE, f"metadata: {error}") from None
     if value is None or isinstance(value, str):
         return {}
     if not isinstance(value, Mapping):

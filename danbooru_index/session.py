@@ -121,17 +121,17 @@ def _start() -> Any:
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "address": "local"}
     options |= {"include_dashboard": False, "num_cpus": cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
-    before = descendants()
+    before = _of_ray()
     for attempt in range(1, TRIES + 1):
         began = time.monotonic()
         try:
             variables = worker_environment() | _short_folder() | _own_port()
-            with _environment(variables), _told_of_waiting(), interrupting_exit():
+            with _environment(variables), _told_of_waiting(), interrupting_exit(), terminable():
                 return ray.init(**options)
         except Exception as error:
             with deaf(), uncollected():
                 ray.shutdown()
-                end_processes(descendants() - before)
+                end_processes(_of_ray() - before)
             if attempt == TRIES or time.monotonic() - began < AT_ONCE_S:
                 raise ClusterError(
                     f"no Ray can be started on this machine ({in_one_line(error)}); it needs a core, 1 GB of memory and "
@@ -141,9 +141,14 @@ def _start() -> Any:
         except BaseException:  # stopped while it starts
             with deaf(), uncollected():
                 ray.shutdown()
-                end_processes(descendants() - before)
+                end_processes(_of_ray() - before)
             raise
     raise AssertionError("every try returns or raises")
+
+
+def _of_ray() -> set[int]:
+    """The processes of Ray among this one's descendants: whatever else the caller has started is left alone."""
+    return descendants(f"{os.sep}ray{os.sep}")
 
 
 def _join(address: str) -> Any:

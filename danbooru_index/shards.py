@@ -109,6 +109,8 @@ def find_parquet(spec: str) -> list[Path]:
     files = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(spec, recursive=True))
     if not files:
         raise InputError(f"{spec}: no such file or folder")
+    if folders := [file for file in files if file.is_dir()]:
+        raise InputError(f"{folders[0]}: a folder among the files of {spec}: name the folder above, or *.parquet")
     if dumps := [file for file in files if file.suffix.lower() != ".parquet" and not _is_parquet(file)]:
         raise InputError(f"{dumps[0]}: a tag dump, not Parquet shards; {_prepare_first(spec)}")
     return files
@@ -121,8 +123,11 @@ def _prepare_first(spec: str) -> str:
 
 
 def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PAR1"
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:

@@ -107,13 +107,17 @@ def bounded_stops(last_words: str, grace_s: float = STOP_S) -> Iterator[None]:
         os.close(written)
 
 
-def descendants() -> set[int]:
-    """The ids of all processes that this one has started, and that they have."""
+def descendants(of: str = "") -> set[int]:
+    """The ids of all processes that this one has started, and that they have; `of`: whose command lines hold this word."""
     import psutil
 
+    found: set[int] = set()
     with contextlib.suppress(psutil.Error):
-        return {process.pid for process in psutil.Process().children(recursive=True)}
-    return set()
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if not of or of in " ".join(process.cmdline()):
+                    found.add(process.pid)
+    return found
 
 
 def end_processes(pids: set[int]) -> None:

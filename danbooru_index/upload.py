@@ -10,8 +10,9 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from danbooru_index.errors import ClusterError, StorageError
+from danbooru_index.errors import ClusterError, StorageError, first_line
 
 LEFT_OUT = (".git", ".venv", "venv", "__pycache__")
 IGNORE_FILES = (".gitignore", ".rayignore")
@@ -40,7 +41,7 @@ class Upload:
 def measure_upload(folder: Path) -> Upload:
     """What Ray would pack of a folder. Raises `StorageError` for more files than anybody would upload."""
     upload = Upload()
-    _walk(folder.absolute(), folder.absolute(), [], upload)
+    _walk(folder.absolute(), folder.absolute(), [], upload, set())
     return upload
 
 
@@ -73,29 +74,39 @@ def under_uv_run() -> bool:
     return False
 
 
-def _walk(root: Path, folder: Path, specs: list[tuple[Path, object]], upload: Upload) -> None:
-    """Count what is in a folder, less what the ignore files above it and its own leave out."""
+def _walk(root: Path, folder: Path, specs: list[tuple[Path, Any]], upload: Upload, seen: set[tuple[int, int]]) -> None:
+    """Count what is in a folder, less what the ignore files above it and its own leave out; a folder that links lead to again
+    once. What cannot be read counts nothing: Ray will fail there, and say so."""
     from pathspec import PathSpec
 
     for name in IGNORE_FILES:
         path = folder / name
         if path.is_file() and not (name == ".gitignore" and os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1"):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            specs = [*specs, (folder, PathSpec.from_lines("gitignore", lines))]
+            try:
+                specs = [*specs, (folder, PathSpec.from_lines("gitignore", lines))]
+            except ValueError as error:
+                raise StorageError(f"{path}: a line that is no pattern ({first_line(error)})") from None
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:  # Ray would fail there, and say so
+        known = (folder.stat().st_dev, folder.stat().st_ino)
+        entries = [] if known in seen else sorted(os.scandir(folder), key=lambda entry: entry.name)
+        seen.add(known)
+    except OSError:
         return
     for entry in entries:
         path = Path(entry.path)
-        if entry.name in LEFT_OUT or any(spec.match_file(str(path.relative_to(place))) for place, spec in specs):  # type: ignore[attr-defined]
+        if entry.name in LEFT_OUT or any(spec.match_file(str(path.relative_to(place))) for place, spec in specs):
             continue
-        if entry.is_dir():
-            _walk(root, path, specs, upload)
+        try:
+            if entry.is_dir():
+                _walk(root, path, specs, upload, seen)
+                continue
+            size = entry.stat().st_size if entry.is_file() else 0
+        except OSError:
             continue
         upload.files += 1
         if upload.files > MOST_FILES:
             raise StorageError(
                 f"{root}: more than {MOST_FILES:,} files to upload ({upload.largest()}): submit a smaller folder"
             )
-        upload.sizes[path.relative_to(root).parts[0]] += entry.stat().st_size if entry.is_file() else 0
+        upload.sizes[path.relative_to(root).parts[0]] += size

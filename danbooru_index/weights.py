@@ -100,7 +100,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "xlm-roberta":
         raise ModelError(f"{path}: model_type is {kind!r}; BGE-M3's format is 'xlm-roberta'")
-    wrong = [name for name in NUMBERS if type(config.get(name)) is not int or not 0 < config[name] < 1 << 31]
+    numbers = {name: config.get(name) for name in NUMBERS} | {"type_vocab_size": config.get("type_vocab_size", 2)}
+    wrong = [name for name, value in numbers.items() if type(value) is not int or not 0 < value < 1 << 31]
     if wrong:
         raise ModelError(
             f"{path}: {' and '.join(wrong)}: a positive number is needed; not a checkpoint in BGE-M3's format"
@@ -243,7 +244,7 @@ def _archived_shapes(path: Path) -> Shapes | None:
         AttributeError,
     ):
         return None
-    plain = isinstance(found, dict) and all(isinstance(value, tuple) for value in found.values())
+    plain = isinstance(found, dict) and all(isinstance(k, str) and isinstance(v, tuple) for k, v in found.items())
     return dict(found) if plain else None
 
 
@@ -269,7 +270,9 @@ def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
         ) from None
     except Exception as error:  # torch has no narrower one for a damaged file
         raise ModelError(f"{path}: cannot be read as tensors ({first_line(error, 80)}): fetch it again") from None
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
+    ):
         raise ModelError(f"{path}: holds other things than named tensors: save the model's state_dict alone")
     return found
 

@@ -106,6 +106,12 @@ def test_a_hub_that_is_not_there_and_offline_without_a_copy(tmp_path):
     assert "HF_HUB_OFFLINE is set" in out
 
 
+def test_an_endpoint_that_is_no_address(tmp_path):
+    out, err = resolve("org/m3", tmp_path / "home", HF_ENDPOINT="https://host:abc")
+    assert out.splitlines()[-1].startswith("ModelError: HF_ENDPOINT=https://host:abc: ")
+    assert "Traceback" not in err
+
+
 def test_a_repository_without_heads(repository, tmp_path):
     folder = tmp_path / "repo"
     shutil.copytree(repository, folder)

@@ -91,6 +91,7 @@ def test_bad_inputs_of_build_get_one_line_each(tmp_path, checkpoint, sample_shar
         f"a tag dump, not Parquet shards; run danbooru-index prepare '{tmp_path}/my dump.csv' --out data/shards" in line
     )
     assert "then danbooru-index build data/shards" in line
+    assert "a folder among the files" in one_line(build(tmp_path / "*", index, checkpoint), 1)
     (tmp_path / "wrong").mkdir()
     pq.write_table(pa.table({"id": ["1"], "name": ["x"]}), tmp_path / "wrong" / "a.parquet")
     assert "no column text; it has id, name" in one_line(build(tmp_path / "wrong", index, checkpoint), 1)

@@ -22,7 +22,7 @@ from danbooru_index.embedded import (
     write_base,
 )
 from danbooru_index.encoder import Encoder, Tokenizer
-from danbooru_index.errors import InputError
+from danbooru_index.errors import InputError, UsageError
 from danbooru_index.records import parse_line
 
 LARGEST = 16_000_000
@@ -158,5 +158,9 @@ def test_what_was_made_of_other_files_is_not_gone_on_with(tmp_path):
     assert (work / "pairs.jsonl").exists()
     _begin_work(work, [dump], MiniRecipe(seed=MiniRecipe().seed + 1))
     assert not (work / "pairs.jsonl").exists()
+    (tmp_path / "own.work").mkdir()
+    (tmp_path / "own.work" / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not of a run of this kind"):
+        _begin_work(tmp_path / "own.work", [dump], MiniRecipe())
     with pytest.raises(InputError, match="no usable record"):
         make_mini([str(dump)], [], [], tmp_path / "m", MiniRecipe())

@@ -128,6 +128,13 @@ def test_translations_that_would_be_misread_are_refused(tmp_path, content, words
         run(tmp_path, tmp_path / "a.csv", translations=str(tmp_path / "zh.csv"))
 
 
+def test_translations_do_not_hide_why_nothing_is_usable(tmp_path):
+    (tmp_path / "a.csv").write_text(" ,0,5,\n", encoding="utf-8")
+    (tmp_path / "zh.csv").write_text("maid,女仆\n", encoding="utf-8")
+    with pytest.raises(InputError, match="1 empty_id"):
+        run(tmp_path, tmp_path / "a.csv", translations=str(tmp_path / "zh.csv"))
+
+
 def test_an_unclosed_quote_spoils_its_own_line_only(tmp_path):
     (tmp_path / "a.csv").write_text('a,0,1,\n"b,0,1,\nc,0,1,"x"\n')
     report, out = run(tmp_path, tmp_path / "a.csv")

@@ -159,6 +159,8 @@ def test_what_is_not_safe_is_found_in_every_form_of_metadata_and_rating(fields, 
     [
         {"metadata": "{broken"},
         {"metadata": 3},
+        {"metadata": [({"x": 1}, 2)]},
+        {"metadata": [("nsfw", True), ("nsfw", False)]},
         {"rating": "unheard of"},
         {"rating": 5},
         {"post_count": Decimal("1.5")},

@@ -19,8 +19,8 @@ from processes import CLI, ROOT, one_line, run_cli, running, wait_for
 from danbooru_index import addresses, session, upload
 from danbooru_index.addresses import Answer, ask_control_store, check_address
 from danbooru_index.errors import ClusterError, StorageError, in_one_line
-from danbooru_index.session import _short_folder, _why
-from danbooru_index.signals import bounded_stops
+from danbooru_index.session import _of_ray, _short_folder, _why
+from danbooru_index.signals import bounded_stops, descendants
 from danbooru_index.upload import measure_upload, refuse_large_upload, under_uv_run
 
 
@@ -100,6 +100,17 @@ def test_a_dead_proxy_does_not_stand_between(monkeypatch, silent):
         assert ask_control_store("127.0.0.1", port) is Answer.OTHER
 
 
+def test_a_control_store_behind_tls_is_left_to_ray(monkeypatch, silent):
+    """Ray has the certificates; whether anybody listens can be said."""
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    check_address(f"127.0.0.1:{silent}")
+    with http_server({}) as port:
+        pass
+    with pytest.raises(ClusterError, match="nobody answers there"):
+        check_address(f"127.0.0.1:{port}")
+    check_address("127.0.0.1:²")
+
+
 def test_a_long_temporary_folder_gets_a_short_one(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * 38)
     assert _short_folder() == {}
@@ -166,6 +177,27 @@ def test_what_would_be_uploaded_is_what_ray_packs(ignored, expected, tmp_path):
 
     entries = [entry for entry in zipfile.ZipFile(package).infolist() if not entry.is_dir()]
     assert (found.files, found.bytes) == (len(entries), sum(entry.file_size for entry in entries))
+
+
+def test_a_folder_of_links_and_odd_patterns_is_measured_once(tmp_path):
+    folder = tmp_path / "f"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "x").write_bytes(b"12345")
+    for name in ("loop", "again"):
+        (folder / name).symlink_to(folder, target_is_directory=True)
+    (folder / "gone").symlink_to(folder / "nowhere")
+    (folder / "self").symlink_to(folder / "self")
+    assert measure_upload(folder).bytes == 5
+    (folder / ".rayignore").write_text("!\n")
+    with pytest.raises(StorageError, match=r"\.rayignore: a line that is no pattern"):
+        measure_upload(folder)
+
+
+def test_what_the_caller_has_started_is_not_rays():
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"]) as own:
+        assert own.pid in descendants()
+        assert own.pid not in _of_ray()
+        own.kill()
 
 
 def test_this_project_uploads_its_code_alone():
@@ -263,23 +295,29 @@ def test_a_ray_that_does_not_start_in_time_is_tried_again(tmp_path, sample_shard
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["starting", "building"])
+@pytest.mark.parametrize("when", ["starting", "building", "ending"])
 def test_sigterm_is_heard_while_ray_hangs(when, tmp_path, sample_shards, checkpoint):
     """Its control store does not answer, for ever: out within 5 s, by one line, and nothing stays behind."""
-    with running(build_command(sample_shards, tmp_path / "index", checkpoint)) as process:
+    index = tmp_path / "index"
+    with running(build_command(sample_shards, index, checkpoint)) as process:
         store = find(process, "gcs_server")
-        if when == "building":
-            find(process, "raylet").suspend()
+        raylet = None if when == "starting" else find(process, "raylet")
+        if when == "ending":
+            wait_for((index / "CURRENT.json").exists, timeout=150)
+        if raylet is not None:
+            raylet.suspend()
         store.suspend()
-        time.sleep(4)
+        time.sleep(0 if when == "ending" else 4)
         assert process.poll() is None
         started = time.monotonic()
         children = family(process)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
         took = time.monotonic() - started
-    assert process.returncode == 1
     assert took < 5 + 2, "two seconds for a busy machine"
+    if when == "ending" and process.returncode == 0:  # Ray had ended before
+        return
+    assert process.returncode == 1
     assert err.strip().splitlines()[-1].startswith("danbooru-index: ")
     assert "run the same command" in err
     wait_for(lambda: all_gone(children), timeout=20)

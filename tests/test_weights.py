@@ -271,6 +271,18 @@ REFUSED = {
         lambda f: tokenizer_settings(f, fast_tokenizer_files=["tokenizer.4.0.0.json"]),
         "tokenizer_config.json: fast_tokenizer_files",
     ),
+    "no kinds of tokens": (
+        lambda f: settings(f, type_vocab_size=None),
+        "config.json: type_vocab_size: a positive number",
+    ),
+    "a tensor without a name": (
+        lambda f: as_torch(f, lambda t: t | {3: torch.ones(2)}),
+        "pytorch_model.bin: holds other things than named tensors",
+    ),
+    "ids that are no numbers": (
+        lambda f: tokenizer_file(f, lambda t: t.update(model={"vocab": {"a": "x"}}, added_tokens=[])),
+        r"tokenizer.json: not a tokenizer .TypeError: its ids are no numbers",
+    ),
     "numbers that transformers would make up": (
         lambda f: (f / "config.json").write_text(
             '{"model_type": "xlm-roberta", "hidden_size": 64, "vocab_size": 2001}'
