@@ -7,7 +7,6 @@ evaluation never get in, whatever their spelling: compared after NFKC, casefoldi
 from __future__ import annotations
 
 import json
-import logging
 import random
 import re
 import unicodedata
@@ -18,12 +17,11 @@ from pathlib import Path
 
 from danbooru_index.config import Filter, Mode
 from danbooru_index.errors import InputError
+from danbooru_index.progress import tell
 from danbooru_index.ranking import EncodedQuery, rank_many
 from danbooru_index.reader import GenerationReader
 from danbooru_index.records import Record
 from danbooru_index.sources import KNOWN_FIELDS, LINE_SUFFIXES, list_inputs, read_records, text_lines
-
-log = logging.getLogger("danbooru_index")
 
 QUERIES_AT_ONCE = 1024
 PAIRS, ASIDE, LOG, FAILURE, FINAL = "pairs.jsonl", "aside.jsonl", "log.jsonl", "failure.json", "final"  # of a training
@@ -92,7 +90,7 @@ def read_training_data(path: str, names: Mapping[str, Sequence[str]], held_out: 
         found = f"{rejected.total():,} of its lines cannot be read; the first: {first}" if rejected else "none in it"
         raise InputError(f"{path}: no pair to train on, {PAIR_FORM} a line or tag records with names: {found}")
     if rejected:
-        log.warning("%s: %s lines left out; the first: %s", path, f"{rejected.total():,}", first)
+        tell(f"{path}: {rejected.total():,} lines left out; the first: {first}")
     return pairs
 
 
