@@ -24,7 +24,7 @@ from danbooru_index.devices import cpu_count
 from danbooru_index.durable import replace_file
 from danbooru_index.errors import InputError, UsageError
 from danbooru_index.evaluation import read_queries
-from danbooru_index.finetune import FinetuneConfig, FinetuneReport, finetune
+from danbooru_index.finetune import FinetuneConfig, FinetuneReport, finetune, stamps
 from danbooru_index.progress import StepProgress
 from danbooru_index.records import Record
 from danbooru_index.sources import list_inputs, read_records
@@ -143,8 +143,7 @@ def make_mini(
 def _begin_work(work: Path, files: Sequence[Path], recipe: MiniRecipe) -> None:
     """The folder of what is made on the way, which a run that was killed goes on from; empty where it was made from other
     files, or by another recipe: so that no held-out query gets in by way of old pairs."""
-    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    made_from = json.dumps([stamps, asdict(recipe)], sort_keys=True).encode()
+    made_from = json.dumps([stamps(files), asdict(recipe)], sort_keys=True).encode()
     marker = work / "made-from.json"
     if marker.is_file() and marker.read_bytes() != made_from:
         shutil.rmtree(work)

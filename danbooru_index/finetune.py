@@ -201,8 +201,12 @@ def _digest(config: FinetuneConfig, base: Checkpoint) -> str:
     """What makes two calls the same training: settings, base model, and the size and time of every file read."""
     settings = config.decisive() | {"base": base.model_id}
     files = [*list_inputs((config.pairs,)), *map(Path, (*config.names, *config.held_out))]
-    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
-    return hashlib.sha256(json.dumps([settings, stamps], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([settings, stamps(files)], sort_keys=True).encode()).hexdigest()
+
+
+def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """The place, size and time of change of each file that is there."""
+    return [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
 
 
 def _finished(out: Path, digest: str) -> FinetuneReport:

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import threading
 import time
 import uuid
@@ -49,7 +48,7 @@ from danbooru_index.projection import obtain, refuse_below
 from danbooru_index.reader import GenerationReader
 from danbooru_index.sampling import Sample, choose_samples
 from danbooru_index.selfcheck import self_queries
-from danbooru_index.session import ray_runs, ray_session
+from danbooru_index.session import cluster_address, ray_runs, ray_session
 from danbooru_index.shards import Shard, find_parquet, list_shards, mark_duplicates, read_shard
 from danbooru_index.tables import CompletionRecord, free_bytes, index_bytes, read_records
 from danbooru_index.throughput import BuildReport, ShardCounts, encoding_seconds, save_report
@@ -130,7 +129,7 @@ def _build_owned(config: BuildConfig, root: IndexRoot, start_up: StartUp) -> Bui
         if model is not None:
             start_up.step("checking the model")
             model.look(shards, config.max_length)
-        start_up.step("starting Ray" if config.address is None else "joining Ray")
+        start_up.step("starting Ray" if cluster_address(config.address) is None else "joining Ray")
         with ray_session(config.address) as inherited, armed(config.failpoints):
             start_up.step("planning")
             plan = plan_cluster(config, len(shards), inherited=inherited)
@@ -160,7 +159,7 @@ def _refuse_rejects(shards: list[Shard]) -> None:
 
 def _without_gpu(config: BuildConfig) -> bool:
     """Whether it is plain, before Ray starts, that no GPU will be found."""
-    alone = config.address is None and "RAY_ADDRESS" not in os.environ
+    alone = cluster_address(config.address) is None
     return config.device is Device.CPU or (alone and nvidia_driver() is None and not ray_runs())
 
 

@@ -45,8 +45,8 @@ def ray_session(address: str | None) -> Iterator[bool]:
     process has already started is used and left running. SIGTERM becomes KeyboardInterrupt inside.
     Raises `ClusterError` when the cluster cannot be reached, or no Ray be started.
     """
-    named = address or os.environ.get("RAY_ADDRESS") or None
-    private = named in (None, "local")
+    named = cluster_address(address)
+    private = named is None
     if not ray_runs():
         if private:
             _prepare_private_ray()
@@ -73,6 +73,12 @@ def ray_session(address: str | None) -> Iterator[bool]:
         finally:
             with deaf(), uncollected(), contextlib.suppress(Exception):
                 ray.shutdown()
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The cluster that is joined, by option or by `RAY_ADDRESS`; None where this process starts a Ray of its own."""
+    named = address or os.environ.get("RAY_ADDRESS")
+    return named if named and named != "local" else None
 
 
 def ray_runs() -> bool:
