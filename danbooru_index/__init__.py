@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from danbooru_index.config import BuildConfig, PrepareConfig
     from danbooru_index.errors import DanbooruIndexError
-    from danbooru_index.pipeline import build
-    from danbooru_index.preparation import prepare
-    from danbooru_index.search import Hit, TagIndex
+    from danbooru_index.ingest.prepare import prepare
+    from danbooru_index.pipeline.build import build
+    from danbooru_index.search.tag_index import Hit, TagIndex
 
 __version__ = "0.1.0"
 __all__ = ["BuildConfig", "DanbooruIndexError", "Hit", "PrepareConfig", "TagIndex", "build", "prepare"]
@@ -23,10 +23,10 @@ _HOMES = {
     "BuildConfig": "config",
     "PrepareConfig": "config",
     "DanbooruIndexError": "errors",
-    "Hit": "search",
-    "TagIndex": "search",
-    "build": "pipeline",
-    "prepare": "preparation",
+    "Hit": "search.tag_index",
+    "TagIndex": "search.tag_index",
+    "build": "pipeline.build",
+    "prepare": "ingest.prepare",
 }
 
 

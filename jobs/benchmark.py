@@ -8,7 +8,7 @@ Takes the options of `danbooru-index benchmark`; the last line is one JSON docum
 
 import sys
 
-from danbooru_index.cli import entry
+from danbooru_index.cli.entry import entry
 
 if __name__ == "__main__":
     entry(["benchmark", *sys.argv[1:]])

@@ -8,7 +8,7 @@ SHARDS, INDEX and a model folder are paths on storage that every node sees. Take
 
 import sys
 
-from danbooru_index.cli import entry
+from danbooru_index.cli.entry import entry
 
 if __name__ == "__main__":
     entry(["build", *sys.argv[1:]])

@@ -8,7 +8,7 @@ PAIRS, INDEX and MODEL are paths on storage that every node sees. Takes the opti
 
 import sys
 
-from danbooru_index.cli import entry
+from danbooru_index.cli.entry import entry
 
 if __name__ == "__main__":
     entry(["finetune", *sys.argv[1:]])

@@ -8,7 +8,7 @@ Takes the options of `danbooru-index rebuild`. What is published changes only wh
 
 import sys
 
-from danbooru_index.cli import entry
+from danbooru_index.cli.entry import entry
 
 if __name__ == "__main__":
     entry(["rebuild", *sys.argv[1:]])

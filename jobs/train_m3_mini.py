@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from danbooru_index.cli import guarded
-from danbooru_index.embedded import MiniRecipe, make_mini
+from danbooru_index.cli.entry import guarded
+from danbooru_index.training.m3_mini import MiniRecipe, make_mini
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from faults import (
     start,
 )
 
-from danbooru_index.generations import IndexRoot, done_shards
+from danbooru_index.index.catalog import IndexRoot, done_shards
 
 LOOP = "while True: sum(range(10_000))"
 ROWS = 2  # a shard

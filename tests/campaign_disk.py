@@ -22,8 +22,8 @@ import vault
 from faults import TESTS, Outcome, chance_of, compare, contents, finish, kill, said, start
 
 from danbooru_index.errors import StorageError
-from danbooru_index.generations import IndexRoot
-from danbooru_index.status import verify
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.status import verify
 
 SHARDS = 3
 STRACE = ["strace", "-f", "-qq", "--seccomp-bpf"]

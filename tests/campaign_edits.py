@@ -34,16 +34,16 @@ from faults import (
 from light import Light, light_config
 
 from danbooru_index.config import Precision
-from danbooru_index.encoder import Tokenizer
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError
 from danbooru_index.failpoints import PAUSE_S, Failpoint
-from danbooru_index.forward import PackedModel
-from danbooru_index.generations import IndexRoot
-from danbooru_index.pipeline import build
-from danbooru_index.search import TagIndex
-from danbooru_index.status import verify
-from danbooru_index.tables import CompletionRecord, read_record, record_path
-from danbooru_index.workers import load_encoder
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.fragments import CompletionRecord, read_record, record_path
+from danbooru_index.index.status import verify
+from danbooru_index.model.encoder import Tokenizer
+from danbooru_index.model.packed_model import PackedModel
+from danbooru_index.pipeline.build import build
+from danbooru_index.pipeline.encode_stage import load_encoder
+from danbooru_index.search.tag_index import TagIndex
 
 SHARD_ROWS = 60
 
@@ -353,7 +353,7 @@ FAULTS = {
 
 def bounded(seed: int, count: int, folder: Path) -> Outcome:
     """One shard that runs out of memory at any size, loses its device, kills its actor, or hangs: bounded, named."""
-    from danbooru_index import workers
+    from danbooru_index.pipeline import encode_stage as workers
 
     outcome = Outcome()
     workers.HANG_S = 2.0

@@ -36,16 +36,16 @@ from faults import (
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from danbooru_index.cli import main as command
+from danbooru_index.cli.entry import main as command
 from danbooru_index.config import Filter, Mode, RejectLimit, Weights
-from danbooru_index.durable import from_checked_json, to_checked_json
 from danbooru_index.errors import DanbooruIndexError, UsageError
-from danbooru_index.generations import IndexRoot
-from danbooru_index.reader import GenerationReader
-from danbooru_index.search import TagIndex
-from danbooru_index.shards import list_shards, mark_duplicates, read_shard
-from danbooru_index.status import status, verify
-from danbooru_index.tables import read_record, read_records, record_path
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.fragments import read_record, read_records, record_path
+from danbooru_index.index.reader import GenerationReader
+from danbooru_index.index.status import status, verify
+from danbooru_index.ingest.shards import list_shards, mark_duplicates, read_shard
+from danbooru_index.search.tag_index import TagIndex
+from danbooru_index.storage.local import from_checked_json, to_checked_json
 
 # ---- malformed shards, generated records ----
 
@@ -544,8 +544,8 @@ def hostile(seed_: int, count: int, folder: Path) -> Outcome:
 
 
 def _use_checkpoint(change, place, mark, base, model):
-    from danbooru_index.checkpoint import resolve_model
-    from danbooru_index.encoder import Encoder, Tokenizer
+    from danbooru_index.model.checkpoint import resolve_model
+    from danbooru_index.model.encoder import Encoder, Tokenizer
 
     path = Path(shutil.copytree(model, place / "model"))
     change(path, mark)
@@ -708,7 +708,7 @@ def secrets_and_clusters(seed_: int, count: int, folder: Path) -> Outcome:
     token.parent.mkdir(exist_ok=True)
     token.write_text(SECRETS["RAY_AUTH_TOKEN"])
     token.chmod(0o644)
-    from danbooru_index.security import protect_token
+    from danbooru_index.cluster.security import protect_token
 
     with contextlib.redirect_stderr(io.StringIO()):
         protect_token()

@@ -28,7 +28,7 @@ from faults import (
 )
 
 from danbooru_index.failpoints import ACTOR_POINTS, DRIVER_POINTS
-from danbooru_index.generations import IndexRoot
+from danbooru_index.index.catalog import IndexRoot
 
 SHARD_ROWS = 12
 IN_FLIGHT = 4  # shards that an encoder holds: max_tasks_in_flight_per_actor, with one encoder

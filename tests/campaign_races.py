@@ -19,9 +19,9 @@ from faults import LIGHT_SHAPE, TESTS, Outcome, chance_of, compare, contents, fi
 from danbooru_index.config import Mode, Weights
 from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import Failpoint
-from danbooru_index.generations import IndexRoot
-from danbooru_index.search import QueryEncoder, TagIndex
-from danbooru_index.tables import commit, complete, read_record, read_records, record_path, verify_table
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.fragments import commit, complete, read_record, read_records, record_path, verify_table
+from danbooru_index.search.tag_index import QueryEncoder, TagIndex
 
 SHARDS = 3
 PROCESSES = 4

@@ -27,9 +27,9 @@ from faults import (
 )
 from s3_server import s3_server, set_faults
 
-from danbooru_index.durable import create_exclusive
 from danbooru_index.errors import DanbooruIndexError
-from danbooru_index.object_store import ObjectPath
+from danbooru_index.storage.local import create_exclusive
+from danbooru_index.storage.s3 import ObjectPath
 
 SHARDS = 3
 LEASE_S = 3

@@ -25,7 +25,7 @@ import pytest
 from checkpoints import SAMPLE, make_checkpoint
 
 from danbooru_index.config import PrepareConfig
-from danbooru_index.preparation import prepare
+from danbooru_index.ingest.prepare import prepare
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 

@@ -24,10 +24,10 @@ from checkpoints import SAMPLE, Shape, make_checkpoint
 
 from danbooru_index.config import PrepareConfig
 from danbooru_index.failpoints import Failpoint
-from danbooru_index.generations import IndexRoot
-from danbooru_index.object_store import storage_options
-from danbooru_index.preparation import prepare
-from danbooru_index.status import verify
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.status import verify
+from danbooru_index.ingest.prepare import prepare
+from danbooru_index.storage.s3 import storage_options
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent

@@ -20,8 +20,8 @@ import numpy as np
 import xxhash
 from faults import parse_failpoint
 
-from danbooru_index.batches import Encoding
 from danbooru_index.config import BuildConfig, Device, Precision
+from danbooru_index.embeddings import Encoding
 from danbooru_index.errors import DanbooruIndexError
 
 SPECIAL = 4  # <s> <pad> </s> <unk>
@@ -133,8 +133,9 @@ def main() -> int:
     parser.add_argument("--lease", type=float, help="seconds that an owner on an object store holds an index")
     parser.add_argument("--real", action="store_true", help="the real encoder")
     arguments = parser.parse_args()
-    from danbooru_index import compaction, object_store
-    from danbooru_index.pipeline import build
+    from danbooru_index.index import compaction
+    from danbooru_index.pipeline.build import build
+    from danbooru_index.storage import s3 as object_store
 
     compaction.FRAGMENTS = arguments.fragments
     object_store.LEASE_S = arguments.lease or object_store.LEASE_S

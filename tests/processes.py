@@ -34,7 +34,7 @@ def run_cli(
 
 def run_here(capfd, *arguments: str | Path) -> str:
     """One command in this process, which has imported what it needs; it must end well. Its stdout."""
-    from danbooru_index.cli import main
+    from danbooru_index.cli.entry import main
 
     capfd.readouterr()
     assert main([*map(str, arguments)]) == 0

@@ -21,7 +21,7 @@ import lancedb
 import psutil
 from processes import Family, running, wait_for
 
-from danbooru_index.generations import IndexRoot
+from danbooru_index.index.catalog import IndexRoot
 
 DUMP = Path(__file__).parent.parent.parent / "shared" / "data" / "danbooru_tags.jsonl.gz"
 CLI = [sys.executable, "-m", "danbooru_index.cli"]

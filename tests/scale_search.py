@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 from test_tables import manifest
 
-from danbooru_index.batches import Encoding
 from danbooru_index.config import Mode
-from danbooru_index.generations import IndexRoot
-from danbooru_index.packing import table_specs
-from danbooru_index.ranking import EncodedQuery, rank
-from danbooru_index.reader import GenerationReader
-from danbooru_index.shards import RECORD_SCHEMA
-from danbooru_index.tables import CompletionRecord, ShardWriter, commit, complete
+from danbooru_index.embeddings import Encoding
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.fragments import CompletionRecord, ShardWriter, commit, complete
+from danbooru_index.index.reader import GenerationReader
+from danbooru_index.index.schema import table_specs
+from danbooru_index.ingest.shards import RECORD_SCHEMA
+from danbooru_index.search.hybrid import EncodedQuery, rank
 
 DIM, SHARD, TOKENS = 1024, 4096, 250_002
 

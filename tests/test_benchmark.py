@@ -5,8 +5,8 @@ import json
 import pytest
 from processes import run_cli, run_here
 
-from danbooru_index.benchmark import BenchmarkConfig, Part, in_turn, ratio, summary
-from danbooru_index.cli import main
+from danbooru_index.benchmark.run import BenchmarkConfig, Part, in_turn, ratio, summary
+from danbooru_index.cli.entry import main
 from danbooru_index.errors import UsageError
 
 

@@ -15,15 +15,15 @@ import pytest
 from hub import serve
 from processes import ROOT, run_cli
 
-from danbooru_index.checkpoint import EMBEDDED_MODEL, default_model, model_id, resolve_model
 from danbooru_index.config import PRODUCTION_MODEL
 from danbooru_index.errors import ModelError
-from danbooru_index.workers import local_model
+from danbooru_index.model.checkpoint import EMBEDDED_MODEL, default_model, model_id, resolve_model
+from danbooru_index.pipeline.encode_stage import local_model
 
 TOKEN = "hf_" + "S3cretS3cret" * 3
 SCRIPT = """
 import sys
-from danbooru_index.checkpoint import resolve_model
+from danbooru_index.model.checkpoint import resolve_model
 from danbooru_index.errors import DanbooruIndexError
 try:
     found = resolve_model(sys.argv[1])
@@ -176,7 +176,7 @@ def test_a_worker_reads_a_model_again_only_where_the_file_system_says_that_it_ch
     assert local_model(settings) == str(copied)
     settings.model_path = str(path)
     with monkeypatch.context() as patch:
-        patch.setattr("danbooru_index.workers.model_id", lambda folder: pytest.fail("read again"))
+        patch.setattr("danbooru_index.pipeline.encode_stage.model_id", lambda folder: pytest.fail("read again"))
         assert local_model(settings) == str(path)
     head = path / "sparse_linear.pt"
     before = head.stat()

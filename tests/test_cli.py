@@ -12,8 +12,8 @@ import pytest
 from checkpoints import SAMPLE
 from processes import ROOT, one_line, run_cli, run_here
 
-from danbooru_index.checkpoint import model_id
-from danbooru_index.cli import main
+from danbooru_index.cli.entry import main
+from danbooru_index.model.checkpoint import model_id
 
 VERBS = ["prepare", "build", "rebuild", "search", "status", "verify", "rollback", "prune"]
 
@@ -22,7 +22,7 @@ def test_help_answers_at_once_without_heavy_imports():
     """At once: by what is imported, since seconds are the machine's."""
     script = """
 import sys
-from danbooru_index.cli import main
+from danbooru_index.cli.entry import main
 try:
     main(["--help"])
 finally:

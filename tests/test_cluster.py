@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from processes import ROOT, bare_environment, run_cli, running, wait_for
 
-from danbooru_index.cluster import TOKENIZER_CPUS, _plan_gpus, nodes_at_work
+from danbooru_index.cluster.resources import TOKENIZER_CPUS, _plan_gpus, nodes_at_work
 from danbooru_index.errors import ClusterError
-from danbooru_index.generations import IndexRoot
-from danbooru_index.status import verify
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.status import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -180,7 +180,7 @@ def test_no_cluster_no_token_no_gpu(head, sample_shards, checkpoint, tmp_path):
 
 INHERITED = """
 import json, os
-from danbooru_index.session import ray_session
+from danbooru_index.cluster.session import ray_session
 with ray_session(None) as inherited:
     import ray
     there = ray.get(ray.remote(lambda: dict(os.environ)).remote())
@@ -271,7 +271,7 @@ def test_garbage_that_holds_references_of_ray_does_not_end_the_process_while_ray
     """Another thread makes rings around references meanwhile; without `uncollected` such processes ended with 1."""
     script = """
 import gc, threading, time
-from danbooru_index.session import ray_session
+from danbooru_index.cluster.session import ray_session
 
 def rings():
     while references:

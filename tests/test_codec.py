@@ -7,17 +7,17 @@ import lancedb
 import numpy as np
 import pytest
 
-from danbooru_index.cli import main
-from danbooru_index.codec import FULL, Codec, agreement, fit, load_codec
+from danbooru_index.cli.entry import main
 from danbooru_index.config import BuildConfig, Device, Precision
-from danbooru_index.encoder import Encoder, Tokenizer
 from danbooru_index.errors import BuildFailedError, StorageError, UsageError
 from danbooru_index.failpoints import Failpoint
-from danbooru_index.generations import IndexRoot
-from danbooru_index.pipeline import build
-from danbooru_index.reader import max_sim
-from danbooru_index.search import TagIndex
-from danbooru_index.status import verify
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.codec import FULL, Codec, agreement, fit, load_codec
+from danbooru_index.index.reader import max_sim
+from danbooru_index.index.status import verify
+from danbooru_index.model.encoder import Encoder, Tokenizer
+from danbooru_index.pipeline.build import build
+from danbooru_index.search.tag_index import TagIndex
 
 
 def unit(matrix):
@@ -163,7 +163,7 @@ def test_options_out_of_range_are_wrong_usage(words, tmp_path, capsys):
 
 
 def test_what_the_report_says_of_a_codec_is_json(tmp_path):
-    from danbooru_index.codec import Fidelity
+    from danbooru_index.index.codec import Fidelity
 
     fidelity = Fidelity(128, 1024, 0.91, 0.97, 0.88, 1000, 4096, 4096)
     assert Fidelity(**json.loads(json.dumps(asdict(fidelity)))) == fidelity

@@ -12,14 +12,14 @@ import pytest
 from faults import compare, contents
 from vault import DIM, build, shard_names
 
-from danbooru_index import compaction
-from danbooru_index.compaction import verify_compacted
 from danbooru_index.config import BuildConfig, Device, Filter
-from danbooru_index.generations import IndexRoot
-from danbooru_index.pipeline import build as build_index
-from danbooru_index.reader import GenerationReader
-from danbooru_index.status import verify
-from danbooru_index.tables import read_records
+from danbooru_index.index import compaction
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.compaction import verify_compacted
+from danbooru_index.index.fragments import read_records
+from danbooru_index.index.reader import GenerationReader
+from danbooru_index.index.status import verify
+from danbooru_index.pipeline.build import build as build_index
 
 NAMES = shard_names(6)
 VAULT = Path(__file__).parent / "vault.py"

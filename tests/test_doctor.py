@@ -5,11 +5,11 @@ import json
 import pytest
 from processes import run_cli
 
-from danbooru_index import doctor as doctor_module
 from danbooru_index import versions
-from danbooru_index.devices import DeviceInfo
-from danbooru_index.doctor import DoctorConfig, doctor
-from danbooru_index.tables import index_bytes
+from danbooru_index.index.fragments import index_bytes
+from danbooru_index.model.device import DeviceInfo
+from danbooru_index.pipeline import doctor as doctor_module
+from danbooru_index.pipeline.doctor import DoctorConfig, doctor
 
 
 @pytest.mark.ray

@@ -9,9 +9,12 @@ import torch
 from conftest import SHARED
 from processes import one_line, run_cli
 
-from danbooru_index import embedded
-from danbooru_index.checkpoint import EMBEDDED_FOLDER, EMBEDDED_MODEL, longest_text, resolve_model
-from danbooru_index.embedded import (
+from danbooru_index.errors import InputError, UsageError
+from danbooru_index.model.checkpoint import EMBEDDED_FOLDER, EMBEDDED_MODEL, longest_text, resolve_model
+from danbooru_index.model.encoder import Encoder, Tokenizer
+from danbooru_index.records import parse_line
+from danbooru_index.training import m3_mini as embedded
+from danbooru_index.training.m3_mini import (
     MiniRecipe,
     _begin_work,
     make_mini,
@@ -21,9 +24,6 @@ from danbooru_index.embedded import (
     with_rarity,
     write_base,
 )
-from danbooru_index.encoder import Encoder, Tokenizer
-from danbooru_index.errors import InputError, UsageError
-from danbooru_index.records import parse_line
 
 LARGEST = 16_000_000
 WORDS = 64 - embedded.RESERVED

@@ -16,12 +16,12 @@ import torch
 from checkpoints import SHAPES, make_checkpoint
 from conftest import SHARED
 
-from danbooru_index import devices
-from danbooru_index.checkpoint import EMBEDDED_FOLDER
 from danbooru_index.config import Device, Precision
-from danbooru_index.devices import cpu_has_bf16, nvidia_driver, probe_device
-from danbooru_index.encoder import Encoder, EncoderStats, Tokenizer, _Plan, gpu_tokens_per_batch
 from danbooru_index.errors import DeviceError, ModelError
+from danbooru_index.model import device as devices
+from danbooru_index.model.checkpoint import EMBEDDED_FOLDER
+from danbooru_index.model.device import cpu_has_bf16, nvidia_driver, probe_device
+from danbooru_index.model.encoder import Encoder, EncoderStats, Tokenizer, _Plan, gpu_tokens_per_batch
 
 MIXED = [
     "【服装】school_uniform - 学生制服。包括水手服、西式制服等",
@@ -110,7 +110,7 @@ def test_a_tokeniser_needs_no_torch(checkpoint, model):
     """A second less, and 0.2 GB, in every tokenising process."""
     path = EMBEDDED_FOLDER if model == "embedded" else checkpoint
     script = (
-        "import sys; from danbooru_index.workers import Tokenizer; "
+        "import sys; from danbooru_index.pipeline.encode_stage import Tokenizer; "
         f"assert Tokenizer({str(path)!r}, 512)(['cat ears']).tokens; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -164,7 +164,7 @@ def assert_cosine(encoding, expected, least=0.999):
 @pytest.mark.parametrize("alone", [True, False])
 def test_bf16_is_close_to_flag_embedding(checkpoint, texts, alone, monkeypatch):
     """By either attention of a CPU, whichever this one takes."""
-    monkeypatch.setattr("danbooru_index.forward.cpu_has_avx512_bf16_alone", lambda: alone)
+    monkeypatch.setattr("danbooru_index.model.packed_model.cpu_has_avx512_bf16_alone", lambda: alone)
     encoding = Encoder(str(checkpoint), precision=Precision.BF16, half_output=True).encode(
         Tokenizer(str(checkpoint), 512)(texts)
     )
@@ -405,7 +405,7 @@ def test_what_fp32_can_save_is_saved(checkpoint, tokenizer, monkeypatch):
 
 @pytest.mark.parametrize("missing", ["sparse_linear.pt", "colbert_linear.pt", "model.safetensors", "tokenizer.json"])
 def test_an_incomplete_checkpoint_is_refused(checkpoint, tmp_path, missing):
-    from danbooru_index.checkpoint import resolve_model
+    from danbooru_index.model.checkpoint import resolve_model
 
     path = tmp_path / "model"
     shutil.copytree(checkpoint, path)
@@ -415,7 +415,7 @@ def test_an_incomplete_checkpoint_is_refused(checkpoint, tmp_path, missing):
 
 
 def test_any_change_of_a_checkpoint_changes_its_id(checkpoint, tmp_path):
-    from danbooru_index.checkpoint import model_id
+    from danbooru_index.model.checkpoint import model_id
 
     path = tmp_path / "model"
     shutil.copytree(checkpoint, path)
@@ -430,7 +430,7 @@ def test_any_change_of_a_checkpoint_changes_its_id(checkpoint, tmp_path):
 
 
 def test_a_checkpoint_that_asks_to_run_code_is_refused(checkpoint, tmp_path):
-    from danbooru_index.checkpoint import resolve_model
+    from danbooru_index.model.checkpoint import resolve_model
 
     path = tmp_path / "model"
     shutil.copytree(checkpoint, path)

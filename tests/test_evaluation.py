@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from danbooru_index.cli import main
+from danbooru_index.cli.entry import main
 from danbooru_index.config import BuildConfig, Device, Filter, Mode, Precision, Weights
 from danbooru_index.errors import InputError
-from danbooru_index.evaluation import (
+from danbooru_index.evaluation.evaluate import (
     EvaluateConfig,
     Query,
     bm25,
@@ -18,11 +18,11 @@ from danbooru_index.evaluation import (
     per_query,
     read_queries,
 )
-from danbooru_index.generations import IndexRoot
-from danbooru_index.pipeline import build
-from danbooru_index.ranking import rank, rank_many
-from danbooru_index.reader import GenerationReader, max_sim, max_sim_many
-from danbooru_index.search import QueryEncoder
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.reader import GenerationReader, max_sim, max_sim_many
+from danbooru_index.pipeline.build import build
+from danbooru_index.search.hybrid import rank, rank_many
+from danbooru_index.search.tag_index import QueryEncoder
 
 QUERIES = [Query("a", ("x",), "zh"), Query("b", ("y", "z"), "zh"), Query("c", ("w",), "alias")]
 
@@ -135,7 +135,7 @@ def index(ray_session, sample_shards, checkpoint, tmp_path_factory):
 
 @pytest.mark.ray
 def test_ranking_many_is_ranking_one_by_one(index, monkeypatch):
-    monkeypatch.setattr("danbooru_index.ranking.QUERIES_AT_ONCE", 3)
+    monkeypatch.setattr("danbooru_index.search.hybrid.QUERIES_AT_ONCE", 3)
     generation = IndexRoot(index).current()
     reader, encode = GenerationReader(generation), QueryEncoder(generation, device=Device.CPU)
     asked = encode(["school uniform", "双马尾", "cat ears", "hair"])

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "danbooru_index"
 def test_every_point_is_reached_and_every_reached_one_is_listed():
     found = {
         node.args[0].value
-        for path in PACKAGE.glob("*.py")
+        for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "reach"
     }

@@ -10,12 +10,12 @@ import torch
 from processes import CLI, one_line, run_cli, run_here, running
 from safetensors.torch import load_file, save_file
 
-from danbooru_index.checkpoint import model_id
 from danbooru_index.config import BuildConfig, Device
 from danbooru_index.errors import UsageError
-from danbooru_index.finetune import STATE, FinetuneConfig, _failure, finetune
-from danbooru_index.pipeline import build
-from danbooru_index.training_data import FAILURE
+from danbooru_index.model.checkpoint import model_id
+from danbooru_index.pipeline.build import build
+from danbooru_index.training.finetune import STATE, FinetuneConfig, _failure, finetune
+from danbooru_index.training.pairs import FAILURE
 
 SETTINGS = ("--lr", "2e-3", "--batch-size", "16", "--group-size", "3", "--device", "cpu")
 
@@ -127,7 +127,7 @@ def test_the_sparse_output_while_training_is_flagembeddings_own(checkpoint):
     from FlagEmbedding.finetune.embedder.encoder_only.m3.modeling import EncoderOnlyEmbedderM3Model
     from transformers import AutoTokenizer
 
-    from danbooru_index.training import UnifiedModel
+    from danbooru_index.training.trainer import UnifiedModel
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     batch = tokenizer(["hair over one eye, hair", "ツインテール", "a a b"], padding=True, return_tensors="pt")
@@ -161,7 +161,7 @@ def test_a_failed_training_says_what_to_do(tmp_path, note, words):
 
 
 def test_memory_that_runs_out_in_the_worker_is_noted(tmp_path, monkeypatch):
-    from danbooru_index import training
+    from danbooru_index.training import trainer as training
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

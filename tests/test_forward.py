@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from danbooru_index.config import Precision
-from danbooru_index.encoder import OUTPUTS, _load
-from danbooru_index.forward import (
+from danbooru_index.model.encoder import OUTPUTS, _load
+from danbooru_index.model.onednn import fused
+from danbooru_index.model.packed_model import (
     BLOCK_COSTS,
     PackedModel,
     _by_block,
@@ -22,7 +23,6 @@ from danbooru_index.forward import (
     padded,
     segment_max,
 )
-from danbooru_index.fusion import fused
 
 PADDING = 1
 
@@ -158,7 +158,7 @@ def test_the_largest_weight_of_each_token_is_kept_within_its_row():
 @pytest.mark.parametrize("attention", [_fused, _two_products])
 @pytest.mark.parametrize("block", [0, 32, 64])
 def test_attention_stays_within_each_text(block, attention, monkeypatch):
-    monkeypatch.setattr("danbooru_index.forward.LONGEST_IN_TWO", 64)  # so the texts of 70 tokens are longer
+    monkeypatch.setattr("danbooru_index.model.packed_model.LONGEST_IN_TWO", 64)  # so the texts of 70 tokens are longer
     torch.manual_seed(0)
     ids, lengths = texts_of([(4, 9), (7, 12), (70, 2), (1, 1)])
     (call,) = pack_calls(pack(ids, lengths, (block,)), 10_000, PADDING)
@@ -178,7 +178,7 @@ def test_attention_stays_within_each_text(block, attention, monkeypatch):
     [("bf16", True, _two_products), ("bf16", False, _fused), ("fp32", True, _fused)],
 )
 def test_two_products_do_the_attention_in_bf16_without_amx(checkpoint, precision, alone, attention, monkeypatch):
-    monkeypatch.setattr("danbooru_index.forward.cpu_has_avx512_bf16_alone", lambda: alone)
+    monkeypatch.setattr("danbooru_index.model.packed_model.cpu_has_avx512_bf16_alone", lambda: alone)
     packed = PackedModel(_load(str(checkpoint), "cpu", Precision(precision)), "cpu")
     assert packed._attention.keywords["attention"] is attention
     assert packed.attend_by("two products") == packed.blocks

@@ -13,8 +13,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from danbooru_index.config import Device, Precision
-from danbooru_index.encoder import OUTPUTS, Encoder, Tokenizer, _load
-from danbooru_index.forward import PackedModel, _by_block, _fused, _variable_length, pack, pack_calls
+from danbooru_index.model.encoder import OUTPUTS, Encoder, Tokenizer, _load
+from danbooru_index.model.packed_model import PackedModel, _by_block, _fused, _variable_length, pack, pack_calls
 
 PADDING = 1
 
@@ -58,7 +58,7 @@ def test_flash_attention_is_told_where_each_text_ends(lengths, monkeypatch):
 @pytest.fixture
 def on_a_fake_gpu(checkpoint, monkeypatch):
     """The model in fp16 on a device that has no memory; an operation that mixes devices fails as it would there."""
-    monkeypatch.setattr("danbooru_index.forward._has_variable_length", lambda weight: True)
+    monkeypatch.setattr("danbooru_index.model.packed_model._has_variable_length", lambda weight: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # the driver pins, and there is none
     model = _load(str(checkpoint), "cpu", Precision.FP32).half()
     real, mode = torch.from_numpy, FakeTensorMode(allow_non_fake_inputs=True)

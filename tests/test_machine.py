@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from processes import CLI, ROOT, bare_environment
 
-from danbooru_index.throughput import encoding_seconds
+from danbooru_index.pipeline.report import encoding_seconds
 
 pytestmark = pytest.mark.slow
 

@@ -13,19 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 from processes import running
 
-from danbooru_index import cluster, pipeline, workers
+from danbooru_index.cluster import resources as cluster
 from danbooru_index.config import BuildConfig, Device, Mode, Precision, PrepareConfig, RejectLimit, Weights
-from danbooru_index.devices import nvidia_driver
 from danbooru_index.errors import DeviceError, IndexBusyError, ModelError, RejectedRecordsError, UsageError
 from danbooru_index.failpoints import Failpoint
-from danbooru_index.generations import IndexRoot
-from danbooru_index.pipeline import build, exit_code
-from danbooru_index.preparation import prepare
-from danbooru_index.search import TagIndex
-from danbooru_index.shards import Shard
-from danbooru_index.status import status, verify
-from danbooru_index.tables import read_records
-from danbooru_index.workers import WorkerSettings, task_row
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.fragments import read_records
+from danbooru_index.index.status import status, verify
+from danbooru_index.ingest.prepare import prepare
+from danbooru_index.ingest.shards import Shard
+from danbooru_index.model.device import nvidia_driver
+from danbooru_index.pipeline import build as pipeline
+from danbooru_index.pipeline import encode_stage as workers
+from danbooru_index.pipeline.build import build, exit_code
+from danbooru_index.pipeline.encode_stage import WorkerSettings, task_row
+from danbooru_index.search.tag_index import TagIndex
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -295,7 +297,7 @@ def test_failed_shards_can_be_left_out_on_request(ray_session, sample_shards, ch
 
 
 def test_one_owner_works_and_the_other_leaves_with_a_clear_line(ray_session, sample_shards, checkpoint, tmp_path):
-    from danbooru_index.durable import owned
+    from danbooru_index.storage.local import owned
 
     index = tmp_path / "index"
     IndexRoot(index).create()
@@ -311,7 +313,7 @@ def test_a_cluster_without_a_gpu_says_so_at_once(ray_session, sample_shards, che
 
 def test_large_shards_are_written_in_slices(ray_session, sample_shards, checkpoint, tmp_path, monkeypatch, undisturbed):
     """More ColBERT bytes than a slice holds: several fragments a shard, the same rows and vectors."""
-    from danbooru_index import workers
+    from danbooru_index.pipeline import encode_stage as workers
 
     assert len(workers.slices(np.full(4096, 8192), 1024)) == 512
     assert len(workers.slices(np.full(100_000, 1), 8)) == 7
@@ -417,7 +419,7 @@ def test_gpus_that_ray_offers_and_torch_cannot_use_are_an_error(sample_shards, c
 import ray
 from danbooru_index.config import *
 from danbooru_index.errors import DeviceError
-from danbooru_index.pipeline import build
+from danbooru_index.pipeline.build import build
 ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
 try:
     build(BuildConfig({str(sample_shards)!r}, {str(tmp_path / "index")!r}, model={str(checkpoint)!r}))

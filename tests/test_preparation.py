@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from danbooru_index.config import PrepareConfig, RejectLimit
 from danbooru_index.errors import InputError, RejectedRecordsError, UsageError
-from danbooru_index.preparation import prepare
-from danbooru_index.sampling import choose_samples
-from danbooru_index.shards import RECORD_SCHEMA, list_shards, mark_duplicates, read_shard
+from danbooru_index.ingest.prepare import prepare
+from danbooru_index.ingest.sampling import choose_samples
+from danbooru_index.ingest.shards import RECORD_SCHEMA, list_shards, mark_duplicates, read_shard
 
 
 def rows_of(out):

@@ -9,8 +9,8 @@ from checkpoints import Shape, make_checkpoint
 from processes import CLI, ROOT
 
 from danbooru_index.errors import UsageError
-from danbooru_index.queries import LONGEST_QUERY_BYTES, checked_query, likely_encoding, query_lines, shortened
-from danbooru_index.search import format_hits
+from danbooru_index.search.query import LONGEST_QUERY_BYTES, checked_query, likely_encoding, query_lines, shortened
+from danbooru_index.search.tag_index import format_hits
 
 
 @pytest.mark.parametrize(

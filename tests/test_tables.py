@@ -11,17 +11,11 @@ import pyarrow as pa
 import pytest
 from vault import DIM, SPECS, make_encoding, make_records, manifest, write_shard
 
-from danbooru_index import durable
-from danbooru_index.batches import TokenBatch, ragged_take
 from danbooru_index.config import Filter
-from danbooru_index.durable import create_exclusive, from_checked_json, owned, to_checked_json
+from danbooru_index.embeddings import TokenBatch, ragged_take
 from danbooru_index.errors import IndexBusyError, RejectedRecordsError, StorageError, UsageError
-from danbooru_index.generations import Fingerprint, IndexRoot, describe_difference
-from danbooru_index.lifecycle import begin
-from danbooru_index.packing import TableDigest, count_non_finite, pack, table_specs
-from danbooru_index.reader import GenerationReader, max_sim
-from danbooru_index.status import status
-from danbooru_index.tables import (
+from danbooru_index.index.catalog import Fingerprint, IndexRoot, describe_difference
+from danbooru_index.index.fragments import (
     CompletionRecord,
     ShardWriter,
     commit,
@@ -32,6 +26,12 @@ from danbooru_index.tables import (
     table_path,
     verify_table,
 )
+from danbooru_index.index.publish import begin
+from danbooru_index.index.reader import GenerationReader, max_sim
+from danbooru_index.index.schema import TableDigest, count_non_finite, pack, table_specs
+from danbooru_index.index.status import status
+from danbooru_index.storage import local as durable
+from danbooru_index.storage.local import create_exclusive, from_checked_json, owned, to_checked_json
 
 
 @pytest.fixture
@@ -384,7 +384,7 @@ def test_a_generation_half_deleted_is_no_generation(index):
 
 
 def test_equal_vectors_find_themselves_by_a_tied_score(index):
-    from danbooru_index.selfcheck import Sample, self_queries
+    from danbooru_index.pipeline.self_check import Sample, self_queries
 
     generation = index.start(manifest(["a"]))
     count = 120
@@ -474,8 +474,8 @@ def test_ragged_rows():
 
 def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, monkeypatch):
     """IVF_RQ over every row, durable and in the seal; small tables have none and are searched exactly."""
-    from danbooru_index import vector_index
-    from danbooru_index.lifecycle import check_tables, end
+    from danbooru_index.index import vector_index
+    from danbooru_index.index.publish import check_tables, end
 
     shards = [f"s{number}" for number in range(8)]
     generation = index.start(manifest(shards))
@@ -508,13 +508,13 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    from danbooru_index.status import verify
+    from danbooru_index.index.status import verify
 
     assert any(names[0] in problem for problem in verify(str(index.path)).problems)
 
 
 def test_a_small_table_has_no_index(built):
-    from danbooru_index.vector_index import build_index, probes
+    from danbooru_index.index.vector_index import build_index, probes
 
     version = built.manifest.versions["dense"]
     assert build_index(built.path, version, 30) == version

@@ -14,36 +14,36 @@ from checkpoints import SAMPLE
 from processes import run_cli
 from s3_server import s3_server
 
-from danbooru_index import vector_index
 from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import Failpoint
-from danbooru_index.generations import IndexRoot
-from danbooru_index.status import status, verify
-from danbooru_index.vector_index import NAME
+from danbooru_index.index import vector_index
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.status import status, verify
+from danbooru_index.index.vector_index import NAME
 
 THRESHOLDS = {
-    "vector_index.INDEX_ROWS": 100,
-    "vector_index.ROWS_PER_PARTITION": 64,
-    "compaction.FRAGMENTS": 3,
-    "compaction.SMALL_ROWS": 100_000,
-    "compaction.TARGET_ROWS": 200,
-    "durable.WORTH_UNCACHING": 1,
-    "generations.REMEMBERED": 2,
-    "lookahead.ESTIMATE_TEXTS": 10,
-    "packing.FINITE_BLOCK": 64,
-    "preparation.LARGEST_SHARD_BYTES": 4000,
+    "index.vector_index.INDEX_ROWS": 100,
+    "index.vector_index.ROWS_PER_PARTITION": 64,
+    "index.compaction.FRAGMENTS": 3,
+    "index.compaction.SMALL_ROWS": 100_000,
+    "index.compaction.TARGET_ROWS": 200,
+    "storage.local.WORTH_UNCACHING": 1,
+    "index.catalog.REMEMBERED": 2,
+    "pipeline.model_preload.ESTIMATE_TEXTS": 10,
+    "index.schema.FINITE_BLOCK": 64,
+    "ingest.prepare.LARGEST_SHARD_BYTES": 4000,
     "progress.POINTS": 4,
-    "projection.QUESTIONS": 50,
-    "projection.RECORDS": 100,
-    "ranking.CANDIDATES": 20,
-    "ranking.QUERIES_AT_ONCE": 2,
-    "reader.BLOCK_ROWS": 7,
-    "reader.QUERIES_AT_ONCE": 2,
-    "reader.SCAN_ROWS": 5,
-    "shards.LARGEST_SHARD_BYTES": 8000,
-    "shards.LARGEST_SHARD_ROWS": 50,
-    "workers.LARGEST_SLICE_ROWS": 16,
-    "workers.SLICE_BYTES": 4096,
+    "pipeline.projection.QUESTIONS": 50,
+    "pipeline.projection.RECORDS": 100,
+    "search.hybrid.CANDIDATES": 20,
+    "search.hybrid.QUERIES_AT_ONCE": 2,
+    "index.reader.BLOCK_ROWS": 7,
+    "index.reader.QUERIES_AT_ONCE": 2,
+    "index.reader.SCAN_ROWS": 5,
+    "ingest.shards.LARGEST_SHARD_BYTES": 8000,
+    "ingest.shards.LARGEST_SHARD_ROWS": 50,
+    "pipeline.encode_stage.LARGEST_SLICE_ROWS": 16,
+    "pipeline.encode_stage.SLICE_BYTES": 4096,
 }
 ENV = {
     "PYTHONPATH": str(Path(__file__).parent / "lowered"),

@@ -11,8 +11,8 @@ import pytest
 
 from danbooru_index import progress as progress_module
 from danbooru_index.config import worker_environment
+from danbooru_index.pipeline.report import BuildReport, draw, save_report
 from danbooru_index.progress import Progress, StartUp
-from danbooru_index.throughput import BuildReport, draw, save_report
 
 
 class Terminal(io.StringIO):

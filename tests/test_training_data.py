@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import zstandard
 
-from danbooru_index import training_data
 from danbooru_index.errors import InputError, UsageError
-from danbooru_index.finetune import FinetuneConfig, finetune
-from danbooru_index.ranking import EncodedQuery
 from danbooru_index.records import Record
-from danbooru_index.training_data import (
+from danbooru_index.search.hybrid import EncodedQuery
+from danbooru_index.training import pairs as training_data
+from danbooru_index.training.finetune import FinetuneConfig, finetune
+from danbooru_index.training.pairs import (
     Mining,
     Pair,
     add_negatives,

@@ -12,10 +12,10 @@ import torch
 from processes import ROOT, one_line, run_cli
 from safetensors.torch import load_file, save_file
 
-from danbooru_index.checkpoint import check_model, model_id, resolve_model
-from danbooru_index.encoder import Encoder, Tokenizer
 from danbooru_index.errors import ModelError
-from danbooru_index.weights import backbone_shapes, read_settings, read_shapes
+from danbooru_index.model.checkpoint import check_model, model_id, resolve_model
+from danbooru_index.model.encoder import Encoder, Tokenizer
+from danbooru_index.model.weights import backbone_shapes, read_settings, read_shapes
 
 TEXTS = ["a", "school uniform", "穿水手服的女孩"]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2271064456\n"
@@ -358,7 +358,7 @@ def test_a_check_needs_no_torch_and_agrees_with_it(checkpoint, tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from danbooru_index.checkpoint import check_model
+from danbooru_index.model.checkpoint import check_model
 check_model(Path({str(checkpoint)!r}))
 print("torch" in sys.modules, "transformers" in sys.modules)
 """

@@ -18,18 +18,19 @@ import numpy as np
 from checkpoints import SAMPLE
 from faults import parse_failpoint
 
-from danbooru_index import compaction, object_store
-from danbooru_index.batches import Encoding
-from danbooru_index.checkpoint import model_id
-from danbooru_index.durable import owned
+from danbooru_index.embeddings import Encoding
 from danbooru_index.errors import DanbooruIndexError, StorageError
 from danbooru_index.failpoints import armed
-from danbooru_index.generations import Fingerprint, IndexRoot, Manifest
-from danbooru_index.lifecycle import begin, check_tables, end
-from danbooru_index.packing import table_specs
+from danbooru_index.index import compaction
+from danbooru_index.index.catalog import Fingerprint, IndexRoot, Manifest
+from danbooru_index.index.fragments import CompletionRecord, ShardWriter, complete, read_records
+from danbooru_index.index.publish import begin, check_tables, end
+from danbooru_index.index.schema import table_specs
+from danbooru_index.ingest.shards import to_table
+from danbooru_index.model.checkpoint import model_id
 from danbooru_index.records import parse_line
-from danbooru_index.shards import to_table
-from danbooru_index.tables import CompletionRecord, ShardWriter, complete, read_records
+from danbooru_index.storage import s3 as object_store
+from danbooru_index.storage.local import owned
 
 DIM = 16
 SPECS = table_specs(DIM, DIM)

@@ -1,0 +1,4 @@
+"""How good is an index?
+
+Imports `storage`, `ingest`, `model`, `index` and `search`.
+"""

@@ -1,0 +1,140 @@
+"""Many small fragments made few: a query then reads from one file what it would have read from thousands.
+
+Called after the commit and its checks, before the index. The shards' own files, and their completion records, stay as they
+are until the generation is sealed: whatever happens before, the same commit makes the tables of them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import pyarrow as pa
+
+from danbooru_index.errors import StorageError, first_line
+from danbooru_index.failpoints import reach
+from danbooru_index.index.catalog import Generation
+from danbooru_index.index.fragments import (
+    CompletionRecord,
+    TablePart,
+    commit_table,
+    damaged_files,
+    free_bytes,
+    keep_only,
+    make_durable,
+    open_table,
+    panics_as_errors,
+    read_fragments,
+    row_problems,
+    shard_problems,
+    sweep_orphans,
+    sync_manifests,
+    table_path,
+)
+from danbooru_index.index.schema import TableSpec
+from danbooru_index.storage.s3 import ObjectPath
+
+COMPACTED = ("dense", "sparse")  # of ColBERT a query reads a few hundred rows: rewriting it costs more than it gains
+FRAGMENTS = 128  # fewer cost a query next to nothing
+SMALL_ROWS = 1024
+TARGET_ROWS = 1 << 20
+
+
+def compact(generation: Generation, records: list[CompletionRecord]) -> list[str]:
+    """Compact the tables that consist of very many small fragments; note in the manifest what they are now.
+
+    Returns what was done, or why not, in words. What Lance made is reread and compared with the digest of every shard; a
+    table for which that fails is committed from `records` again, and stays as it was.
+    """
+    manifest = generation.manifest
+    notes: list[str] = []
+    for spec in manifest.specs:
+        count = sum(len(record.tables[spec.name].fragments) for record in records)
+        if spec.name not in COMPACTED or count < FRAGMENTS or manifest.records >= count * SMALL_ROWS:
+            continue
+        needed = sum(record.tables[spec.name].bytes for record in records)
+        if needed > free_bytes(generation.path):
+            notes.append(f"table {spec.name} stays in {count:,} small fragments: {needed / 1e9:.1f} GB are not free")
+            continue
+        try:
+            manifest.versions[spec.name], part = _compact(generation, spec, records)
+        except StorageError as error:
+            sweep_orphans(generation.path, (spec,), records)  # it may be the disk that is full
+            manifest.versions[spec.name] = commit_table(generation.path, spec, records)
+            notes.append(f"table {spec.name} stays in {count:,} small fragments, which makes queries slower: {error}")
+            continue
+        manifest.compacted[spec.name] = asdict(part)
+        notes.append(f"table {spec.name}: {count:,} small fragments compacted into {len(part.fragments):,}")
+        reach("build.compacted")
+    return notes
+
+
+def _compact(generation: Generation, spec: TableSpec, records: list[CompletionRecord]) -> tuple[int, TablePart]:
+    """Compact one table; return its version and what it consists of. Raises `StorageError`."""
+    folder = table_path(generation.path, spec.name)
+    dataset = open_table(generation.path, spec.name, generation.manifest.versions[spec.name])
+    try:
+        with panics_as_errors():
+            dataset.optimize.compact_files(target_rows_per_fragment=TARGET_ROWS)
+            fragments = [fragment.metadata.to_json() for fragment in dataset.get_fragments()]
+        part = TablePart(fragments, sum(record.rows for record in records))
+        make_durable(folder, part)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StorageError(f"{folder}: cannot be compacted ({first_line(error)})") from None
+    reach("compact.unsynced")
+    sync_manifests(folder)
+    if problems := _content_problems(generation, spec, int(dataset.version), part, records):
+        raise StorageError(problems[0])
+    return int(dataset.version), part
+
+
+def drop_replaced(generation: Generation) -> None:
+    """Delete the shards' own files of the tables that were compacted, once the generation is sealed; what cannot be deleted
+    stays.
+
+    Not on an object store, where an owner that lost its lease may still be about to commit them.
+    """
+    if isinstance(generation.path, ObjectPath):
+        return
+    for name, part in generation.manifest.compacted_parts.items():
+        with contextlib.suppress(OSError):
+            keep_only(table_path(generation.path, name), part.sizes)
+
+
+def verify_compacted(
+    generation: Generation, spec: TableSpec, version: int, part: TablePart, records: list[CompletionRecord]
+) -> list[str]:
+    """Reread a compacted table and compare it with the completion records, shard by shard; return the problems found."""
+    folder = table_path(generation.path, spec.name)
+    if rotten := damaged_files(folder, {f"data/{name}": checksum for name, checksum in part.checksums.items()}):
+        return row_problems(generation.path, spec, version, records) + rotten
+    return _content_problems(generation, spec, version, part, records)
+
+
+def _content_problems(
+    generation: Generation, spec: TableSpec, version: int, part: TablePart, records: list[CompletionRecord]
+) -> list[str]:
+    folder = table_path(generation.path, spec.name)
+    problems = row_problems(generation.path, spec, version, records)
+    try:
+        for record, rows in zip(records, _cut(read_fragments(folder, part.fragments), records), strict=True):
+            problems += shard_problems(spec, record, rows, str(folder))
+    except StorageError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _cut(batches: Iterator[pa.RecordBatch], records: list[CompletionRecord]) -> Iterator[list[pa.RecordBatch]]:
+    """The rows of each shard, one shard after the other, from batches that begin anywhere."""
+    rest = next(batches, None)
+    for record in records:
+        rows: list[pa.RecordBatch] = []
+        wanted = record.rows
+        while wanted and rest is not None:
+            rows.append(rest.slice(0, wanted))
+            wanted -= rows[-1].num_rows
+            rest = rest.slice(rows[-1].num_rows)
+            if not rest.num_rows:
+                rest = next(batches, None)
+        yield rows

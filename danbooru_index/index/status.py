@@ -1,0 +1,157 @@
+"""What an index holds (`status`), and whether all of it can still be read as it was written (`verify`)."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from danbooru_index.errors import StorageError
+from danbooru_index.index.catalog import Generation, IndexRoot, done_shards
+from danbooru_index.index.compaction import verify_compacted
+from danbooru_index.index.fragments import damaged_files, read_record, verify_table
+from danbooru_index.storage.s3 import Location, ObjectPath
+
+
+@dataclass(slots=True)
+class GenerationStatus:
+    """One generation in words."""
+
+    id: str
+    state: str
+    model: str
+    model_id: str
+    precision: str
+    max_length: int
+    records: int
+    shards: int
+    done: int
+    created_at: float
+    sealed_at: float | None
+    bytes: int
+    colbert_dim: int
+
+    def to_text(self) -> str:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.sealed_at or self.created_at))
+        rows = f"{self.records:,} records" if self.sealed_at else f"{self.done} of {self.shards} shards done"
+        return (
+            f"  {self.id}  {self.state:<10} {when}  {rows}, {self.bytes / 1e6:,.1f} MB, "
+            f"{self.model} (id {self.model_id[:12]}) in {self.precision}, up to {self.max_length} tokens, "
+            f"ColBERT at {self.colbert_dim} values"
+        )
+
+
+@dataclass(slots=True)
+class IndexStatus:
+    """Every generation of an index, and which is published."""
+
+    index: str
+    published: str | None
+    generations: list[GenerationStatus] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        items = [{name: getattr(g, name) for name in g.__slots__} for g in self.generations]
+        return {
+            "index": self.index,
+            "published": self.published,
+            "generations": items,
+            "problems": self.problems,
+        }
+
+    def to_text(self) -> str:
+        head = f"{self.index}: {f'generation {self.published} is published' if self.published else 'nothing published'}"
+        damaged = [f"  damaged: {problem}" for problem in self.problems]
+        return "\n".join([head, *(generation.to_text() for generation in self.generations), *damaged])
+
+
+def status(path: str) -> IndexStatus:
+    """Describe the index at `path`. Raises `StorageError` where there is none."""
+    root = IndexRoot(path)
+    root.require()
+    published = root.current_id()
+    found = [_describe(generation, published) for generation in root.generations()]
+    return IndexStatus(path, published, found, list(root.damaged().values()))
+
+
+def _describe(generation: Generation, published: str | None) -> GenerationStatus:
+    manifest = generation.manifest
+    state = "unfinished"
+    if manifest.sealed:
+        state = "published" if generation.id == published else "kept"
+    return GenerationStatus(
+        id=generation.id,
+        state=state,
+        model=manifest.model["name"],
+        model_id=manifest.model["id"],
+        precision=manifest.fingerprint["precision"],
+        max_length=manifest.fingerprint["max_length"],
+        records=manifest.records,
+        shards=len(manifest.shards),
+        done=done_shards(generation),
+        created_at=manifest.created_at,
+        sealed_at=manifest.sealed_at,
+        bytes=_size(generation.path),
+        colbert_dim=manifest.colbert_dim,
+    )
+
+
+def _size(folder: Location) -> int:
+    """Bytes of all files; one that goes while a build runs counts nothing."""
+    if isinstance(folder, ObjectPath):
+        return sum(folder.sizes().values())
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What rereading found."""
+
+    index: str
+    generation: str
+    records: int
+    seconds: float
+    problems: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def to_text(self) -> str:
+        head = f"{self.index}: generation {self.generation}, {self.records:,} records reread in {self.seconds:.1f} s"
+        if not self.problems:
+            return f"{head}: every table is whole"
+        return "\n".join([f"{head}: {len(self.problems)} problems", *(f"  {problem}" for problem in self.problems)])
+
+
+def verify(path: str) -> VerifyReport:
+    """Reread everything the published generation holds and compare it with the completion records' digests."""
+    started = time.monotonic()
+    generation = IndexRoot(path).current()
+    manifest = generation.manifest
+    problems = damaged_files(generation.path, manifest.files)
+    try:
+        generation.load_codec()
+    except StorageError as error:
+        problems.append(str(error))
+    records = []
+    for shard in manifest.shards:
+        if shard in manifest.failed_shards:
+            continue
+        record, problem = read_record(generation.path, shard)
+        if record is None:
+            problems.append(problem)
+        else:
+            records.append(record)
+    if len(records) == len(manifest.shards) - len(manifest.failed_shards):
+        for spec in manifest.specs:
+            version, part = manifest.versions[spec.name], manifest.compacted_parts.get(spec.name)
+            if part is None:
+                problems += verify_table(generation.path, spec, version, records)
+            else:
+                problems += verify_compacted(generation, spec, version, part, records)
+    return VerifyReport(path, generation.id, manifest.records, round(time.monotonic() - started, 3), problems)

@@ -1,0 +1,62 @@
+"""The index on the dense vectors of a large generation: IVF_RQ, built by pylance after the commit, before the seal.
+
+Below `INDEX_ROWS` search is exact: fast enough, and nothing to build. A candidate found by the index is scored exactly.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lance
+
+from danbooru_index.errors import StorageError, first_line
+from danbooru_index.index.fragments import open_table, panics_as_errors, sync_manifests, table_path
+from danbooru_index.storage.local import remove_tree, sync
+from danbooru_index.storage.s3 import Location, ObjectPath
+
+NAME = "dense_ivf_rq"
+INDEX_ROWS = 1 << 18
+ROWS_PER_PARTITION = 4096
+PROBES = {"minimum_nprobes": 80, "refine_factor": 10}  # more, where a filter leaves too few rows in these
+
+
+def build_index(generation: Location, version: int, rows: int) -> int:
+    """Index the dense table at this version where it is large; return the version that readers open.
+
+    Raises `StorageError` when it cannot be built, or does not cover every row.
+    """
+    if rows < INDEX_ROWS:
+        return version
+    folder = table_path(generation, "dense")
+    remove_tree(folder / "_indices")  # of an attempt that was killed: this commit names none
+    dataset = open_table(generation, "dense", version)
+    try:
+        with panics_as_errors():
+            dataset.create_index(
+                "vector", "IVF_RQ", name=NAME, metric="cosine", num_partitions=max(1, rows // ROWS_PER_PARTITION)
+            )
+            covered = dataset.stats.index_stats(NAME)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StorageError(f"{folder}: the index cannot be built ({first_line(error)})") from None
+    if (covered["num_indexed_rows"], covered["num_unindexed_rows"]) != (rows, 0):
+        raise StorageError(f"{folder}: the index covers {covered['num_indexed_rows']:,} of {rows:,} rows")
+    _sync(folder)
+    return int(dataset.version)
+
+
+def _sync(folder: Location) -> None:
+    """Lance syncs nothing: the index's files and folders first, then the manifest that names them."""
+    if not isinstance(folder, ObjectPath):
+        for place, _, names in os.walk(folder / "_indices"):
+            for name in names:
+                sync(Path(place, name))
+            sync(Path(place))
+    sync_manifests(folder)
+
+
+def probes(dataset: lance.LanceDataset) -> dict[str, Any]:
+    """How a nearest-neighbour search reads this table: through its index, or all of it."""
+    indexed = any(index.name == NAME for index in dataset.describe_indices())
+    return dict(PROBES) if indexed else {"use_index": False}

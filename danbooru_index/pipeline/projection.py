@@ -1,0 +1,102 @@
+"""Fitting a ColBERT projection on the input, before anything is built; by a worker with the encoder's resources.
+
+Called by `pipeline`. A projection that an unfinished or finished generation of the same input already has is taken
+over, so that a build goes on where it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from danbooru_index.cluster.resources import ClusterPlan, on_worker
+from danbooru_index.embeddings import TokenBatch
+from danbooru_index.errors import BuildFailedError, DanbooruIndexError, StorageError
+from danbooru_index.index.catalog import Fingerprint, IndexRoot
+from danbooru_index.index.codec import FULL, Codec, Fidelity, agreement, family, fit
+from danbooru_index.ingest.sampling import choose_questions, choose_samples
+from danbooru_index.ingest.shards import Shard
+from danbooru_index.model.encoder import Encoder
+from danbooru_index.pipeline.encode_stage import WorkerSettings, load_encoder, load_tokenizer
+from danbooru_index.progress import tell
+
+RECORDS = 8192
+SMALL = 2048
+QUESTIONS = 1000
+SHARDS = 64
+
+
+def obtain(
+    root: IndexRoot,
+    fingerprint: Fingerprint,
+    input_digest: str,
+    shards: list[Shard],
+    plan: ClusterPlan,
+    settings: WorkerSettings,
+) -> tuple[Codec, Fidelity]:
+    """The projection to `settings.colbert_dim` values of this input under this model, and what it costs.
+
+    Raises `BuildFailedError` where it cannot be fitted.
+    """
+    found = _known(root, fingerprint, input_digest, settings.colbert_dim)
+    if found is not None:
+        return found
+    tell(f"fitting the projection of ColBERT vectors to {settings.colbert_dim} values")
+    records = [sample.text for sample in choose_samples(shards, RECORDS, SHARDS)]
+    questions = choose_questions(shards, QUESTIONS, SHARDS)
+    answer: tuple[Codec, Fidelity] | str = on_worker(
+        plan.num_gpus, plan.num_cpus, fit_on_worker, settings, records, questions
+    )
+    if isinstance(answer, str):
+        raise BuildFailedError(f"the projection of ColBERT vectors could not be fitted: {answer}")
+    return answer
+
+
+def refuse_below(fidelity: Fidelity, least: float) -> None:
+    """Raise `BuildFailedError` where a projection finds less than `least` of the full top 10 again."""
+    if fidelity.overlap < least:
+        raise BuildFailedError(
+            f"{fidelity.to_text()}: below --min-fidelity {least}, nothing was built; choose a larger --colbert-dim, or "
+            "leave it out, or lower --min-fidelity"
+        )
+
+
+def _known(root: IndexRoot, fingerprint: Fingerprint, input_digest: str, dim: int) -> tuple[Codec, Fidelity] | None:
+    """What the newest generation of this input that differs in nothing but the matrix has."""
+    wanted = asdict(fingerprint)
+    for generation in reversed(root.generations()):
+        manifest = generation.manifest
+        same = manifest.input_digest == input_digest and {**manifest.fingerprint, "codec": FULL} == wanted
+        if same and manifest.fingerprint["codec"].startswith(family(dim)):
+            try:
+                codec = generation.load_codec()
+                return (codec, Fidelity(**manifest.codec)) if codec is not None else None
+            except (StorageError, TypeError):
+                continue
+    return None
+
+
+def fit_on_worker(settings: WorkerSettings, texts: list[str], questions: list[str]) -> tuple[Codec, Fidelity] | str:
+    """Fit on one half of the records and measure on the other (on all, where they are few); or what went wrong."""
+    try:
+        tokenizer, encoder = load_tokenizer(settings), load_encoder(settings)
+        fitted, measured = (texts, texts) if len(texts) <= SMALL else (texts[::2], texts[1::2])
+        dims = (settings.colbert_dim,)
+        return fit_and_measure(encoder, tokenizer(fitted), tokenizer(measured), tokenizer(questions), dims)[0]
+    except DanbooruIndexError as error:
+        return str(error)
+
+
+def fit_and_measure(
+    encoder: Encoder, fitted: TokenBatch, measured: TokenBatch, questions: TokenBatch, dims: tuple[int, ...]
+) -> list[tuple[Codec, Fidelity]]:
+    """The projection to each of `dims` values, fitted on some texts, and what it costs the questions' rankings of others."""
+    moment = encoder.second_moment(fitted)
+    records, asked = encoder.encode(measured), encoder.encode(questions)
+    full = encoder.max_sim(asked, records)
+    sizes = {"queries": len(questions.lengths), "records": len(measured.lengths), "fitted_on": len(fitted.lengths)}
+    found = []
+    for dim in dims:
+        codec, energy = fit(moment, dim)
+        overlap, spearman = agreement(full, encoder.max_sim(asked, records, codec.matrix))
+        found.append((codec, Fidelity(dim, encoder.dim, overlap, spearman, energy, **sizes)))
+    return found

@@ -1,0 +1,324 @@
+"""What a run measured, against the published baseline: the report, as text, as JSON and as a picture."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from danbooru_index.config import BASELINE_RECORDS, BASELINE_TAGS_PER_SECOND, BASELINE_VRAM_GB
+from danbooru_index.index.codec import Fidelity
+from danbooru_index.ingest.prepare import describe_rejects
+from danbooru_index.storage.local import replace_file
+from danbooru_index.storage.s3 import Location
+
+BASELINE_HARDWARE = "one RTX 4090"
+
+
+@dataclass(slots=True)
+class ShardCounts:
+    """The shards of a build: in all, skipped because they were done before, done by this run, failed for good."""
+
+    total: int = 0
+    skipped: int = 0
+    done: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True)
+class Seconds:
+    """Wall seconds. `encode`: from the first token batch to the last receipt, reading and writing behind it included;
+    `write`: summed over the actors, mostly behind the next forward pass."""
+
+    total: float = 0.0
+    startup: float = 0.0
+    encode: float = 0.0
+    write: float = 0.0
+    commit: float = 0.0
+    compact: float = 0.0
+    index: float = 0.0
+    verify: float = 0.0
+
+
+@dataclass(slots=True)
+class DeviceUse:
+    """One encoding actor: `busy_share` of its time in the forward pass, tags and useful TFLOP a second, peak bytes."""
+
+    name: str
+    tags: int = 0
+    busy_share: float = 0.0
+    tags_per_second: float = 0.0
+    tflops_per_second: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+@dataclass(slots=True)
+class BuildReport:
+    """What `build` did. The fields of `to_dict` are a contract; see DESIGN section 11."""
+
+    index: str
+    generation: str
+    state: str
+    model: str
+    model_id: str
+    device: str
+    precision: str
+    fingerprint: str
+    records: int = 0
+    read: int = 0
+    encoded: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    rejects_file: str | None = None
+    shards: ShardCounts = field(default_factory=ShardCounts)
+    failed_shards: list[dict[str, str]] = field(default_factory=list)
+    tokens: int = 0
+    computed_tokens: int = 0
+    processed_tokens: int = 0
+    truncated: int = 0
+    bytes: int = 0
+    seconds: Seconds = field(default_factory=Seconds)
+    stages: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "write": 0.0})
+    devices: list[DeviceUse] = field(default_factory=list)
+    histogram: list[int] = field(default_factory=list)
+    timeline: list[tuple[float, int]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    picture: str | None = None
+    codec: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def padding_waste(self) -> float:
+        """The share of processed tokens that were padding."""
+        return 1 - self.computed_tokens / self.processed_tokens if self.processed_tokens else 0.0
+
+    @property
+    def encode_rate(self) -> float:
+        """Tags a second while encoding (this run's shards)."""
+        return self.encoded / self.seconds.encode if self.seconds.encode > 0 else 0.0
+
+    @property
+    def end_to_end_rate(self) -> float:
+        """Tags a second from the command's start to the published index (this run's shards)."""
+        return self.encoded / self.seconds.total if self.seconds.total > 0 else 0.0
+
+    @property
+    def differs_from_baseline(self) -> str:
+        """What a reader of the ratio must know."""
+        return (
+            f"the baseline ran BAAI/bge-m3 in fp16 on {BASELINE_HARDWARE} ({BASELINE_VRAM_GB} GB of VRAM); this run: "
+            f"{self.model} in {self.precision} on {self.device}, dense, sparse and ColBERT outputs of {self.records:,} "
+            "records: the ratio compares jobs, not machines or models"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `build --json`."""
+        rate = self.encode_rate
+        return {
+            "index": self.index,
+            "generation": self.generation,
+            "state": self.state,
+            "model": {"name": self.model, "id": self.model_id},
+            "device": self.device,
+            "precision": self.precision,
+            "records": self.records,
+            "read": self.read,
+            "encoded": self.encoded,
+            "rejected": dict(self.rejected),
+            "rejects_file": self.rejects_file,
+            "shards": _fields(self.shards),
+            "failed_shards": self.failed_shards,
+            "tokens": self.tokens,
+            "truncated": self.truncated,
+            "padding_waste": round(self.padding_waste, 4),
+            "bytes": self.bytes,
+            "seconds": {name: round(value, 3) for name, value in _fields(self.seconds).items()},
+            "stages": {name: round(value, 3) for name, value in self.stages.items()},
+            "tags_per_second": {"encode": round(rate, 2), "end_to_end": round(self.end_to_end_rate, 2)},
+            "baseline": {
+                "tags_per_second": BASELINE_TAGS_PER_SECOND,
+                "ratio": round(rate / BASELINE_TAGS_PER_SECOND, 3),
+                "hours_for_1386373": round(BASELINE_RECORDS / rate / 3600, 3) if rate else None,
+                "differs": self.differs_from_baseline,
+            },
+            "devices": [_fields(device) for device in self.devices],
+            "fingerprint": self.fingerprint,
+            "codec": self.codec,
+            "notes": self.notes,
+            "picture": self.picture,
+        }
+
+    def to_text(self) -> str:
+        """The report for a person."""
+        lines = [f"index {self.index}: generation {self.generation} {self.state}"]
+        lines += [f"  note      {note}" for note in self.notes]
+        lines.append(f"  model     {self.model} (id {self.model_id[:12]}), {self.precision} on {self.device}")
+        rejected = f"; left out: {describe_rejects(self.rejected)}" if self.rejected else ""
+        lines.append(f"  records   {self.records:,} in each of the three tables{rejected}")
+        if self.rejects_file:
+            lines.append(f"            each one left out is in {self.rejects_file}")
+        if "overlap" in self.codec:
+            lines.append(f"  codec     {Fidelity(**{n: self.codec[n] for n in Fidelity.__slots__}).to_text()}")
+        counts = self.shards
+        lines.append(
+            f"  shards    {counts.total}: {counts.done} done now, {counts.skipped} before, {counts.failed} failed"
+        )
+        lines += [f"            failed: {failed['shard']} {failed['message']}" for failed in self.failed_shards]
+        lines.append(
+            f"  tokens    {self.tokens:,}, {self.truncated:,} texts truncated; padding {self.padding_waste:.1%}; "
+            f"tables {self.bytes / 1e6:,.1f} MB"
+        )
+        if self.encoded:
+            lines += self._speed_lines()
+        if self.picture:
+            lines.append(f"  picture   {self.picture}")
+        return "\n".join(lines)
+
+    def _speed_lines(self) -> list[str]:
+        seconds, rate = self.seconds, self.encode_rate
+        compaction = f"compaction {seconds.compact:.1f}, " if seconds.compact >= 0.05 else ""
+        lines = [
+            f"  seconds   {seconds.total:.1f} in all: start-up {seconds.startup:.1f}, encoding {seconds.encode:.1f} "
+            f"(writing {seconds.write:.1f} behind it), commit {seconds.commit:.1f}, {compaction}index {seconds.index:.1f}, "
+            f"checks {seconds.verify:.1f}",
+            f"  speed     {rate:,.1f} tags/s while encoding, {self.end_to_end_rate:,.1f} from start to published",
+            f"  baseline  {rate / BASELINE_TAGS_PER_SECOND:.2f} x the published {BASELINE_TAGS_PER_SECOND} tags/s; "
+            f"1,386,373 tags would take {BASELINE_RECORDS / rate / 3600:.2f} hours",
+            f"            {self.differs_from_baseline}",
+        ]
+        for device in self.devices:
+            memory = f", peak {device.peak_memory_bytes / 1e9:.2f} GB" if device.peak_memory_bytes else ""
+            lines.append(
+                f"  device    {device.name}: busy {device.busy_share:.0%}, {device.tags_per_second:,.1f} tags/s, "
+                f"{device.tflops_per_second:.3f} TFLOP/s{memory}"
+            )
+        return lines
+
+    def add_shard(self, summary: dict[str, Any]) -> None:
+        """Count a shard's completion record (of this run or an earlier one)."""
+        measured = summary["measured"]
+        self.records += summary["rows"]
+        self.read += summary["read"]
+        self.rejected.update(summary["rejected"])
+        self.tokens += measured["tokens"]
+        self.truncated += measured["truncated"]
+        self.bytes += summary["bytes"]
+        self.histogram = [a + b for a, b in zip(self.histogram or [0] * 99, measured["histogram"], strict=False)]
+
+    def add_work(self, summaries: list[dict[str, Any]], device: str) -> None:
+        """Count what this run's shards cost, by stage and by device."""
+        workers: dict[str, list[dict[str, Any]]] = {}
+        for summary in summaries:
+            measured = summary["measured"]
+            self.encoded += summary["rows"]
+            self.computed_tokens += measured["computed"]
+            self.processed_tokens += measured["processed"]
+            for stage in self.stages:
+                self.stages[stage] += measured[stage]
+            workers.setdefault(measured["worker"]["id"], []).append(summary)
+        self.seconds.write = self.stages["write"]
+        for name, done in sorted(workers.items()):
+            self.devices.append(_device_use(f"{device} [{name}]", done, self.seconds.encode or math.inf))
+
+
+def encoding_seconds(measured: list[dict[str, Any]], total: float) -> float:
+    """From the first token batch of these shards to the last receipt, by their workers' clocks; bounded by the longest shard
+    and by `total`, the seconds of all: a clock may have been set meanwhile."""
+    span: float = max(m["ended"] for m in measured) - min(m["started"] for m in measured)
+    longest: float = max(m["ended"] - m["started"] for m in measured)
+    return min(total, max(span, longest, 1e-9))
+
+
+def _device_use(name: str, summaries: list[dict[str, Any]], limit: float) -> DeviceUse:
+    measured = [summary["measured"] for summary in summaries]
+    wall = encoding_seconds(measured, limit)
+    busy = sum(m["encode"] for m in measured)
+    tags = sum(summary["rows"] for summary in summaries)
+    return DeviceUse(
+        name=name,
+        tags=tags,
+        busy_share=round(min(1.0, busy / wall), 4) if wall > 0 else 0.0,
+        tags_per_second=round(tags / wall, 2) if wall > 0 else 0.0,
+        tflops_per_second=round(sum(m["flops"] for m in measured) / busy / 1e12, 4) if busy > 0 else 0.0,
+        peak_memory_bytes=max(m["worker"]["peak_memory"] for m in measured),
+    )
+
+
+def _fields(item: Any) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in item.__slots__}
+
+
+def save_report(report: BuildReport, folder: Location) -> None:
+    """Write `report.json` and `report.svg` beside the generation's tables."""
+    report.picture = str(folder / "report.svg")
+    picture = io.BytesIO()
+    draw(report, picture, "svg")
+    replace_file(folder / "report.svg", picture.getvalue())
+    replace_file(folder / "report.json", (json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def draw(report: BuildReport, out: Path | io.BytesIO, kind: str) -> None:
+    """The run as a picture (SVG): tags/s over time against the baseline, time by stage, token lengths."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": report.generation, "font.size": 9, "svg.fonttype": "path"}):
+        figure = Figure(figsize=(10, 7), layout="constrained")
+        rates, stages, lengths = figure.subplot_mosaic([["rate", "rate"], ["stages", "lengths"]]).values()
+        _draw_rates(report, rates)
+        _draw_stages(report, stages)
+        _draw_lengths(report, lengths)
+        figure.suptitle(
+            f"{report.records:,} records, {report.model} ({report.precision}) on {report.device}\n"
+            f"generation {report.generation}",
+            fontsize=10,
+        )
+        figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else None)
+
+
+def _draw_rates(report: BuildReport, axes: Any) -> None:
+    points = report.timeline
+    steps = [(t1, (n1 - n0) / (t1 - t0)) for (t0, n0), (t1, n1) in pairwise(points) if t1 > t0]
+    if steps:
+        axes.step([t for t, _ in steps], [rate for _, rate in steps], where="pre", color="#1f77b4", label="this run")
+    axes.axhline(
+        BASELINE_TAGS_PER_SECOND,
+        color="#d62728",
+        linestyle="--",
+        label=f"published baseline, {BASELINE_TAGS_PER_SECOND} tags/s (BGE-M3 fp16, {BASELINE_HARDWARE})",
+    )
+    axes.set(xlabel="seconds since the command began", ylabel="tags/s", ylim=(0, None), title="Throughput")
+    axes.legend(loc="best", fontsize=8)
+
+
+def _draw_stages(report: BuildReport, axes: Any) -> None:
+    seconds = report.seconds
+    bars = {
+        "start-up": seconds.startup,
+        "read, tokenise *": report.stages["read"],
+        "encode *": report.stages["encode"],
+        "write *": report.stages["write"],
+        "commit": seconds.commit,
+        "compaction": seconds.compact,
+        "index": seconds.index,
+        "checks": seconds.verify,
+    }
+    drawn = axes.barh(list(bars), list(bars.values()), color="#2ca02c")
+    axes.bar_label(drawn, fmt="%.1f s", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set(xlabel="seconds (* summed over actors, overlapping)", title="Time by stage")
+
+
+def _draw_lengths(report: BuildReport, axes: Any) -> None:
+    from danbooru_index.config import HISTOGRAM_EDGES
+
+    counts = report.histogram or [0] * len(HISTOGRAM_EDGES)
+    last = max((place for place, count in enumerate(counts) if count), default=0)
+    labels = [str(edge - 1) for edge in HISTOGRAM_EDGES[: last + 1]]
+    axes.bar(labels, counts[: last + 1], color="#9467bd")
+    axes.set(xlabel="tokens a text, up to", ylabel="texts", title="Token lengths")
+    axes.tick_params(axis="x", labelrotation=45)

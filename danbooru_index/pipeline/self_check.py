@@ -1,0 +1,66 @@
+"""The last check before publishing: sampled records, encoded anew by themselves, must find themselves in every mode.
+
+Called by `pipeline` on the committed tables, before they are sealed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from danbooru_index.config import Mode
+from danbooru_index.embeddings import Encoding
+from danbooru_index.index.reader import GenerationReader, Rows, Scores
+from danbooru_index.ingest.sampling import Sample
+from danbooru_index.search.hybrid import EncodedQuery, dense_tops, query_of
+
+TIE = 2e-3
+SELF = 0.99  # a text's score with itself is 1, by unit vectors; halves and bf16 round it
+COLBERT_CANDIDATES = 50
+
+
+def self_queries(reader: GenerationReader, samples: list[Sample], encoding: Encoding) -> list[str]:
+    """Query with each sample's own text; return what did not find itself, in words.
+
+    An identical text or a tied score passes; a record without sparse weights is exempt in that mode, where the stored
+    weights must give the score that the text has with itself (another text may hold the same tokens with larger
+    weights). ColBERT is scored exactly over the dense candidates and the record itself.
+    """
+    queries = [query_of(encoding, place) for place in range(len(samples))]
+    nearest = dense_tops(reader, queries, COLBERT_CANDIDATES) if queries else []  # one pass over the table for all
+    problems = []
+    for sample, query, (rows, scores) in zip(samples, queries, nearest, strict=True):
+        row = reader.row_of(sample.id)
+        if row is None:
+            problems.append(f"record {sample.id} is in no table")
+            continue
+        for mode in (Mode.DENSE, Mode.SPARSE, Mode.COLBERT):
+            if not _finds_itself(reader, query, row, mode, rows, scores):
+                problems.append(f"record {sample.id} does not find itself by {mode.value}")
+    return problems
+
+
+def _finds_itself(
+    reader: GenerationReader, query: EncodedQuery, row: int, mode: Mode, rows: Rows, scores: Scores
+) -> bool:
+    """Whether a record answers its own text; `rows`, `scores`: the nearest records by dense score."""
+    if mode is Mode.SPARSE:
+        if not query.sparse:
+            return True
+        return _reaches(reader.sparse_scores(query.sparse)[row], _own_sparse(query))
+    if mode is Mode.DENSE:
+        own = reader.dense_scores(query.dense, np.array([row]))[0]
+        return bool(own >= SELF) and (bool(own >= scores[0] - TIE) or reader.tied_text(row, int(rows[0])))
+    rows = np.unique(np.append(rows, row))
+    found = reader.colbert_scores(query.colbert, rows)
+    own = found[rows == row][0]
+    nearest = bool(own >= found.max() - TIE) or reader.tied_text(row, int(rows[int(found.argmax())]))
+    return nearest and bool(own >= SELF or not len(query.colbert))
+
+
+def _own_sparse(query: EncodedQuery) -> float:
+    return float(sum(weight**2 for weight in query.sparse.values()))
+
+
+def _reaches(score: float, own: float) -> bool:
+    """Whether a stored row's score is what the text scores against itself, within the precision of the build."""
+    return bool(abs(float(score) - own) <= 0.02 * max(1.0, own))
