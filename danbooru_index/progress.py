@@ -199,24 +199,3 @@ class Progress:
             self.timeline.append((round(at, 3), records))
         if len(self.timeline) > POINTS:
             self.timeline = [self.timeline[0], *self.timeline[2:-1:2], self.timeline[-1]]
-
-
-class Board:
-    """A small actor that knows how far each shard is, so that the bar moves within a shard. It lives in a module that imports
-    next to nothing, since its process is one of those that start when a build does."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, int] = {}
-        self._done: set[str] = set()
-
-    def report(self, shard: str, rows: int) -> None:
-        """`rows` of a shard are encoded; a retried shard counts once."""
-        if shard not in self._done:
-            self._rows[shard] = max(rows, self._rows.get(shard, 0))
-
-    def underway(self, done: list[str]) -> int:
-        """The rows encoded of shards that are not done; `done`: those that are, since the last call."""
-        self._done.update(done)
-        for shard in done:
-            self._rows.pop(shard, None)
-        return sum(self._rows.values())

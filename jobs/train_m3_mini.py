@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from danbooru_index.cli.entry import guarded
-from danbooru_index.training.m3_mini import MiniRecipe, make_mini
+from danbooru_index.training.m3_mini import make_mini
+from danbooru_index.training.mini_recipe import MiniRecipe
 
 
 def main() -> int:

@@ -37,10 +37,10 @@ from danbooru_index.config import Precision
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError
 from danbooru_index.failpoints import PAUSE_S, Failpoint
 from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.fragments import CompletionRecord, read_record, record_path
+from danbooru_index.index.completion import CompletionRecord, read_record, record_path
 from danbooru_index.index.status import verify
-from danbooru_index.model.encoder import Tokenizer
 from danbooru_index.model.packed_model import PackedModel
+from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.pipeline.build import build
 from danbooru_index.pipeline.encode_stage import load_encoder
 from danbooru_index.search.tag_index import TagIndex
@@ -353,10 +353,10 @@ FAULTS = {
 
 def bounded(seed: int, count: int, folder: Path) -> Outcome:
     """One shard that runs out of memory at any size, loses its device, kills its actor, or hangs: bounded, named."""
-    from danbooru_index.pipeline import encode_stage as workers
+    from danbooru_index.pipeline import protocol
 
     outcome = Outcome()
-    workers.HANG_S = 2.0
+    protocol.HANG_S = 2.0
     bench = make_workbench(folder, shard_rows=SHARD_ROWS)
     tokenizer = Tokenizer(str(bench.model), 512)
     with one_ray():

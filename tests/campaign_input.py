@@ -40,7 +40,7 @@ from danbooru_index.cli.entry import main as command
 from danbooru_index.config import Filter, Mode, RejectLimit, Weights
 from danbooru_index.errors import DanbooruIndexError, UsageError
 from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.fragments import read_record, read_records, record_path
+from danbooru_index.index.completion import read_record, read_records, record_path
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.status import status, verify
 from danbooru_index.ingest.shards import list_shards, mark_duplicates, read_shard
@@ -545,7 +545,8 @@ def hostile(seed_: int, count: int, folder: Path) -> Outcome:
 
 def _use_checkpoint(change, place, mark, base, model):
     from danbooru_index.model.checkpoint import resolve_model
-    from danbooru_index.model.encoder import Encoder, Tokenizer
+    from danbooru_index.model.encoder import Encoder
+    from danbooru_index.model.tokenizer import Tokenizer
 
     path = Path(shutil.copytree(model, place / "model"))
     change(path, mark)

@@ -20,7 +20,9 @@ from danbooru_index.config import Mode, Weights
 from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.fragments import commit, complete, read_record, read_records, record_path, verify_table
+from danbooru_index.index.checks import verify_table
+from danbooru_index.index.commit import commit
+from danbooru_index.index.completion import complete, read_record, read_records, record_path
 from danbooru_index.search.tag_index import QueryEncoder, TagIndex
 
 SHARDS = 3

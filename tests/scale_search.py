@@ -19,7 +19,9 @@ from test_tables import manifest
 from danbooru_index.config import Mode
 from danbooru_index.embeddings import Encoding
 from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.fragments import CompletionRecord, ShardWriter, commit, complete
+from danbooru_index.index.commit import commit
+from danbooru_index.index.completion import CompletionRecord, complete
+from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.schema import table_specs
 from danbooru_index.ingest.shards import RECORD_SCHEMA

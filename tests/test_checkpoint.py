@@ -18,7 +18,7 @@ from processes import ROOT, run_cli
 from danbooru_index.config import PRODUCTION_MODEL
 from danbooru_index.errors import ModelError
 from danbooru_index.model.checkpoint import EMBEDDED_MODEL, default_model, model_id, resolve_model
-from danbooru_index.pipeline.encode_stage import local_model
+from danbooru_index.pipeline.worker_model import local_model
 
 TOKEN = "hf_" + "S3cretS3cret" * 3
 SCRIPT = """

@@ -15,7 +15,8 @@ from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.codec import FULL, Codec, agreement, fit, load_codec
 from danbooru_index.index.reader import max_sim
 from danbooru_index.index.status import verify
-from danbooru_index.model.encoder import Encoder, Tokenizer
+from danbooru_index.model.encoder import Encoder
+from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.pipeline.build import build
 from danbooru_index.search.tag_index import TagIndex
 

@@ -16,7 +16,7 @@ from danbooru_index.config import BuildConfig, Device, Filter
 from danbooru_index.index import compaction
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.compaction import verify_compacted
-from danbooru_index.index.fragments import read_records
+from danbooru_index.index.completion import read_records
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.status import verify
 from danbooru_index.pipeline.build import build as build_index

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from processes import bare_environment
 
-from danbooru_index.cli.entry import _parser
+from danbooru_index.cli.entry import make_parser
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
@@ -43,7 +43,7 @@ def test_every_command_of_the_readme_parses(name):
             else:
                 continue
             arguments = arguments[: arguments.index(">>")] if ">>" in arguments else arguments
-            assert _parser().parse_args(arguments).command
+            assert make_parser().parse_args(arguments).command
             seen.add(arguments[0])
     assert seen == {
         "prepare",

@@ -10,23 +10,20 @@ from conftest import SHARED
 from processes import one_line, run_cli
 
 from danbooru_index.errors import InputError, UsageError
+from danbooru_index.ingest.fields import parse_line
 from danbooru_index.model.checkpoint import EMBEDDED_FOLDER, EMBEDDED_MODEL, longest_text, resolve_model
-from danbooru_index.model.encoder import Encoder, Tokenizer
-from danbooru_index.records import parse_line
-from danbooru_index.training import m3_mini as embedded
-from danbooru_index.training.m3_mini import (
-    MiniRecipe,
-    _begin_work,
-    make_mini,
-    token_rows,
-    train_tokenizer,
-    with_prior,
-    with_rarity,
-    write_base,
-)
+from danbooru_index.model.encoder import Encoder
+from danbooru_index.model.tokenizer import Tokenizer
+from danbooru_index.training import m3_mini, mini_vectors
+from danbooru_index.training.m3_mini import _begin_work, make_mini
+from danbooru_index.training.mini_recipe import MiniRecipe
+from danbooru_index.training.mini_tokenizer import load_mini_tokenizer, token_rows, train_tokenizer
+from danbooru_index.training.mini_vectors import with_prior, with_rarity
+from danbooru_index.training.mini_weights import write_base
+from danbooru_index.training.pairs import normal
 
 LARGEST = 16_000_000
-WORDS = 64 - embedded.RESERVED
+WORDS = 64 - mini_vectors.RESERVED
 
 
 def test_it_is_small_and_whole():
@@ -82,8 +79,8 @@ def base(tmp_path_factory, sample):
     recipe = MiniRecipe(vocabulary=3000, hidden=64, intermediate=128)
     train_tokenizer(records, ["水手服", "sailor"], folder, recipe.vocabulary)
     torch.manual_seed(0)
-    drawn = torch.randn(embedded._tokenizer(folder).get_vocab_size(), WORDS)
-    words = torch.nn.functional.pad(torch.nn.functional.layer_norm(drawn, (WORDS,)), (0, embedded.RESERVED))
+    drawn = torch.randn(load_mini_tokenizer(folder).get_vocab_size(), WORDS)
+    words = torch.nn.functional.pad(torch.nn.functional.layer_norm(drawn, (WORDS,)), (0, mini_vectors.RESERVED))
     texts = [record.text for record in records]
     rows = token_rows(folder, texts)
     vectors = with_rarity(with_prior(folder, words.clone(), records, rows, recipe), rows, recipe)
@@ -131,9 +128,9 @@ def test_rare_tokens_weigh_more(base):
 def test_what_is_held_out_is_in_no_pair(sample):
     records = [parse_line(json.dumps(record)) for record in sample]
     alias = next(record.aliases[0] for record in records if record.aliases)
-    training = embedded._draw_weights(records, {}, {embedded.normal(alias)}, MiniRecipe())
+    training = m3_mini._draw_weights(records, {}, {normal(alias)}, MiniRecipe())
     assert training.weights.sum() == pytest.approx(1)
-    assert embedded.normal(alias) not in {embedded.normal(pair.query) for pair in training.pairs}
+    assert normal(alias) not in {normal(pair.query) for pair in training.pairs}
 
 
 def test_a_hub_that_cannot_be_reached_names_the_ways_out(sample_shards, tmp_path):

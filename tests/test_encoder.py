@@ -19,9 +19,11 @@ from conftest import SHARED
 from danbooru_index.config import Device, Precision
 from danbooru_index.errors import DeviceError, ModelError
 from danbooru_index.model import device as devices
+from danbooru_index.model.batch_plan import BatchPlan
 from danbooru_index.model.checkpoint import EMBEDDED_FOLDER
 from danbooru_index.model.device import cpu_has_bf16, nvidia_driver, probe_device
-from danbooru_index.model.encoder import Encoder, EncoderStats, Tokenizer, _Plan, gpu_tokens_per_batch
+from danbooru_index.model.encoder import Encoder, EncoderStats, gpu_tokens_per_batch
+from danbooru_index.model.tokenizer import Tokenizer
 
 MIXED = [
     "【服装】school_uniform - 学生制服。包括水手服、西式制服等",
@@ -279,8 +281,8 @@ def test_a_batch_comes_out_the_same_to_the_bit_whatever_came_before(checkpoint, 
 
     large, small = tokenizer(texts), tokenizer(texts[:20])
     encoder, other = fresh(), fresh()
-    assert any(call.whole for call in encoder._calls(_Plan(large, encoder.blocks)))
-    assert not any(call.whole for call in encoder._calls(_Plan(small, encoder.blocks)))
+    assert any(call.whole for call in encoder._calls(BatchPlan(large, encoder.blocks)))
+    assert not any(call.whole for call in encoder._calls(BatchPlan(small, encoder.blocks)))
     expected = bits(encoder, small), bits(encoder, large)
     assert (bits(encoder, small), bits(encoder, large)) == expected
     assert (bits(other, large), bits(other, small)) == expected[::-1]
@@ -296,7 +298,7 @@ def test_the_next_batch_begins_before_the_last_call_of_this_one_ends(checkpoint,
     encoder = Encoder(str(checkpoint), threads=2, tokens_per_batch=512)
     batches = [tokenizer(texts), tokenizer([f"{text} again" for text in texts])]
     expected = [encoder.encode(batch) for batch in batches]
-    calls = len(encoder._calls(_Plan(batches[0], encoder.blocks)))
+    calls = len(encoder._calls(BatchPlan(batches[0], encoder.blocks)))
     forward, begun, first, second = encoder._forward, itertools.count(1), threading.Event(), threading.Event()
 
     def waits(call):

@@ -8,16 +8,10 @@ import pytest
 from danbooru_index.cli.entry import main
 from danbooru_index.config import BuildConfig, Device, Filter, Mode, Precision, Weights
 from danbooru_index.errors import InputError
-from danbooru_index.evaluation.evaluate import (
-    EvaluateConfig,
-    Query,
-    bm25,
-    char_tfidf,
-    evaluate,
-    interval,
-    per_query,
-    read_queries,
-)
+from danbooru_index.evaluation.baselines import bm25, char_tfidf
+from danbooru_index.evaluation.evaluate import EvaluateConfig, evaluate
+from danbooru_index.evaluation.metrics import interval, per_query
+from danbooru_index.evaluation.queries import Query, read_queries
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.reader import GenerationReader, max_sim, max_sim_many
 from danbooru_index.pipeline.build import build

@@ -14,8 +14,10 @@ from danbooru_index.config import BuildConfig, Device
 from danbooru_index.errors import UsageError
 from danbooru_index.model.checkpoint import model_id
 from danbooru_index.pipeline.build import build
-from danbooru_index.training.finetune import STATE, FinetuneConfig, _failure, finetune
-from danbooru_index.training.pairs import FAILURE
+from danbooru_index.training.finetune import STATE, finetune
+from danbooru_index.training.finetune_config import FinetuneConfig
+from danbooru_index.training.state import FAILURE
+from danbooru_index.training.worker_group import _failure
 
 SETTINGS = ("--lr", "2e-3", "--batch-size", "16", "--group-size", "3", "--device", "cpu")
 
@@ -166,7 +168,7 @@ def test_memory_that_runs_out_in_the_worker_is_noted(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(training, "_train", full)
+    monkeypatch.setattr(training, "train_on_workers", full)
     with pytest.raises(torch.OutOfMemoryError):
         training.train({"state": str(tmp_path)})
     assert "--batch-size" in str(_failure(tmp_path, RuntimeError("worker 0 failed")))

@@ -9,20 +9,13 @@ import pytest
 import torch
 
 from danbooru_index.config import Precision
-from danbooru_index.model.encoder import OUTPUTS, _load
+from danbooru_index.model.attention import attention_blocked, attention_eager, attention_sdpa
+from danbooru_index.model.encoder import OUTPUTS
+from danbooru_index.model.gemm import gemm_tflops
+from danbooru_index.model.loading import load_model
 from danbooru_index.model.onednn import fused
-from danbooru_index.model.packed_model import (
-    BLOCK_COSTS,
-    PackedModel,
-    _by_block,
-    _fused,
-    _two_products,
-    gemm_tflops,
-    pack,
-    pack_calls,
-    padded,
-    segment_max,
-)
+from danbooru_index.model.packed_model import PackedModel, segment_max
+from danbooru_index.model.packing import BLOCK_COSTS, pack, pack_calls, padded
 
 PADDING = 1
 
@@ -77,7 +70,7 @@ def test_calls_that_are_nearly_whole_are_filled_up():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fused_layers_are_the_layers(checkpoint, precision):
     """The same outputs within rounding on every processor; where a build fuses them, from the true kernels of oneDNN Graph."""
-    packed = PackedModel(_load(str(checkpoint), "cpu", Precision(precision)), "cpu")
+    packed = PackedModel(load_model(str(checkpoint), "cpu", Precision(precision)), "cpu")
     ids, lengths = texts_of(MIXED)
     call = next(pack_calls(pack(ids, lengths, (32,)), 256, PADDING, fill_from=1))
     with torch.inference_mode():
@@ -155,16 +148,16 @@ def test_the_largest_weight_of_each_token_is_kept_within_its_row():
         assert [token for token, _ in entries] == sorted(expected)
 
 
-@pytest.mark.parametrize("attention", [_fused, _two_products])
+@pytest.mark.parametrize("attention", [attention_sdpa, attention_eager])
 @pytest.mark.parametrize("block", [0, 32, 64])
 def test_attention_stays_within_each_text(block, attention, monkeypatch):
-    monkeypatch.setattr("danbooru_index.model.packed_model.LONGEST_IN_TWO", 64)  # so the texts of 70 tokens are longer
+    monkeypatch.setattr("danbooru_index.model.attention.LONGEST_IN_TWO", 64)  # so the texts of 70 tokens are longer
     torch.manual_seed(0)
     ids, lengths = texts_of([(4, 9), (7, 12), (70, 2), (1, 1)])
     (call,) = pack_calls(pack(ids, lengths, (block,)), 10_000, PADDING)
     assert bool(call.blocks) == bool(block)
     query, key, value = torch.randn(3, len(call.ids), 2, 8)
-    found = _by_block(call, query, attention)(query, key, value)
+    found = attention_blocked(call, query, attention)(query, key, value)
     assert torch.isfinite(found).all()
     for start, length in zip(call.starts.tolist(), call.lengths.tolist(), strict=True):
         q, k, v = (part[start : start + length].transpose(0, 1) for part in (query, key, value))
@@ -175,14 +168,14 @@ def test_attention_stays_within_each_text(block, attention, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "alone", "attention"),
-    [("bf16", True, _two_products), ("bf16", False, _fused), ("fp32", True, _fused)],
+    [("bf16", True, attention_eager), ("bf16", False, attention_sdpa), ("fp32", True, attention_sdpa)],
 )
 def test_two_products_do_the_attention_in_bf16_without_amx(checkpoint, precision, alone, attention, monkeypatch):
     monkeypatch.setattr("danbooru_index.model.packed_model.cpu_has_avx512_bf16_alone", lambda: alone)
-    packed = PackedModel(_load(str(checkpoint), "cpu", Precision(precision)), "cpu")
+    packed = PackedModel(load_model(str(checkpoint), "cpu", Precision(precision)), "cpu")
     assert packed._attention.keywords["attention"] is attention
     assert packed.attend_by("two products") == packed.blocks
-    assert packed._attention.keywords["attention"] is _two_products
+    assert packed._attention.keywords["attention"] is attention_eager
 
 
 def test_the_speed_of_a_matrix_product_is_positive_and_finite():

@@ -13,8 +13,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from danbooru_index.config import Device, Precision
-from danbooru_index.model.encoder import OUTPUTS, Encoder, Tokenizer, _load
-from danbooru_index.model.packed_model import PackedModel, _by_block, _fused, _variable_length, pack, pack_calls
+from danbooru_index.model.attention import attention_blocked, attention_sdpa, attention_varlen
+from danbooru_index.model.encoder import OUTPUTS, Encoder
+from danbooru_index.model.loading import load_model
+from danbooru_index.model.packed_model import PackedModel
+from danbooru_index.model.packing import pack, pack_calls
+from danbooru_index.model.tokenizer import Tokenizer
 
 PADDING = 1
 
@@ -50,17 +54,17 @@ def test_flash_attention_is_told_where_each_text_ends(lengths, monkeypatch):
     call = a_call(lengths)
     fused = torch.randn(len(call.ids), 3, 2, 8)  # views of one product, as in a layer
     query, key, value = fused.unbind(1)
-    found = _variable_length(call, query)(query, key, value)
-    expected = _by_block(call, query, _fused)(query, key, value)
+    found = attention_varlen(call, query)(query, key, value)
+    expected = attention_blocked(call, query, attention_sdpa)(query, key, value)
     assert torch.allclose(found[call.places], expected[call.places], atol=1e-5)
 
 
 @pytest.fixture
 def on_a_fake_gpu(checkpoint, monkeypatch):
     """The model in fp16 on a device that has no memory; an operation that mixes devices fails as it would there."""
-    monkeypatch.setattr("danbooru_index.model.packed_model._has_variable_length", lambda weight: True)
+    monkeypatch.setattr("danbooru_index.model.packed_model.has_varlen_kernel", lambda weight: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # the driver pins, and there is none
-    model = _load(str(checkpoint), "cpu", Precision.FP32).half()
+    model = load_model(str(checkpoint), "cpu", Precision.FP32).half()
     real, mode = torch.from_numpy, FakeTensorMode(allow_non_fake_inputs=True)
     monkeypatch.setattr(torch, "from_numpy", lambda array: mode.from_tensor(real(array)))
     with mode:
@@ -78,7 +82,7 @@ def test_a_whole_forward_pass_stays_on_the_gpu(on_a_fake_gpu, width):
     projection = None if width == 64 else np.zeros((64, width), np.float32)
     packed = PackedModel(on_a_fake_gpu, "meta", projection)
     assert packed.blocks == (0,)
-    assert packed._attention is _variable_length
+    assert packed._attention is attention_varlen
     call = a_call([4] * 9 + [12] * 30 + [300])
     with torch.inference_mode():
         found = dict(zip(OUTPUTS, packed(call), strict=True))

@@ -18,7 +18,7 @@ from danbooru_index.config import BuildConfig, Device, Mode, Precision, PrepareC
 from danbooru_index.errors import DeviceError, IndexBusyError, ModelError, RejectedRecordsError, UsageError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.fragments import read_records
+from danbooru_index.index.completion import read_records
 from danbooru_index.index.status import status, verify
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.ingest.shards import Shard
@@ -26,7 +26,7 @@ from danbooru_index.model.device import nvidia_driver
 from danbooru_index.pipeline import build as pipeline
 from danbooru_index.pipeline import encode_stage as workers
 from danbooru_index.pipeline.build import build, exit_code
-from danbooru_index.pipeline.encode_stage import WorkerSettings, task_row
+from danbooru_index.pipeline.protocol import WorkerSettings, task_row
 from danbooru_index.search.tag_index import TagIndex
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -9,8 +9,9 @@ import pytest
 
 from danbooru_index.config import MAX_TEXT_BYTES
 from danbooru_index.errors import InputError
+from danbooru_index.ingest.fields import parse_csv_row, parse_fields, parse_line
 from danbooru_index.ingest.shards import list_shards, read_shard, to_table
-from danbooru_index.records import Reason, Record, RejectedError, parse_csv_row, parse_fields, parse_line, parse_text
+from danbooru_index.records import Reason, Record, RejectedError, parse_text
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ import psutil
 import pytest
 from processes import CLI, ROOT, one_line, run_cli, running, wait_for
 
-from danbooru_index.cluster.addresses import Answer, ask_control_store, check_address
 from danbooru_index.cluster import addresses, session, upload
-from danbooru_index.cluster.session import _of_ray, _short_folder, _why
+from danbooru_index.cluster.addresses import Answer, ask_control_store, check_address
+from danbooru_index.cluster.private_ray import _of_ray, _short_folder
+from danbooru_index.cluster.session import _why
 from danbooru_index.cluster.upload import measure_upload, refuse_large_upload, under_uv_run
 from danbooru_index.errors import ClusterError, StorageError, in_one_line
 from danbooru_index.signals import bounded_stops, descendants

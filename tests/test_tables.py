@@ -14,19 +14,14 @@ from vault import DIM, SPECS, make_encoding, make_records, manifest, write_shard
 from danbooru_index.config import Filter
 from danbooru_index.embeddings import TokenBatch, ragged_take
 from danbooru_index.errors import IndexBusyError, RejectedRecordsError, StorageError, UsageError
-from danbooru_index.index.catalog import Fingerprint, IndexRoot, describe_difference
-from danbooru_index.index.fragments import (
-    CompletionRecord,
-    ShardWriter,
-    commit,
-    complete,
-    read_records,
-    record_path,
-    sweep_orphans,
-    table_path,
-    verify_table,
-)
-from danbooru_index.index.publish import begin
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.checks import verify_table
+from danbooru_index.index.commit import commit, sweep_orphans
+from danbooru_index.index.completion import CompletionRecord, complete, read_records, record_path
+from danbooru_index.index.fragments import ShardWriter
+from danbooru_index.index.lance_io import table_path
+from danbooru_index.index.lifecycle import begin
+from danbooru_index.index.manifest import Fingerprint, describe_difference
 from danbooru_index.index.reader import GenerationReader, max_sim
 from danbooru_index.index.schema import TableDigest, count_non_finite, pack, table_specs
 from danbooru_index.index.status import status
@@ -475,7 +470,7 @@ def test_ragged_rows():
 def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, monkeypatch):
     """IVF_RQ over every row, durable and in the seal; small tables have none and are searched exactly."""
     from danbooru_index.index import vector_index
-    from danbooru_index.index.publish import check_tables, end
+    from danbooru_index.index.lifecycle import check_tables, end
 
     shards = [f"s{number}" for number in range(8)]
     generation = index.start(manifest(shards))

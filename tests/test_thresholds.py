@@ -43,7 +43,7 @@ THRESHOLDS = {
     "ingest.shards.LARGEST_SHARD_BYTES": 8000,
     "ingest.shards.LARGEST_SHARD_ROWS": 50,
     "pipeline.encode_stage.LARGEST_SLICE_ROWS": 16,
-    "pipeline.encode_stage.SLICE_BYTES": 4096,
+    "pipeline.protocol.SLICE_BYTES": 4096,
 }
 ENV = {
     "PYTHONPATH": str(Path(__file__).parent / "lowered"),

@@ -12,17 +12,10 @@ from danbooru_index.errors import InputError, UsageError
 from danbooru_index.records import Record
 from danbooru_index.search.hybrid import EncodedQuery
 from danbooru_index.training import pairs as training_data
-from danbooru_index.training.finetune import FinetuneConfig, finetune
-from danbooru_index.training.pairs import (
-    Mining,
-    Pair,
-    add_negatives,
-    check_held_out,
-    make_pairs,
-    normal,
-    read_names,
-    read_training_data,
-)
+from danbooru_index.training.finetune import finetune
+from danbooru_index.training.finetune_config import FinetuneConfig
+from danbooru_index.training.negatives import Mining, add_negatives
+from danbooru_index.training.pairs import Pair, check_held_out, make_pairs, normal, read_names, read_training_data
 
 TWINTAILS = Record("1", "【头发】twin_tails - 双马尾，两条马尾", tag="twin_tails", aliases=("pigtails", "Twin Tails"))
 

@@ -14,8 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from danbooru_index.errors import ModelError
 from danbooru_index.model.checkpoint import check_model, model_id, resolve_model
-from danbooru_index.model.encoder import Encoder, Tokenizer
-from danbooru_index.model.weights import backbone_shapes, read_settings, read_shapes
+from danbooru_index.model.checkpoint_files import read_settings
+from danbooru_index.model.encoder import Encoder
+from danbooru_index.model.tensor_files import read_shapes
+from danbooru_index.model.tokenizer import Tokenizer
+from danbooru_index.model.weights import backbone_shapes
 
 TEXTS = ["a", "school uniform", "穿水手服的女孩"]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2271064456\n"

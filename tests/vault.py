@@ -22,13 +22,15 @@ from danbooru_index.embeddings import Encoding
 from danbooru_index.errors import DanbooruIndexError, StorageError
 from danbooru_index.failpoints import armed
 from danbooru_index.index import compaction
-from danbooru_index.index.catalog import Fingerprint, IndexRoot, Manifest
-from danbooru_index.index.fragments import CompletionRecord, ShardWriter, complete, read_records
-from danbooru_index.index.publish import begin, check_tables, end
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.completion import CompletionRecord, complete, read_records
+from danbooru_index.index.fragments import ShardWriter
+from danbooru_index.index.lifecycle import begin, check_tables, end
+from danbooru_index.index.manifest import Fingerprint, Manifest
 from danbooru_index.index.schema import table_specs
+from danbooru_index.ingest.fields import parse_line
 from danbooru_index.ingest.shards import to_table
 from danbooru_index.model.checkpoint import model_id
-from danbooru_index.records import parse_line
 from danbooru_index.storage import s3 as object_store
 from danbooru_index.storage.local import owned
 

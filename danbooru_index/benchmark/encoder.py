@@ -18,7 +18,8 @@ from danbooru_index.benchmark.run import Bench, in_turn, ratio, summary
 from danbooru_index.config import Device, Precision
 from danbooru_index.embeddings import Encoding, TokenBatch
 from danbooru_index.model.device import cpu_count
-from danbooru_index.model.encoder import Encoder, EncoderStats, Tokenizer
+from danbooru_index.model.encoder import Encoder, EncoderStats
+from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.pipeline.projection import fit_and_measure
 
 MAX_LENGTH = 512

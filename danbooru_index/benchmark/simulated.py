@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from danbooru_index.embeddings import Encoding, TokenBatch
+from danbooru_index.model.checkpoint_files import HEADS, SETTINGS, TOKENIZERS
 from danbooru_index.model.device import DeviceInfo
 from danbooru_index.model.encoder import EncoderStats
-from danbooru_index.model.weights import HEADS, SETTINGS, TOKENIZERS
 
 TABLE = 4096
 SPECIAL = 4

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from danbooru_index.config import BuildConfig, Device, worker_environment
+from danbooru_index.cluster.environment import worker_environment
+from danbooru_index.config import BuildConfig, Device
 from danbooru_index.errors import ClusterError, DeviceError, in_one_line
 from danbooru_index.model.device import nvidia_driver
 from danbooru_index.progress import tell

@@ -1,4 +1,4 @@
-"""Generations: new, resume, publish, roll back, prune. Readers open the one that `CURRENT.json` names.
+"""The generations of an index: which there are, which is published, and a new one.
 
 INDEX/CURRENT.json                which generation, and the version of each table; replaced atomically, last
 INDEX/generations/<id>/           a LanceDB database, `manifest.json` and the completion records
@@ -7,20 +7,18 @@ INDEX/generations/<id>/           a LanceDB database, `manifest.json` and the co
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from danbooru_index.errors import StorageError, UsageError, first_line
 from danbooru_index.failpoints import reach
+from danbooru_index.index.checks import damaged_files
 from danbooru_index.index.codec import FILE as CODEC_FILE
-from danbooru_index.index.codec import FULL, Codec, load_codec
-from danbooru_index.index.fragments import LANCE_STORAGE_VERSION, SHARD_NAME, TablePart, damaged_files, read_records
-from danbooru_index.index.schema import SCHEMA_VERSION, TABLES, TableSpec, table_specs
+from danbooru_index.index.codec import Codec, load_codec
+from danbooru_index.index.completion import read_records
+from danbooru_index.index.manifest import Manifest, read_manifest
 from danbooru_index.storage.local import (
     entries,
     file_sizes,
@@ -34,87 +32,9 @@ from danbooru_index.storage.local import (
 from danbooru_index.storage.s3 import Location, ObjectPath, location
 
 GENERATION_ID = re.compile(r"g[0-9]{6,}-[0-9a-f]{8}")
-TABLE_FILE = re.compile(r"(dense|sparse|colbert)\.lance/_[a-z]+/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
 GRACE_S = 900.0
 SUPERSEDED = "superseded_at"
 REMEMBERED = 100  # publications, for `rollback`
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What must not be mixed in a generation."""
-
-    model_id: str
-    precision: str
-    max_length: int
-    codec: str = FULL
-    schema: int = SCHEMA_VERSION
-    lance: str = LANCE_STORAGE_VERSION
-
-    @property
-    def digest(self) -> str:
-        """32 hex digits over all fields."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
-
-
-@dataclass(slots=True)
-class Manifest:
-    """What a generation is: written when it begins, completed when it is sealed."""
-
-    id: str
-    fingerprint: dict[str, Any]
-    fingerprint_digest: str
-    model: dict[str, Any]
-    dim: int
-    colbert_dim: int
-    input_digest: str
-    shards: list[str]
-    input: str
-    query_instruction: str = ""
-    created_at: float = 0.0
-    sealed_at: float | None = None
-    versions: dict[str, int] = field(default_factory=dict)
-    records: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    failed_shards: list[str] = field(default_factory=list)
-    checks: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    codec: dict[str, Any] = field(default_factory=dict)
-    compacted: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def validate(self) -> None:
-        """Raise `ValueError` where a field is of another type, or a name could leave the generation's folder."""
-        texts = (self.id, self.fingerprint_digest, self.input_digest, self.input, self.query_instruction)
-        numbers = (self.dim, self.colbert_dim, self.records, *self.versions.values())
-        names = [*self.shards, *self.failed_shards]
-        right = (
-            all(isinstance(text, str) for text in texts)
-            and all(type(number) is int and 0 <= number < 1 << 62 for number in numbers)
-            and all(isinstance(name, str) and SHARD_NAME.fullmatch(name) for name in names)
-            and all(isinstance(self.model.get(name), str) for name in ("name", "path", "id"))
-            and isinstance(self.fingerprint.get("max_length"), int)
-            and all(isinstance(self.fingerprint.get(name), str) for name in ("precision", "codec"))
-            and (self.sealed_at is None or set(self.versions) == set(TABLES))
-            and all(TABLE_FILE.fullmatch(name) for name in self.files)
-            and set(self.compacted) <= set(TABLES)
-        )
-        for part in self.compacted_parts.values():
-            part.validate()
-        if not right:
-            raise ValueError("its fields are not those of a manifest")
-
-    @property
-    def specs(self) -> tuple[TableSpec, ...]:
-        return table_specs(self.dim, self.colbert_dim)
-
-    @property
-    def compacted_parts(self) -> dict[str, TablePart]:
-        """What the tables that were compacted consist of, instead of what the completion records name."""
-        return {name: TablePart(**part) for name, part in self.compacted.items()}
-
-    @property
-    def sealed(self) -> bool:
-        return self.sealed_at is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +54,7 @@ class Generation:
 
     def is_sealed_by_now(self) -> bool:
         """Whether some process has finished this generation since it was read."""
-        return _read_manifest(self.path / "manifest.json").sealed
+        return read_manifest(self.path / "manifest.json").sealed
 
     def has_its_shards(self) -> bool:
         """Whether the data of every shard of a sealed generation is there, in size; `verify` rereads it."""
@@ -193,7 +113,7 @@ class IndexRoot:
             # A name with a dot is a generation on its way to being deleted, by a process that was killed meanwhile.
             if not path.name.startswith(".") and (path / "manifest.json").is_file():
                 try:
-                    yield Generation(path, _read_manifest(path / "manifest.json"))
+                    yield Generation(path, read_manifest(path / "manifest.json"))
                 except StorageError as error:
                     yield path.name, str(error)
 
@@ -244,7 +164,7 @@ class IndexRoot:
             raise StorageError(
                 f"{self.path}: generation {generation_id!r} is not there; danbooru-index rollback goes back"
             )
-        return Generation(path, _read_manifest(path / "manifest.json"))
+        return Generation(path, read_manifest(path / "manifest.json"))
 
     def start(self, manifest: Manifest, codec: Codec | None = None) -> Generation:
         """A new, unfinished generation; with its codec, which is there before it is."""
@@ -359,32 +279,3 @@ def done_shards(generation: Generation) -> int:
     return len(
         {f"{shard}.json" for shard in generation.manifest.shards} & file_sizes(generation.path / "shards").keys()
     )
-
-
-def describe_difference(old: Manifest, wanted: Manifest) -> str:
-    """Why a build cannot go on with, or equal, the generation of `old`: what differs, in words."""
-    changes = []
-    for name, value in wanted.fingerprint.items():
-        before = old.fingerprint.get(name)
-        if before != value:
-            shown = (str(before)[:12], str(value)[:12])
-            changes.append(f"{name.replace('_', ' ')} ({shown[0]} -> {shown[1]})")
-    if old.input_digest != wanted.input_digest:
-        added, removed = len(set(wanted.shards) - set(old.shards)), len(set(old.shards) - set(wanted.shards))
-        changes.append(
-            f"input ({added} shards new, {removed} gone)" if added or removed else "input (order or duplicates)"
-        )
-    if old.query_instruction != wanted.query_instruction:
-        changes.append("the query instruction")
-    return ", ".join(changes)
-
-
-def _read_manifest(path: Location) -> Manifest:
-    try:
-        manifest = Manifest(**from_checked_json(path.read_bytes()))
-        manifest.validate()
-        return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StorageError(
-            f"{path}: cannot be read ({first_line(error, 120)}); restore it, or delete this generation"
-        ) from None

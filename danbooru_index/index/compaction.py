@@ -15,25 +15,14 @@ import pyarrow as pa
 from danbooru_index.errors import StorageError, first_line
 from danbooru_index.failpoints import reach
 from danbooru_index.index.catalog import Generation
-from danbooru_index.index.fragments import (
-    CompletionRecord,
-    TablePart,
-    commit_table,
-    damaged_files,
-    free_bytes,
-    keep_only,
-    make_durable,
-    open_table,
-    panics_as_errors,
-    read_fragments,
-    row_problems,
-    shard_problems,
-    sweep_orphans,
-    sync_manifests,
-    table_path,
-)
+from danbooru_index.index.checks import damaged_files, row_problems, shard_problems
+from danbooru_index.index.commit import commit_table, keep_only, sweep_orphans, sync_manifests
+from danbooru_index.index.completion import CompletionRecord, TablePart
+from danbooru_index.index.fragments import make_durable
+from danbooru_index.index.lance_io import open_table, panics_as_errors, read_fragments, table_path
 from danbooru_index.index.schema import TableSpec
 from danbooru_index.storage.s3 import ObjectPath
+from danbooru_index.storage.space import free_bytes
 
 COMPACTED = ("dense", "sparse")  # of ColBERT a query reads a few hundred rows: rewriting it costs more than it gains
 FRAGMENTS = 128  # fewer cost a query next to nothing

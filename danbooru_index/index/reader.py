@@ -20,7 +20,7 @@ from danbooru_index.config import Filter
 from danbooru_index.embeddings import Array
 from danbooru_index.errors import UsageError
 from danbooru_index.index.catalog import Generation
-from danbooru_index.index.fragments import open_table
+from danbooru_index.index.lance_io import open_table
 from danbooru_index.index.vector_index import probes
 
 Rows = npt.NDArray[np.int64]

@@ -9,8 +9,9 @@ from typing import Any
 
 from danbooru_index.errors import StorageError
 from danbooru_index.index.catalog import Generation, IndexRoot, done_shards
+from danbooru_index.index.checks import damaged_files, verify_table
 from danbooru_index.index.compaction import verify_compacted
-from danbooru_index.index.fragments import damaged_files, read_record, verify_table
+from danbooru_index.index.completion import read_record
 from danbooru_index.storage.s3 import Location, ObjectPath
 
 

@@ -9,10 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import lance
-
 from danbooru_index.errors import StorageError, first_line
-from danbooru_index.index.fragments import open_table, panics_as_errors, sync_manifests, table_path
+from danbooru_index.index.commit import sync_manifests
+from danbooru_index.index.lance_io import lance, open_table, panics_as_errors, table_path
 from danbooru_index.storage.local import remove_tree, sync
 from danbooru_index.storage.s3 import Location, ObjectPath
 

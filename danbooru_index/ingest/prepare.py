@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import shutil
 import time
 from collections import Counter
@@ -23,13 +21,18 @@ import pyarrow.parquet as pq
 from danbooru_index.config import PrepareConfig
 from danbooru_index.errors import InputError, RejectedRecordsError, StorageError, UsageError
 from danbooru_index.ingest.duplicates import DuplicateFilter, IdHashes
+from danbooru_index.ingest.output_folder import (
+    REJECTS_FILE,
+    REPORT_FILE,
+    STAGING,
+    beside,
+    check_replaceable,
+    clear_remains,
+    replace_folder,
+)
 from danbooru_index.ingest.shards import LARGEST_SHARD_BYTES, to_table
-from danbooru_index.ingest.sources import OWN_FILES, list_inputs, read_records, read_translations
+from danbooru_index.ingest.sources import list_inputs, read_records, read_translations
 from danbooru_index.records import Reason, Record, Reject
-
-REJECTS_FILE, REPORT_FILE = OWN_FILES
-SHARD_FILE = re.compile(r"tags-[0-9]{6,}-[0-9a-f]{16}\.parquet")
-STAGING, REPLACED = "partial", "old"
 
 
 @dataclass(slots=True)
@@ -78,13 +81,13 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     """
     started = time.monotonic()
     out = Path(config.out).resolve()
-    _clear_remains(out)
-    _check_replaceable(out, config.inputs)
+    clear_remains(out)
+    check_replaceable(out, config.inputs)
     files = list_inputs(config.inputs, leaving_out=out)
     translations = read_translations(config.translations)
     if translations and not any(".csv" in path.name.lower() for path in files):
         raise UsageError(f"--translations {config.translations}: no input is CSV, so there is nothing to add them to")
-    staging = _beside(out, STAGING)
+    staging = beside(out, STAGING)
     try:
         report = _write_unique(files, translations, staging, config)
         report.seconds = round(time.monotonic() - started, 3)
@@ -103,7 +106,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
             )
         text = json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n"
         (staging / REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
-        _replace_folder(staging, out)
+        replace_folder(staging, out)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -202,69 +205,6 @@ def _write_shard(records: list[Record], folder: Path, number: int) -> int:
     name = f"tags-{number:06d}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
     (folder / name).write_bytes(content)
     return int(content.size)
-
-
-def _check_replaceable(out: Path, inputs: tuple[str, ...]) -> None:
-    """Refuse an output folder that holds something `prepare` did not write, or an input: it is replaced as a whole."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file; a folder is needed")
-    if os.path.ismount(out):
-        raise UsageError(f"--out {out}: a disk's own folder cannot be replaced; choose a folder in it")
-    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    own = (*OWN_FILES, ".DS_Store")
-    if strangers := [name for name in names if name not in own and not SHARD_FILE.fullmatch(name)]:
-        raise UsageError(
-            f"--out {out}: not empty, and {strangers[0]} was not written by prepare, which replaces the whole folder; "
-            "choose another folder"
-        )
-    if names and REPORT_FILE not in names:
-        raise UsageError(f"--out {out}: not empty, and not written by prepare; choose another folder")
-    if inside := [word for word in inputs if out in Path(word).resolve().parents]:
-        raise UsageError(f"--out {out}: the input {inside[0]} lies in it, and would be replaced; choose another folder")
-
-
-def _beside(out: Path, kind: str) -> Path:
-    """A folder of this process beside `out`."""
-    return out.with_name(f"{out.name}.{kind}-{os.uname().nodename}-{os.getpid()}")
-
-
-def _clear_remains(out: Path) -> None:
-    """What a process that was killed on this machine left beside `out`: shards half written go; those that were to be
-    replaced come back, where it died before the new ones were in their place."""
-    host = re.escape(os.uname().nodename)
-    remains = re.compile(rf"{re.escape(out.name)}\.({STAGING}|{REPLACED})-{host}-([0-9]+)")
-    for path in sorted(out.parent.iterdir()) if out.parent.is_dir() else []:
-        found = remains.fullmatch(path.name)
-        if not found or _lives(int(found[2])):
-            continue
-        if found[1] == REPLACED and not out.exists():
-            path.rename(out)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _lives(process: int) -> bool:
-    """Whether a process of this machine has this id."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is somebody else's
-        return True
-    return True
-
-
-def _replace_folder(staging: Path, out: Path) -> None:
-    old = _beside(out, REPLACED)
-    try:
-        if out.exists():
-            out.rename(old)
-        staging.rename(out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _first_reject(staging: Path) -> str:

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from danbooru_index.config import MAX_TEXT_BYTES
 from danbooru_index.errors import InputError, first_line
 from danbooru_index.ingest.duplicates import DuplicateFilter, IdHashes
-from danbooru_index.ingest.sources import KNOWN_FIELDS, files_in, open_parquet, parse_rows
+from danbooru_index.ingest.parquet import KNOWN_FIELDS, open_parquet, parse_rows
+from danbooru_index.ingest.sources import files_in
 from danbooru_index.records import VISIBLE, Reason, Record, Reject
 
 RECORD_SCHEMA = pa.schema(

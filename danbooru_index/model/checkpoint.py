@@ -14,17 +14,17 @@ from typing import Any
 
 from danbooru_index.config import EMBEDDED_MODEL, PRODUCTION_MODEL
 from danbooru_index.errors import ModelError, first_line
-from danbooru_index.model.hub import fetch_model
-from danbooru_index.model.weights import (
+from danbooru_index.model.checkpoint_files import (
     HEADS,
     SETTINGS,
     TOKENIZERS,
     WEIGHTS,
-    check_weights,
     needed_files,
     read_settings,
     refuse_pointers,
 )
+from danbooru_index.model.hub import fetch_model
+from danbooru_index.model.weights import check_weights
 from danbooru_index.progress import tell
 
 EMBEDDED_FOLDER = Path(__file__).parent / EMBEDDED_MODEL

@@ -7,40 +7,31 @@ padded; equal rows are encoded once; the heads' results stay on the device, in f
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from danbooru_index.config import Device, Precision
-from danbooru_index.embeddings import Array, Encoding, TokenBatch, ragged_take, replace_rows
+from danbooru_index.embeddings import Array, Encoding, TokenBatch, replace_rows
 from danbooru_index.errors import ModelError, first_line
-from danbooru_index.model.checkpoint import TOKENIZER_CLASSES, read_tokenizer_settings, refuse_ids_beyond
+from danbooru_index.model.attention import on_device
+from danbooru_index.model.batch_plan import FEW_TOKENS, BatchPlan, in_input_order
 from danbooru_index.model.device import keep_buffers, uncollected
-from danbooru_index.model.packed_model import (
-    PackedCall,
-    PackedModel,
-    Packing,
-    max_sim_matrix,
-    on_device,
-    pack,
-    pack_calls,
-    padded,
-)
-from danbooru_index.model.weights import complete_weights, read_settings
+from danbooru_index.model.late_interaction import max_sim_matrix
+from danbooru_index.model.loading import is_out_of_memory, load_model
+from danbooru_index.model.packed_model import PackedModel
+from danbooru_index.model.packing import PackedCall, pack_calls, padded
 
 if TYPE_CHECKING:
     import torch
+
 
 CPU_TOKENS_PER_BATCH = 2048
 LARGEST_GPU_TOKENS_PER_BATCH = 32_768
@@ -48,15 +39,9 @@ SMALLEST_TOKENS_PER_BATCH = 512
 MOST_STREAMS = 4
 AHEAD = 2  # batches on the device: while one ends, the next has begun
 WORTH_FUSING = 8  # calls in a batch: fusing takes the time of two
-FEW_TOKENS = 256  # a query alone is not padded to a block
 HALVINGS = 8
 SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if it hung
-# As other errors than torch's own say it: the CPU's allocator, cuBLAS, pinned memory.
-OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 OUTPUTS = ("dense", "sparse_ids", "sparse_weights", "colbert", "finite")
-SPECIAL_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")  # FlagEmbedding drops their weights
-FEWEST_ENTRIES = 0.5  # of a tokenizer, for each embedding: a vocabulary is padded to a round number, never doubled
-PROBE = "a\ue000"  # a letter, and a character that no vocabulary has
 
 
 @dataclass(slots=True)
@@ -85,92 +70,6 @@ class TextEncoder(Protocol):
     def encode(
         self, batch: TokenBatch, on_rows: Callable[[int], None] | None = None, stats: EncoderStats | None = None
     ) -> Encoding: ...
-
-
-class Tokenizer:
-    """The checkpoint's tokenizer, the one that FlagEmbedding gets. Raises `ModelError` where it cannot be loaded."""
-
-    @uncollected()
-    def __init__(self, path: str, max_length: int) -> None:
-        try:
-            with quiet_loading():
-                tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
-        except ModelError:
-            raise
-        except Exception as error:  # the library raises no narrower one
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise ModelError(f"{path}: cannot load the tokenizer ({reason})") from None
-        self._max_length = max_length
-        # Called without transformers' own wrapping, which costs two thirds as much again.
-        self.backend = tokenizer.backend_tokenizer
-        self.backend.no_padding()
-        self.backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
-        self._special = _special_ids(tokenizer, Path(path))
-
-    def __call__(self, texts: Sequence[str]) -> TokenBatch:
-        """Tokenise, truncating at `max_length` tokens (special tokens included) as FlagEmbedding does."""
-        encodings = self.backend.encode_batch_fast(list(texts))
-        rows = [encoding.ids for encoding in encodings]
-        lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
-        token_ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
-        full = np.flatnonzero(lengths >= self._max_length)
-        truncated = sum(1 for row in full if encodings[int(row)].overflowing)
-        return TokenBatch(token_ids, lengths, self._special, truncated)
-
-
-def _tokenizer_class(path: str) -> Any:
-    """The class that `AutoTokenizer` would choose, which by itself imports torch; that one where none is named."""
-    import transformers
-
-    named = str(read_tokenizer_settings(Path(path)).get("tokenizer_class"))
-    return getattr(transformers, TOKENIZER_CLASSES.get(named.removesuffix("Fast"), "AutoTokenizer"))
-
-
-def _special_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
-    """The ids of `SPECIAL_TOKENS`, which get no sparse weight.
-
-    Raises `ModelError` unless every text begins with the first and ends with the second, and all ids are the model's own:
-    else other vectors would be taken for a text's, and nobody would notice.
-    """
-    settings = read_settings(folder)
-    backend = tokenizer.backend_tokenizer
-    entries = backend.get_vocab_size(with_added_tokens=True)
-    largest = max([entries - 1, *backend.get_added_tokens_decoder()])
-    refuse_ids_beyond(folder, largest, settings["vocab_size"])
-    if entries < FEWEST_ENTRIES * settings["vocab_size"]:
-        raise ModelError(
-            f"{folder}: its tokenizer has {entries:,} entries, its model embeddings for {settings['vocab_size']:,}: they do "
-            "not belong together"
-        )
-    ids: list[Any] = [getattr(tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
-    if missing := [name for name, number in zip(SPECIAL_TOKENS, ids, strict=True) if number is None]:
-        raise ModelError(f"{folder}: its tokenizer names no {', '.join(missing)} (tokenizer_config.json)")
-    try:
-        probe = backend.encode(PROBE).ids
-    except Exception as error:  # the library raises no narrower one
-        raise ModelError(f"{folder}: its tokenizer cannot take an unknown character ({first_line(error)})") from None
-    padding = settings.get("pad_token_id", 1)
-    if len(probe) < 3 or [probe[0], probe[-1], padding] != ids[:3]:
-        raise ModelError(
-            f"{folder}: its tokenizer puts {probe[:1]} before and {probe[-1:]} after a text and pads with {ids[2]}; BGE-M3's "
-            f"format is {ids[:1]}, {ids[1:2]} (tokenizer.json: post_processor) and {padding} (config.json)"
-        )
-    return tuple(ids)
-
-
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """No progress bars and no advice from transformers while a model loads."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class Encoder:
@@ -208,7 +107,7 @@ class Encoder:
         self._ended = 0.0
         self._path = path
         self._device = "cuda" if device is Device.CUDA else "cpu"
-        model = _load(path, self._device, precision)
+        model = load_model(path, self._device, precision)
         if self._device == "cpu":
             keep_buffers()  # not before: what loading needed once goes back to the system
         self._copies = torch.cuda.Stream() if device is Device.CUDA else None  # type: ignore[no-untyped-call]
@@ -244,15 +143,15 @@ class Encoder:
 
         Raises `ModelError` when memory runs out at any batch size.
         """
-        plan = _Plan(batch, self.blocks)
+        plan = BatchPlan(batch, self.blocks)
         self._calls(plan)  # beside the batch that is on the device now
         outputs = self._forwards.submit(self._run_counted, plan, on_rows, stats or EncoderStats()).result()
         try:
             arrays = self._to_host(outputs, plan)
         except Exception as error:
-            if self._copies is None or not _is_out_of_memory(error):
+            if self._copies is None or not is_out_of_memory(error):
                 raise self._failure(error) from None
-            arrays = _in_order(outputs, plan)
+            arrays = in_input_order(outputs, plan)
         encoding, suspects = plan.assemble(arrays)
         return self._recompute(batch, encoding, suspects, on_rows) if len(suspects) else encoding
 
@@ -263,7 +162,7 @@ class Encoder:
         def run() -> Array:
             total = torch.zeros(self.dim, self.dim, dtype=torch.float32, device=self._device)
             with torch.inference_mode():
-                for call in self._fused_calls(_Plan(batch, self.blocks)):
+                for call in self._fused_calls(BatchPlan(batch, self.blocks)):
                     vectors = self._forward(call)[OUTPUTS.index("colbert")]
                     vectors = vectors[torch.isfinite(vectors).all(1)]
                     total += vectors.T @ vectors
@@ -297,7 +196,7 @@ class Encoder:
         return 60.0 + float(flops) / SLOWEST_FLOPS[self._device]
 
     def _run_counted(
-        self, plan: _Plan, on_rows: Callable[[int], None] | None, stats: EncoderStats
+        self, plan: BatchPlan, on_rows: Callable[[int], None] | None, stats: EncoderStats
     ) -> dict[str, torch.Tensor]:
         """Run with ever smaller token budgets while memory runs out; count the time and the work.
 
@@ -310,7 +209,7 @@ class Encoder:
                 outputs = self._run(plan, on_rows)
                 break
             except Exception as error:
-                if not _is_out_of_memory(error) or attempt == HALVINGS or budget <= 1:
+                if not is_out_of_memory(error) or attempt == HALVINGS or budget <= 1:
                     raise self._failure(error) from None
             self._halve(budget)
         with self._counting:
@@ -320,7 +219,7 @@ class Encoder:
             self._ended = ended
         return outputs
 
-    def _run(self, plan: _Plan, on_rows: Callable[[int], None] | None = None) -> dict[str, torch.Tensor]:
+    def _run(self, plan: BatchPlan, on_rows: Callable[[int], None] | None = None) -> dict[str, torch.Tensor]:
         """All calls of a plan, on the device: flat buffers in the plan's order.
 
         They are launched at once, after those of the batch before and before those of the next, and then waited for.
@@ -356,7 +255,7 @@ class Encoder:
                     on_rows(call.rows)
         return out
 
-    def _fused_calls(self, plan: _Plan) -> list[PackedCall]:
+    def _fused_calls(self, plan: BatchPlan) -> list[PackedCall]:
         """The calls of a plan, after the layers have been fused where it has whole ones and they have not been."""
         calls = self._calls(plan)
         if any(call.whole for call in calls) and plan.budget not in self._fused:
@@ -400,7 +299,7 @@ class Encoder:
         event.record()
         return event
 
-    def _buffers(self, plan: _Plan) -> dict[str, torch.Tensor]:
+    def _buffers(self, plan: BatchPlan) -> dict[str, torch.Tensor]:
         import torch
 
         sizes = {"dense": plan.unique_rows, "colbert": plan.vectors, "finite": plan.unique_rows}
@@ -414,11 +313,11 @@ class Encoder:
             for name, size in sizes.items()
         }
 
-    def _to_host(self, outputs: dict[str, torch.Tensor], plan: _Plan) -> dict[str, Array]:
+    def _to_host(self, outputs: dict[str, torch.Tensor], plan: BatchPlan) -> dict[str, Array]:
         """Device buffers as numpy arrays, dense and ColBERT vectors in the input's order: from a GPU, which puts them in
         order, through pinned memory, on a stream of their own, beside the next forward pass."""
         if self._copies is None:
-            return _in_order(outputs, plan)
+            return in_input_order(outputs, plan)
         import torch
 
         with torch.cuda.stream(self._copies):
@@ -432,7 +331,7 @@ class Encoder:
         ended.synchronize()
         return {name: value.numpy() for name, value in copies.items()}
 
-    def _calls(self, plan: _Plan) -> list[PackedCall]:
+    def _calls(self, plan: BatchPlan) -> list[PackedCall]:
         """The device calls of a plan at the token budget, planned once; where several run at once, as many as end together.
 
         What a plan's calls are depends on nothing but the plan, so that a batch comes out the same whenever it is encoded.
@@ -474,7 +373,7 @@ class Encoder:
 
     def _encode_once(self, batch: TokenBatch) -> tuple[Encoding, bool]:
         """One text, and whether its output is finite; never recomputed."""
-        plan = _Plan(batch, self.blocks)
+        plan = BatchPlan(batch, self.blocks)
         encoding, suspects = plan.assemble(self._to_host(self._run(plan), plan))
         return encoding, not len(suspects)
 
@@ -498,7 +397,7 @@ class Encoder:
             torch.cuda.empty_cache()
 
     def _failure(self, error: Exception) -> ModelError:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return ModelError(
                 f"out of memory on {self._device} even at {self.tokens_per_batch} tokens a batch: free some memory, "
                 "or lower --max-length"
@@ -507,7 +406,7 @@ class Encoder:
             f"the model failed on {self._device}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         )
 
-    def _count(self, stats: EncoderStats, plan: _Plan, seconds: float) -> None:
+    def _count(self, stats: EncoderStats, plan: BatchPlan, seconds: float) -> None:
         hidden = self.dim
         per_token = self._layers * 2 * (4 * hidden**2 + 2 * hidden * self._intermediate) + 2 * hidden**2 + 2 * hidden
         attention = int((plan.unique_lengths**2).sum()) * self._layers * 4 * hidden
@@ -518,108 +417,7 @@ class Encoder:
         stats.flops += plan.unique_tokens * per_token + attention
 
 
-class _Plan:
-    """How a batch is encoded: equal rows once, in an order that packs well, and the way back to the input's order: which of
-    the device's vectors each of the input's is (`ways`)."""
-
-    def __init__(self, batch: TokenBatch, blocks: tuple[int, ...]) -> None:
-        self.lengths = batch.lengths.astype(np.int64)
-        self.tokens = batch.tokens
-        self._special = np.array(batch.special, np.int32)
-        offsets = np.concatenate(([0], np.cumsum(self.lengths)))[:-1]
-        self._unique_of = np.zeros(len(self.lengths), dtype=np.int64)
-        ids: list[npt.NDArray[np.int32]] = [np.empty(0, np.int32)]
-        unique_lengths: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
-        done = 0
-        order = np.argsort(self.lengths, kind="stable")
-        present, counts = np.unique(self.lengths, return_counts=True)
-        for length, rows in zip(present.tolist(), np.split(order, np.cumsum(counts))[:-1], strict=True):
-            matrix = batch.token_ids[offsets[rows][:, None] + np.arange(length)]
-            keys = np.ascontiguousarray(matrix).view(np.dtype((np.void, 4 * length))).ravel()
-            _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-            ids.append(matrix[first].ravel())
-            self._unique_of[rows] = done + inverse
-            unique_lengths.append(np.full(len(first), length, dtype=np.int64))
-            done += len(first)
-        self.unique_rows = done
-        self._ids, self.unique_lengths = np.concatenate(ids), np.concatenate(unique_lengths)
-        self.unique_tokens = len(self._ids)
-        self.vectors = self.unique_tokens - self.unique_rows
-        self.budget = 0
-        self.calls: list[PackedCall] = []
-        self.pack(blocks if self.unique_tokens > FEW_TOKENS else (0,))
-
-    def pack(self, blocks: tuple[int, ...]) -> None:
-        """Put the unique rows in the order in which they are to be encoded, in one of these sizes of blocks."""
-        self.packing: Packing = pack(self._ids, self.unique_lengths, blocks)
-        place = np.empty(self.unique_rows, dtype=np.int64)
-        place[self.packing.order] = np.arange(self.unique_rows)
-        taken = place[self._unique_of]
-        self.ways = {"dense": taken, "colbert": ragged_take(self.packing.lengths - 1, taken)}
-
-    def assemble(self, out: dict[str, Array]) -> tuple[Encoding, npt.NDArray[np.int64]]:
-        """Device results of the unique rows, in the order of the last `pack`, but vectors by `ways` -> an `Encoding` in
-        input order, and the rows that are not finite."""
-        taken = self.ways["dense"]
-        kept = (out["sparse_weights"] > 0) & ~np.isin(out["sparse_ids"], self._special)
-        rows = np.repeat(np.arange(self.unique_rows), self.packing.lengths)
-        counts = np.bincount(rows[kept], minlength=self.unique_rows)
-        chosen = ragged_take(counts, taken)
-        encoding = Encoding(
-            dense=out["dense"],
-            sparse_ids=out["sparse_ids"][kept][chosen],
-            sparse_weights=out["sparse_weights"][kept][chosen],
-            sparse_lengths=counts[taken],
-            colbert=out["colbert"],
-            colbert_lengths=self.lengths - 1,
-            bad=np.empty(0, np.int64),
-        )
-        return encoding, np.flatnonzero(~out["finite"][taken])
-
-
-def _in_order(outputs: dict[str, torch.Tensor], plan: _Plan) -> dict[str, Array]:
-    """Buffers as numpy arrays, put in order here: takes no memory of the device, and none that is pinned."""
-    arrays: dict[str, Array] = {name: value.cpu().numpy() for name, value in outputs.items()}
-    return arrays | {name: arrays[name].take(way, axis=0) for name, way in plan.ways.items()}
-
-
 def gpu_tokens_per_batch(free: int, dim: int, intermediate: int) -> int:
     """Tokens a device call whose activations, at 4 bytes a value, take at most half of `free` bytes."""
     per_token = (2 * intermediate + 12 * dim) * 4
     return min(LARGEST_GPU_TOKENS_PER_BATCH, max(SMALLEST_TOKENS_PER_BATCH, free // 2 // per_token))
-
-
-def _load(path: str, device: str, precision: Precision) -> Any:
-    """FlagEmbedding's own loader: model and both heads (`weights_only`) in the precision asked for, as `BGEM3FlagModel` has
-    them in its `model`; without the tokenizer, which that loads too."""
-    import torch
-    from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
-        EncoderOnlyEmbedderM3ModelForInference,
-        EncoderOnlyEmbedderM3Runner,
-    )
-
-    kinds = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
-    try:
-        with quiet_loading():
-            parts = EncoderOnlyEmbedderM3Runner.get_model(
-                path, trust_remote_code=False, torch_dtype=kinds.get(precision, torch.float32)
-            )
-            model = EncoderOnlyEmbedderM3ModelForInference(parts)
-            complete_weights(model, Path(path))
-        model.to(device).eval()
-    except ModelError:
-        raise
-    except torch.OutOfMemoryError:
-        raise ModelError(f"{path}: the model does not fit the memory of this {device} device") from None
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: FlagEmbedding cannot load this model ({type(error).__name__}: {reason})") from None
-    model.model.pooler = None
-    return model
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from danbooru_index.config import EMBEDDED_MODEL, PRODUCTION_MODEL
 from danbooru_index.errors import ModelError, UsageError, first_line
-from danbooru_index.model.weights import HEADS, SETTINGS, needed_files
+from danbooru_index.model.checkpoint_files import HEADS, SETTINGS, needed_files
 from danbooru_index.progress import other_bars, tell
 
 HUB_TIMEOUT_S = 30

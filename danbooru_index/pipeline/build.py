@@ -35,32 +35,31 @@ from danbooru_index.errors import (
 )
 from danbooru_index.failpoints import armed, reach
 from danbooru_index.index import compaction
-from danbooru_index.index.catalog import Fingerprint, Generation, IndexRoot, Manifest
+from danbooru_index.index.catalog import Generation, IndexRoot
 from danbooru_index.index.codec import Codec, Fidelity
-from danbooru_index.index.fragments import CompletionRecord, free_bytes, index_bytes, read_records
-from danbooru_index.index.publish import begin, check_tables, count_rejects, end
+from danbooru_index.index.completion import CompletionRecord, read_records
+from danbooru_index.index.estimate import index_bytes
+from danbooru_index.index.lifecycle import begin, check_tables, count_rejects, end
+from danbooru_index.index.manifest import Fingerprint, Manifest
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.ingest.prepare import describe_rejects
 from danbooru_index.ingest.sampling import Sample, choose_samples
 from danbooru_index.ingest.shards import Shard, find_parquet, list_shards, mark_duplicates, read_shard
 from danbooru_index.model.checkpoint import Checkpoint, default_model, hidden_size, longest_text
 from danbooru_index.model.device import DeviceInfo, nvidia_driver, probe_device
-from danbooru_index.pipeline import encode_stage as workers
-from danbooru_index.pipeline.encode_stage import (
-    EncodeShard,
-    Receipt,
-    TokenizeShard,
-    WorkerSettings,
-    check_row,
-    task_row,
-)
+from danbooru_index.pipeline import protocol
+from danbooru_index.pipeline.encode_stage import EncodeShard
 from danbooru_index.pipeline.model_preload import Lookahead
+from danbooru_index.pipeline.progress_actor import Board
 from danbooru_index.pipeline.projection import obtain, refuse_below
+from danbooru_index.pipeline.protocol import Receipt, WorkerSettings, check_row, task_row
 from danbooru_index.pipeline.report import BuildReport, ShardCounts, encoding_seconds, save_report
 from danbooru_index.pipeline.self_check import self_queries
-from danbooru_index.progress import Board, Progress, StartUp
+from danbooru_index.pipeline.tokenize_stage import TokenizeShard
+from danbooru_index.progress import Progress, StartUp
 from danbooru_index.storage.local import owned, remove_tree, replace_file
 from danbooru_index.storage.s3 import Location
+from danbooru_index.storage.space import free_bytes
 from danbooru_index.versions import check_versions
 
 SAMPLES = 16
@@ -261,8 +260,8 @@ def _recipe(
         tokens_per_batch=config.tokens_per_batch,
         threads=plan.threads,
         failpoints=config.failpoints,
-        hang_s=workers.HANG_S,
-        slice_bytes=workers.SLICE_BYTES,
+        hang_s=protocol.HANG_S,
+        slice_bytes=protocol.SLICE_BYTES,
         encoder=config.encoder,
     )
 

@@ -16,10 +16,12 @@ from danbooru_index.cluster.session import ray_session
 from danbooru_index.cluster.upload import LARGEST_SUBMISSION, measure_upload
 from danbooru_index.config import BASELINE_RECORDS, DEFAULT_MAX_LENGTH, PRODUCTION_MODEL, Device, Precision
 from danbooru_index.errors import DanbooruIndexError, DeviceError, ModelError, StorageError, UsageError
-from danbooru_index.index.fragments import free_bytes, index_bytes
+from danbooru_index.index.estimate import index_bytes
 from danbooru_index.model.checkpoint import Checkpoint, default_model, hidden_size, resolve_model, settings_of
 from danbooru_index.model.device import DeviceInfo, cpu_count, probe_device
-from danbooru_index.model.encoder import Encoder, Tokenizer, gpu_tokens_per_batch
+from danbooru_index.model.encoder import Encoder, gpu_tokens_per_batch
+from danbooru_index.model.tokenizer import Tokenizer
+from danbooru_index.storage.space import free_bytes
 from danbooru_index.versions import INSTALL, version_problems
 
 SHOWN_VERSIONS = ("ray", "torch", "transformers", "FlagEmbedding", "pyarrow", "lancedb", "pylance")

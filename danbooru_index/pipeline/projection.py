@@ -11,12 +11,15 @@ from dataclasses import asdict
 from danbooru_index.cluster.resources import ClusterPlan, on_worker
 from danbooru_index.embeddings import TokenBatch
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError, StorageError
-from danbooru_index.index.catalog import Fingerprint, IndexRoot
+from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.codec import FULL, Codec, Fidelity, agreement, family, fit
+from danbooru_index.index.manifest import Fingerprint
 from danbooru_index.ingest.sampling import choose_questions, choose_samples
 from danbooru_index.ingest.shards import Shard
 from danbooru_index.model.encoder import Encoder
-from danbooru_index.pipeline.encode_stage import WorkerSettings, load_encoder, load_tokenizer
+from danbooru_index.pipeline.encode_stage import load_encoder
+from danbooru_index.pipeline.protocol import WorkerSettings
+from danbooru_index.pipeline.tokenize_stage import load_tokenizer
 from danbooru_index.progress import tell
 
 RECORDS = 8192

@@ -19,11 +19,12 @@ import pyarrow as pa
 from danbooru_index.config import Device, Filter, Mode, Precision, Weights
 from danbooru_index.errors import ModelError, StorageError, UsageError
 from danbooru_index.index.catalog import Generation, IndexRoot
-from danbooru_index.index.fragments import panics_as_errors
+from danbooru_index.index.lance_io import panics_as_errors
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.model.checkpoint import resolve_model
 from danbooru_index.model.device import probe_device
-from danbooru_index.model.encoder import Encoder, Tokenizer
+from danbooru_index.model.encoder import Encoder
+from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.search.hybrid import EncodedQuery, Ranking, query_of, rank
 from danbooru_index.search.query import checked_query, shortened
 

@@ -7,24 +7,19 @@ evaluation never get in, whatever their spelling: compared after NFKC, casefoldi
 from __future__ import annotations
 
 import json
-import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from danbooru_index.config import Filter, Mode
 from danbooru_index.errors import InputError
-from danbooru_index.index.reader import GenerationReader
-from danbooru_index.ingest.sources import KNOWN_FIELDS, LINE_SUFFIXES, list_inputs, read_records, text_lines
+from danbooru_index.ingest.parquet import KNOWN_FIELDS
+from danbooru_index.ingest.sources import LINE_SUFFIXES, list_inputs, read_records, text_lines
 from danbooru_index.progress import tell
 from danbooru_index.records import Record
-from danbooru_index.search.hybrid import EncodedQuery, rank_many
 
-QUERIES_AT_ONCE = 1024
-PAIRS, ASIDE, LOG, FAILURE, FINAL = "pairs.jsonl", "aside.jsonl", "log.jsonl", "failure.json", "final"  # of a training
 PAIR_FORM = '{"query": "...", "pos": ["..."], "neg": ["..."]}'
 BETWEEN_NAMES = re.compile(r"[。，、；（）()/,;|\n]")
 
@@ -39,16 +34,6 @@ class Pair:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Mining:
-    """Hard negatives: `count` a query, `share` of them from the index's answers of these ranks, the others at random."""
-
-    count: int
-    ranks: tuple[int, int] = (2, 20)
-    share: float = 0.7
-    seed: int = 0
 
 
 def normal(text: str) -> str:
@@ -163,42 +148,6 @@ def read_names(paths: Sequence[str]) -> dict[str, list[str]]:
             for value in fields.values():
                 found += [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
     return names
-
-
-def add_negatives(
-    pairs: Sequence[Pair],
-    encode: Callable[[list[str]], list[EncodedQuery]],
-    reader: GenerationReader,
-    mining: Mining,
-    on_pairs: Callable[[int], None],
-) -> None:
-    """Fill each pair up to `mining.count` negatives from an index, by the dense answers of the model that built it.
-
-    Never a known positive: not a text of the same query in any pair, nor one that differs only by its explanation.
-    """
-    chance = random.Random(mining.seed)
-    texts = reader.texts()
-    known: dict[str, set[str]] = {}
-    for pair in pairs:
-        known.setdefault(normal(pair.query), set()).update(bare(text) for text in pair.pos)
-    first, last = mining.ranks
-    for start in range(0, len(pairs), QUERIES_AT_ONCE):
-        some = pairs[start : start + QUERIES_AT_ONCE]
-        answers = rank_many(reader, encode([pair.query for pair in some]), Mode.DENSE, last, wanted=Filter(nsfw=True))
-        for pair, rows in zip(some, answers, strict=True):
-            positive = known[normal(pair.query)]
-            hard = [texts[row] for row in rows[first - 1 :].tolist() if bare(texts[row]) not in positive]
-            missing = max(0, mining.count - len(pair.neg))
-            pair.neg += chance.sample(hard, min(len(hard), round(mining.share * missing)))
-            pair.neg += _others(texts, positive, max(0, mining.count - len(pair.neg)), chance)
-        on_pairs(len(some))
-
-
-def _others(texts: list[str], positive: set[str], count: int, chance: random.Random) -> list[str]:
-    """So many texts at random that are no positive; fewer where there are hardly any."""
-    drawn = (texts[chance.randrange(len(texts))] for _ in range(20 * count))
-    found = [text for text in drawn if bare(text) not in positive]
-    return found[:count]
 
 
 def check_held_out(pairs: Iterable[Pair], held_out: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from danbooru_index.config import Precision
 from danbooru_index.model.device import cpu_name
 from danbooru_index.model.weights import complete_weights
-from danbooru_index.training.pairs import ASIDE, FAILURE, FINAL, LOG, PAIRS
+from danbooru_index.training.state import ASIDE, FAILURE, FINAL, LOG, PAIRS
 
 CHECKPOINTS, COMPLETE = "checkpoints", "complete"
 KEPT_CHECKPOINTS = 2

@@ -1,6 +1,6 @@
 """The life of a generation: which one a build works on, and how it ends: commit, check, sweep, seal, publish.
 
-Called by `pipeline`, by the owner of the index only. Between any two steps the process may die; the same call goes on.
+Called by the owner of the index only. Between any two steps the process may die; the same call goes on.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ import pyarrow as pa
 
 from danbooru_index.errors import BuildFailedError, RejectedRecordsError, StorageError, first_line
 from danbooru_index.failpoints import reach
-from danbooru_index.index.catalog import Generation, IndexRoot, Manifest, describe_difference
+from danbooru_index.index.catalog import Generation, IndexRoot
+from danbooru_index.index.checks import metadata_checksums
 from danbooru_index.index.codec import Codec
+from danbooru_index.index.commit import commit, sweep_orphans
 from danbooru_index.index.compaction import compact, drop_replaced
-from danbooru_index.index.fragments import (
-    CompletionRecord,
-    commit,
-    metadata_checksums,
-    panics_as_errors,
-    sweep_orphans,
-)
+from danbooru_index.index.completion import CompletionRecord
+from danbooru_index.index.lance_io import panics_as_errors
+from danbooru_index.index.manifest import Manifest, describe_difference
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.schema import TABLES
 from danbooru_index.index.vector_index import build_index

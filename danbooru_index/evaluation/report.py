@@ -1,0 +1,84 @@
+"""The report of an evaluation: every measure of every system, over all queries and by kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from danbooru_index.evaluation.metrics import MEASURES
+
+TITLES = {
+    "R@1": "Recall@1",
+    "R@10": "Recall@10",
+    "R@100": "Recall@100",
+    "nDCG@10": "nDCG@10",
+    "AP@10": "mAP@10",
+    "RR": "MRR",
+}
+
+
+@dataclass(slots=True)
+class System:
+    """What one way of searching reached: every measure over all queries and by kind, each with its 95% interval.
+
+    `better`, `worse`: the measures in which it differs from its counterpart beyond chance (paired bootstrap).
+    """
+
+    name: str
+    all: dict[str, list[float]] = field(default_factory=dict)
+    kinds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    counterpart: str = ""
+    better: list[str] = field(default_factory=list)
+    worse: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class EvaluationReport:
+    """The table; every measure is [mean, low, high]."""
+
+    index: str
+    model: str
+    model_id: str
+    records: int
+    queries: dict[str, int]
+    unknown: int
+    unknown_tags: int = 0
+    systems: list[System] = field(default_factory=list)
+    picture: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {name: getattr(self, name) for name in self.__slots__ if name != "systems"}
+        return plain | {"systems": [{n: getattr(s, n) for n in s.__slots__} for s in self.systems]}
+
+    def to_text(self) -> str:
+        total = sum(self.queries.values())
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.queries.items())
+        lines = [
+            f"{self.index}: {self.records:,} records, {self.model} (id {self.model_id[:12]}); {total:,} queries ({kinds})"
+        ]
+        if self.unknown:
+            lines.append(f"  {self.unknown:,} queries name no tag of this index: they count as not found")
+        if self.unknown_tags:
+            lines.append(
+                f"  {self.unknown_tags:,} of the tags that queries name are none of this index: recall stays below 1"
+            )
+        width = max(len(system.name) for system in self.systems) + 2
+        for kind in ("all", *self.queries):
+            lines.append(f"{kind:<{width}}" + "".join(f"{TITLES[m]:>22}" for m in MEASURES))
+            for system in self.systems:
+                values = system.all if kind == "all" else system.kinds[kind]
+                cells = [f"{v[0]:.3f} [{v[1]:.3f}, {v[2]:.3f}]" for v in (values[m] for m in MEASURES)]
+                marks = [_mark(system, m) if kind == "all" else "" for m in MEASURES]
+                lines.append(
+                    f"{system.name:<{width}}" + "".join(f"{c + k:>22}" for c, k in zip(cells, marks, strict=True))
+                )
+        if any(system.counterpart for system in self.systems):
+            lines.append(
+                "  + better, - worse than its counterpart (the same mode of the other index; the whole hybrid), beyond chance "
+                "(paired bootstrap, 95%)"
+            )
+        return "\n".join(lines)
+
+
+def _mark(system: System, measure: str) -> str:
+    return "+" if measure in system.better else "-" if measure in system.worse else ""

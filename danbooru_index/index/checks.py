@@ -1,0 +1,104 @@
+"""Rereading: are tables and Lance's own files as they were written?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import pyarrow as pa
+import xxhash
+
+from danbooru_index.errors import StorageError
+from danbooru_index.index.completion import CompletionRecord
+from danbooru_index.index.lance_io import lance_reason, open_table, panics_as_errors, read_fragments, table_path
+from danbooru_index.index.schema import TableDigest, TableSpec, count_non_finite
+from danbooru_index.storage.local import entries
+from danbooru_index.storage.s3 import Location
+
+METADATA_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.(manifest|txn|idx|lance|json)")
+
+
+def file_checksum(path: Location) -> str:
+    """xxh3-128 of a file's bytes, in hex: any flipped bit shows, also one that no value depends on."""
+    checksum = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum.update(block)
+    return checksum.hexdigest()
+
+
+def metadata_checksums(generation: Location, specs: tuple[TableSpec, ...]) -> dict[str, str]:
+    """The checksum of each of Lance's own files beside the data, by their path in the generation's folder."""
+    found = {}
+    for spec in specs:
+        folder = table_path(generation, spec.name)
+        for inner in entries(folder):
+            for path in inner.rglob("*") if inner.name.startswith("_") else ():
+                if path.is_file() and METADATA_FILE.fullmatch(path.name):  # not what a killed commit left unfinished
+                    found[str(path).removeprefix(f"{generation}/")] = file_checksum(path)
+    return found
+
+
+def damaged_files(generation: Location, checksums: dict[str, str]) -> list[str]:
+    """The files, in words, that are no longer as they were when their checksums were taken."""
+    return [
+        f"{generation}/{name}: not as it was written"
+        for name, checksum in checksums.items()
+        if not _has_checksum(generation / name, checksum)
+    ]
+
+
+def verify_table(generation: Location, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
+    """Reread one table and compare it with the completion records; return the problems found."""
+    problems = row_problems(generation, spec, version, records)
+    folder = table_path(generation, spec.name)
+    for record in records:
+        part = record.tables[spec.name]
+        rotten = [
+            name for name, checksum in part.checksums.items() if not _has_checksum(folder / "data" / name, checksum)
+        ]
+        problems += [f"{folder}/data/{name}: not as it was written (shard {record.shard})" for name in rotten]
+        if not rotten:
+            names = ", ".join(part.sizes)
+            batches = read_fragments(folder, part.fragments)
+            problems += shard_problems(spec, record, batches, f"{folder}/data/{names}")
+    return problems
+
+
+def shard_problems(
+    spec: TableSpec, record: CompletionRecord, batches: Iterable[pa.RecordBatch], where: str
+) -> list[str]:
+    """What is wrong with the rows of one shard in one table, read from `where`, by its completion record."""
+    problems = []
+    part, digest = record.tables[spec.name], TableDigest()
+    try:
+        for batch in batches:
+            batch.validate(full=True)
+            digest.update(batch)
+            if bad := count_non_finite(batch, spec.column):
+                problems.append(f"{spec.name}: {bad} non-finite values in shard {record.shard}")
+    except StorageError as error:
+        return [*problems, str(error)]
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        return [*problems, f"{where}: not valid Arrow data ({lance_reason(error)})"]
+    if part.rows and digest.hexdigest() != part.digest:
+        problems.append(f"{where}: the content of shard {record.shard} differs from its digest")
+    return problems
+
+
+def row_problems(generation: Location, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
+    """Whether a table can be opened at this version and has as many rows as the completion records say."""
+    expected = sum(record.rows for record in records)
+    try:
+        with panics_as_errors():
+            rows = open_table(generation, spec.name, version).count_rows()
+    except (StorageError, OSError, RuntimeError) as error:
+        return [str(error)]
+    return [] if rows == expected else [f"{spec.name}: {rows} rows, the completion records say {expected}"]
+
+
+def _has_checksum(path: Location, checksum: str) -> bool:
+    try:
+        return file_checksum(path) == checksum
+    except OSError:
+        return False

@@ -1,0 +1,166 @@
+"""The completion record: one file, created atomically and only if absent, that makes a shard done for the three tables.
+
+The tables are a function of these records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from danbooru_index.errors import StorageError
+from danbooru_index.index.lance_io import table_path
+from danbooru_index.index.schema import TABLES
+from danbooru_index.storage.local import create_exclusive, file_sizes, rename
+from danbooru_index.storage.s3 import Location
+
+RECORD_VERSION = 1
+SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
+DATA_FILE = re.compile(r"[A-Za-z0-9_-]+\.lance")
+
+
+@dataclass(slots=True)
+class TablePart:
+    """What a shard put into one table. `digest`: of the rows; `checksums`: of each data file's bytes, by name."""
+
+    fragments: list[dict[str, Any]] = field(default_factory=list)
+    rows: int = 0
+    bytes: int = 0
+    digest: str = ""
+    checksums: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each data file, by name."""
+        return {file["path"]: file["file_size_bytes"] for fragment in self.fragments for file in fragment["files"]}
+
+    def validate(self) -> None:
+        """Raise `ValueError` for a name that could leave the table's folder."""
+        if any(not DATA_FILE.fullmatch(name) for name in (*self.sizes, *self.checksums)):
+            raise ValueError("names a file that is no data file")
+
+
+@dataclass(slots=True)
+class CompletionRecord:
+    """The proof that a shard is done: its fragments in the three tables, counts, rejects, digests and timings."""
+
+    shard: str
+    fingerprint: str
+    attempt: str
+    rows: int
+    read: int
+    tables: dict[str, TablePart]
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """JSON with a checksum over its body."""
+        body = json.dumps({"version": RECORD_VERSION, **asdict(self)}, ensure_ascii=False, sort_keys=True)
+        checksum = hashlib.sha256(body.encode()).hexdigest()
+        return json.dumps({"checksum": checksum, "body": body}, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        """Parse and check; raise `ValueError` for a record that is not whole."""
+        envelope = json.loads(content)
+        if not isinstance(envelope, dict) or not isinstance(envelope.get("body"), str):
+            raise ValueError("not a completion record")
+        if hashlib.sha256(envelope["body"].encode()).hexdigest() != envelope.get("checksum"):
+            raise ValueError("checksum differs")
+        body = json.loads(envelope["body"])
+        if body.pop("version") != RECORD_VERSION:
+            raise ValueError("unknown version")
+        body["tables"] = {name: TablePart(**part) for name, part in body["tables"].items()}
+        record = cls(**body)
+        record.validate()
+        return record
+
+    def validate(self) -> None:
+        """Raise `ValueError` for a name that could leave the table's folder."""
+        if not SHARD_NAME.fullmatch(self.shard) or set(self.tables) != set(TABLES):
+            raise ValueError("not the record of a shard")
+        for part in self.tables.values():
+            part.validate()
+
+
+def record_path(generation: Location, shard: str) -> Location:
+    """Where the completion record of a shard is, or would be."""
+    return generation / "shards" / f"{shard}.json"
+
+
+def complete(generation: Location, record: CompletionRecord) -> bool:
+    """Create the completion record; return whether the shard is done by this attempt. The first writer wins.
+
+    A client that retried after a lost reply is told that its own record exists, so the one that is there is read.
+    Where that cannot be done, `StorageError`: whose record it is is not known, so nobody's files may be deleted.
+    """
+    path = record_path(generation, record.shard)
+    if create_exclusive(path, record.to_bytes()):
+        return True
+    found, problem = read_record(generation, record.shard)
+    if found is None:
+        raise StorageError(problem)
+    return found.attempt == record.attempt
+
+
+def read_record(generation: Location, shard: str) -> tuple[CompletionRecord | None, str]:
+    """One completion record and no problem, or None and what is wrong with it."""
+    path = record_path(generation, shard)
+    try:
+        return CompletionRecord.from_bytes(path.read_bytes()), ""
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+        return None, f"{path}: the completion record cannot be read ({type(error).__name__}: {str(error)[:80]})"
+
+
+def read_records(
+    generation: Location,
+    shards: list[str],
+    fingerprint: str,
+    *,
+    sealed: bool = False,
+    compacted: Mapping[str, TablePart] | None = None,
+) -> dict[str, CompletionRecord]:
+    """The completion records that can be believed, by shard: whole, of this fingerprint, their files there in size.
+
+    A bad one is renamed to `<id>.json.bad-<n>`, so that the shard is done again, unless the generation is `sealed`,
+    where nothing is touched. Tables that were `compacted` have their own files instead. Only the owner may call this.
+    """
+    found: dict[str, CompletionRecord] = {}
+    compacted = compacted or {}
+    sizes = {name: file_sizes(table_path(generation, name) / "data") for name in TABLES}
+    if not _files_are_there(sizes, compacted):
+        return found
+    for shard in shards:
+        path = record_path(generation, shard)
+        try:
+            record = CompletionRecord.from_bytes(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
+            if not sealed:
+                _set_aside(path)
+            continue
+        if (
+            record.fingerprint == fingerprint
+            and record.shard == shard
+            and _files_are_there(sizes, {name: part for name, part in record.tables.items() if name not in compacted})
+        ):
+            found[shard] = record
+        elif not sealed:
+            _set_aside(path)
+    return found
+
+
+def _set_aside(path: Location) -> None:
+    number = 1
+    while path.with_name(f"{path.name}.bad-{number}").exists():
+        number += 1
+    rename(path, f"{path.name}.bad-{number}")
+
+
+def _files_are_there(sizes: dict[str, dict[str, int]], parts: Mapping[str, TablePart]) -> bool:
+    return all(part.sizes.items() <= sizes[name].items() for name, part in parts.items())

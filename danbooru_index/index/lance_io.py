@@ -1,0 +1,81 @@
+"""Lance, called so that its panics are errors and its warnings stay quiet; where a table is, and how it is opened.
+
+The only module that imports Lance: Lance reads `LANCE_LOG` when it is imported, so it must be set before that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("LANCE_LOG", "error")  # Lance logs two warnings for every shard
+warnings.filterwarnings("ignore", message="lance is not fork-safe")
+
+import lance as lance
+import pyarrow as pa
+from lance.file import LanceFileReader
+from lance.fragment import FragmentMetadata as FragmentMetadata
+from lance.fragment import write_fragments as write_fragments
+
+from danbooru_index.errors import StorageError
+from danbooru_index.storage.s3 import Location, storage_options
+
+LANCE_STORAGE_VERSION = "2.0"  # measured: ColBERT is written 2.5 times and scanned 1.6 times as fast as in 2.1 or 2.2
+
+
+@contextlib.contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """A panic inside Lance (on rotten bytes, on a failing disk) as `OSError`: by itself it is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise OSError(f"Lance panicked: {lance_reason(error)}") from None
+
+
+def table_path(generation: Location, name: str) -> Location:
+    """The folder of a table."""
+    return generation / f"{name}.lance"
+
+
+def fragment_files(folder: Location, fragments: list[dict[str, Any]]) -> list[Location]:
+    """The data files that fragments name, in order."""
+    return [folder / "data" / file["path"] for fragment in fragments for file in fragment["files"]]
+
+
+def read_fragments(folder: Location, fragments: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+    """The rows of uncommitted fragments, read from their files; raise `StorageError` for one that is not whole."""
+    for path in fragment_files(folder, fragments):
+        try:
+            with panics_as_errors():
+                reader = LanceFileReader(str(path), storage_options=storage_options(path))
+                batches = reader.read_all(batch_size=1024).to_batches()
+                while (batch := next(batches, None)) is not None:
+                    yield batch
+        except StorageError:
+            raise
+        except Exception as error:
+            raise StorageError(f"{path}: cannot be read ({lance_reason(error)})") from None
+
+
+def open_table(generation: Location, name: str, version: int) -> lance.LanceDataset:
+    """One table at one version; raise `StorageError` when it cannot be opened."""
+    try:
+        path = table_path(generation, name)
+        with panics_as_errors():
+            return lance.dataset(str(path), version=version, storage_options=storage_options(path))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StorageError(f"{table_path(generation, name)}: cannot be opened ({lance_reason(error)})") from None
+
+
+def lance_reason(error: BaseException | None) -> str:
+    """The first words of an error of Lance's, without its source location."""
+    text = str(error).splitlines()[0] if error and str(error) else type(error).__name__
+    for word in ("No space left on device", "Read-only file system", "Permission denied", "File too large"):
+        if word in str(error):
+            return word
+    return text.split(", /home/")[0][:300]

@@ -1,0 +1,81 @@
+"""How a batch is encoded: equal texts once, in an order that packs well, and the way back to the input's order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from danbooru_index.embeddings import Array, Encoding, TokenBatch, ragged_take
+from danbooru_index.model.packing import PackedCall, Packing, pack
+
+if TYPE_CHECKING:
+    import torch
+
+FEW_TOKENS = 256  # a query alone is not padded to a block
+
+
+class BatchPlan:
+    """How a batch is encoded: equal rows once, in an order that packs well, and the way back to the input's order: which of
+    the device's vectors each of the input's is (`ways`)."""
+
+    def __init__(self, batch: TokenBatch, blocks: tuple[int, ...]) -> None:
+        self.lengths = batch.lengths.astype(np.int64)
+        self.tokens = batch.tokens
+        self._special = np.array(batch.special, np.int32)
+        offsets = np.concatenate(([0], np.cumsum(self.lengths)))[:-1]
+        self._unique_of = np.zeros(len(self.lengths), dtype=np.int64)
+        ids: list[npt.NDArray[np.int32]] = [np.empty(0, np.int32)]
+        unique_lengths: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+        done = 0
+        order = np.argsort(self.lengths, kind="stable")
+        present, counts = np.unique(self.lengths, return_counts=True)
+        for length, rows in zip(present.tolist(), np.split(order, np.cumsum(counts))[:-1], strict=True):
+            matrix = batch.token_ids[offsets[rows][:, None] + np.arange(length)]
+            keys = np.ascontiguousarray(matrix).view(np.dtype((np.void, 4 * length))).ravel()
+            _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+            ids.append(matrix[first].ravel())
+            self._unique_of[rows] = done + inverse
+            unique_lengths.append(np.full(len(first), length, dtype=np.int64))
+            done += len(first)
+        self.unique_rows = done
+        self._ids, self.unique_lengths = np.concatenate(ids), np.concatenate(unique_lengths)
+        self.unique_tokens = len(self._ids)
+        self.vectors = self.unique_tokens - self.unique_rows
+        self.budget = 0
+        self.calls: list[PackedCall] = []
+        self.pack(blocks if self.unique_tokens > FEW_TOKENS else (0,))
+
+    def pack(self, blocks: tuple[int, ...]) -> None:
+        """Put the unique rows in the order in which they are to be encoded, in one of these sizes of blocks."""
+        self.packing: Packing = pack(self._ids, self.unique_lengths, blocks)
+        place = np.empty(self.unique_rows, dtype=np.int64)
+        place[self.packing.order] = np.arange(self.unique_rows)
+        taken = place[self._unique_of]
+        self.ways = {"dense": taken, "colbert": ragged_take(self.packing.lengths - 1, taken)}
+
+    def assemble(self, out: dict[str, Array]) -> tuple[Encoding, npt.NDArray[np.int64]]:
+        """Device results of the unique rows, in the order of the last `pack`, but vectors by `ways` -> an `Encoding` in
+        input order, and the rows that are not finite."""
+        taken = self.ways["dense"]
+        kept = (out["sparse_weights"] > 0) & ~np.isin(out["sparse_ids"], self._special)
+        rows = np.repeat(np.arange(self.unique_rows), self.packing.lengths)
+        counts = np.bincount(rows[kept], minlength=self.unique_rows)
+        chosen = ragged_take(counts, taken)
+        encoding = Encoding(
+            dense=out["dense"],
+            sparse_ids=out["sparse_ids"][kept][chosen],
+            sparse_weights=out["sparse_weights"][kept][chosen],
+            sparse_lengths=counts[taken],
+            colbert=out["colbert"],
+            colbert_lengths=self.lengths - 1,
+            bad=np.empty(0, np.int64),
+        )
+        return encoding, np.flatnonzero(~out["finite"][taken])
+
+
+def in_input_order(outputs: dict[str, torch.Tensor], plan: BatchPlan) -> dict[str, Array]:
+    """Buffers as numpy arrays, put in order here: takes no memory of the device, and none that is pinned."""
+    arrays: dict[str, Array] = {name: value.cpu().numpy() for name, value in outputs.items()}
+    return arrays | {name: arrays[name].take(way, axis=0) for name, way in plan.ways.items()}

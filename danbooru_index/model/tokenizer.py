@@ -1,0 +1,92 @@
+"""The tokenizer of a checkpoint: texts -> a `TokenBatch`, as FlagEmbedding tokenises them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from danbooru_index.embeddings import TokenBatch
+from danbooru_index.errors import ModelError, first_line
+from danbooru_index.model.checkpoint import TOKENIZER_CLASSES, read_tokenizer_settings, refuse_ids_beyond
+from danbooru_index.model.checkpoint_files import read_settings
+from danbooru_index.model.device import uncollected
+from danbooru_index.model.loading import quiet_loading
+
+SPECIAL_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")  # FlagEmbedding drops their weights
+FEWEST_ENTRIES = 0.5  # of a tokenizer, for each embedding: a vocabulary is padded to a round number, never doubled
+PROBE = "a\ue000"  # a letter, and a character that no vocabulary has
+
+
+class Tokenizer:
+    """The checkpoint's tokenizer, the one that FlagEmbedding gets. Raises `ModelError` where it cannot be loaded."""
+
+    @uncollected()
+    def __init__(self, path: str, max_length: int) -> None:
+        try:
+            with quiet_loading():
+                tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
+        except ModelError:
+            raise
+        except Exception as error:  # the library raises no narrower one
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ModelError(f"{path}: cannot load the tokenizer ({reason})") from None
+        self._max_length = max_length
+        # Called without transformers' own wrapping, which costs two thirds as much again.
+        self.backend = tokenizer.backend_tokenizer
+        self.backend.no_padding()
+        self.backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+        self._special = _special_ids(tokenizer, Path(path))
+
+    def __call__(self, texts: Sequence[str]) -> TokenBatch:
+        """Tokenise, truncating at `max_length` tokens (special tokens included) as FlagEmbedding does."""
+        encodings = self.backend.encode_batch_fast(list(texts))
+        rows = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
+        token_ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
+        full = np.flatnonzero(lengths >= self._max_length)
+        truncated = sum(1 for row in full if encodings[int(row)].overflowing)
+        return TokenBatch(token_ids, lengths, self._special, truncated)
+
+
+def _tokenizer_class(path: str) -> Any:
+    """The class that `AutoTokenizer` would choose, which by itself imports torch; that one where none is named."""
+    import transformers
+
+    named = str(read_tokenizer_settings(Path(path)).get("tokenizer_class"))
+    return getattr(transformers, TOKENIZER_CLASSES.get(named.removesuffix("Fast"), "AutoTokenizer"))
+
+
+def _special_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
+    """The ids of `SPECIAL_TOKENS`, which get no sparse weight.
+
+    Raises `ModelError` unless every text begins with the first and ends with the second, and all ids are the model's own:
+    else other vectors would be taken for a text's, and nobody would notice.
+    """
+    settings = read_settings(folder)
+    backend = tokenizer.backend_tokenizer
+    entries = backend.get_vocab_size(with_added_tokens=True)
+    largest = max([entries - 1, *backend.get_added_tokens_decoder()])
+    refuse_ids_beyond(folder, largest, settings["vocab_size"])
+    if entries < FEWEST_ENTRIES * settings["vocab_size"]:
+        raise ModelError(
+            f"{folder}: its tokenizer has {entries:,} entries, its model embeddings for {settings['vocab_size']:,}: they do "
+            "not belong together"
+        )
+    ids: list[Any] = [getattr(tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
+    if missing := [name for name, number in zip(SPECIAL_TOKENS, ids, strict=True) if number is None]:
+        raise ModelError(f"{folder}: its tokenizer names no {', '.join(missing)} (tokenizer_config.json)")
+    try:
+        probe = backend.encode(PROBE).ids
+    except Exception as error:  # the library raises no narrower one
+        raise ModelError(f"{folder}: its tokenizer cannot take an unknown character ({first_line(error)})") from None
+    padding = settings.get("pad_token_id", 1)
+    if len(probe) < 3 or [probe[0], probe[-1], padding] != ids[:3]:
+        raise ModelError(
+            f"{folder}: its tokenizer puts {probe[:1]} before and {probe[-1:]} after a text and pads with {ids[2]}; BGE-M3's "
+            f"format is {ids[:1]}, {ids[1:2]} (tokenizer.json: post_processor) and {padding} (config.json)"
+        )
+    return tuple(ids)
