@@ -12,6 +12,7 @@ from danbooru_index.failpoints import Failpoint
 BASELINE_TAGS_PER_SECOND = 96.3
 BASELINE_RECORDS = 1_386_373
 BASELINE_VRAM_GB = 4.2
+BASELINE_HARDWARE = "one RTX 4090"
 
 PRODUCTION_MODEL = "BAAI/bge-m3"
 EMBEDDED_MODEL = "m3-mini"

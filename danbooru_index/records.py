@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 
@@ -100,3 +101,8 @@ def parse_text(text: str) -> TextParts:
 def is_blank(text: str) -> bool:
     """Whether nothing of a text can be seen: spaces, control, format and other invisible characters only."""
     return all(c in INVISIBLE or unicodedata.category(c) in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in text)
+
+
+def describe_rejects(rejected: Counter[str]) -> str:
+    """`12 duplicate_id, 3 empty_text`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common())

@@ -11,8 +11,8 @@ import pytest
 
 from danbooru_index import progress as progress_module
 from danbooru_index.cluster.environment import worker_environment
-from danbooru_index.pipeline.report import BuildReport, save_report
-from danbooru_index.pipeline.report_plot import draw
+from danbooru_index.pipeline.report import BuildReport
+from danbooru_index.pipeline.report_plot import draw, save_report
 from danbooru_index.progress import Progress, StartUp
 
 

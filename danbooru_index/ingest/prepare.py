@@ -32,7 +32,7 @@ from danbooru_index.ingest.output_folder import (
 )
 from danbooru_index.ingest.shards import LARGEST_SHARD_BYTES, to_table
 from danbooru_index.ingest.sources import list_inputs, read_records, read_translations
-from danbooru_index.records import Reason, Record, Reject
+from danbooru_index.records import Reason, Record, Reject, describe_rejects
 
 
 @dataclass(slots=True)
@@ -66,11 +66,6 @@ class PrepareReport:
         if self.rejected:
             lines.append(f"  left out: {describe_rejects(self.rejected)}; each with its line in {self.rejects_file}")
         return "\n".join(lines)
-
-
-def describe_rejects(rejected: Counter[str]) -> str:
-    """`12 duplicate_id, 3 empty_text`."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common())
 
 
 def prepare(config: PrepareConfig) -> PrepareReport:

@@ -42,7 +42,6 @@ from danbooru_index.index.estimate import index_bytes
 from danbooru_index.index.lifecycle import begin, check_tables, count_rejects, end
 from danbooru_index.index.manifest import Fingerprint, Manifest
 from danbooru_index.index.reader import GenerationReader
-from danbooru_index.ingest.prepare import describe_rejects
 from danbooru_index.ingest.sampling import Sample, choose_samples
 from danbooru_index.ingest.shards import Shard, find_parquet, list_shards, mark_duplicates, read_shard
 from danbooru_index.model.checkpoint import Checkpoint, default_model, hidden_size, longest_text
@@ -53,10 +52,12 @@ from danbooru_index.pipeline.model_preload import Lookahead
 from danbooru_index.pipeline.progress_actor import Board
 from danbooru_index.pipeline.projection import obtain, refuse_below
 from danbooru_index.pipeline.protocol import Receipt, WorkerSettings, check_row, task_row
-from danbooru_index.pipeline.report import BuildReport, ShardCounts, encoding_seconds, save_report
+from danbooru_index.pipeline.report import BuildReport, ShardCounts, encoding_seconds
+from danbooru_index.pipeline.report_plot import save_report
 from danbooru_index.pipeline.self_check import self_queries
 from danbooru_index.pipeline.tokenize_stage import TokenizeShard
 from danbooru_index.progress import Progress, StartUp
+from danbooru_index.records import describe_rejects
 from danbooru_index.storage.local import owned, remove_tree, replace_file
 from danbooru_index.storage.s3 import Location
 from danbooru_index.storage.space import free_bytes

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from danbooru_index.config import BASELINE_RECORDS, BASELINE_TAGS_PER_SECOND, BASELINE_VRAM_GB
+from danbooru_index.config import BASELINE_HARDWARE, BASELINE_RECORDS, BASELINE_TAGS_PER_SECOND, BASELINE_VRAM_GB
 from danbooru_index.index.codec import Fidelity
-from danbooru_index.ingest.prepare import describe_rejects
-from danbooru_index.pipeline.report_plot import draw
-from danbooru_index.storage.local import replace_file
-from danbooru_index.storage.s3 import Location
-
-BASELINE_HARDWARE = "one RTX 4090"
+from danbooru_index.records import describe_rejects
 
 
 @dataclass(slots=True)
@@ -248,12 +241,3 @@ def _device_use(name: str, summaries: list[dict[str, Any]], limit: float) -> Dev
 
 def _fields(item: Any) -> dict[str, Any]:
     return {name: getattr(item, name) for name in item.__slots__}
-
-
-def save_report(report: BuildReport, folder: Location) -> None:
-    """Write `report.json` and `report.svg` beside the generation's tables."""
-    report.picture = str(folder / "report.svg")
-    picture = io.BytesIO()
-    draw(report, picture, "svg")
-    replace_file(folder / "report.svg", picture.getvalue())
-    replace_file(folder / "report.json", (json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n").encode())

@@ -1,14 +1,26 @@
-"""The report of a build as a picture (SVG): tags/s over time against the baseline, time by stage, token lengths."""
+"""The report of a build, saved beside its tables: as JSON, and as a picture (SVG) of speed, stages and token lengths."""
 
 from __future__ import annotations
 
 import io
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.config import BASELINE_TAGS_PER_SECOND
-from danbooru_index.pipeline.report import BASELINE_HARDWARE, BuildReport
+from danbooru_index.config import BASELINE_HARDWARE, BASELINE_TAGS_PER_SECOND, HISTOGRAM_EDGES
+from danbooru_index.pipeline.report import BuildReport
+from danbooru_index.storage.local import replace_file
+from danbooru_index.storage.s3 import Location
+
+
+def save_report(report: BuildReport, folder: Location) -> None:
+    """Write `report.json` and `report.svg` beside the generation's tables."""
+    report.picture = str(folder / "report.svg")
+    picture = io.BytesIO()
+    draw(report, picture, "svg")
+    replace_file(folder / "report.svg", picture.getvalue())
+    replace_file(folder / "report.json", (json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def draw(report: BuildReport, out: Path | io.BytesIO, kind: str) -> None:
@@ -65,8 +77,6 @@ def _draw_stages(report: BuildReport, axes: Any) -> None:
 
 
 def _draw_lengths(report: BuildReport, axes: Any) -> None:
-    from danbooru_index.config import HISTOGRAM_EDGES
-
     counts = report.histogram or [0] * len(HISTOGRAM_EDGES)
     last = max((place for place, count in enumerate(counts) if count), default=0)
     labels = [str(edge - 1) for edge in HISTOGRAM_EDGES[: last + 1]]
