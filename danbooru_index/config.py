@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from danbooru_index.errors import UsageError
 from danbooru_index.failpoints import Failpoint
+
+if TYPE_CHECKING:
+    from danbooru_index.embeddings import TextEncoder
 
 BASELINE_TAGS_PER_SECOND = 96.3
 BASELINE_RECORDS = 1_386_373
@@ -22,6 +25,7 @@ DEFAULT_MIN_FIDELITY = 0.7
 SMALLEST_COLBERT_DIM = 8
 LONGEST_MAX_LENGTH = 8192
 MAX_TEXT_BYTES = 1 << 20
+SLICE_BYTES = 128 << 20
 HISTOGRAM_EDGES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8193)
 
 
@@ -53,6 +57,17 @@ class Precision(Choice):
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device as a worker sees it; memory in bytes (0 on a CPU)."""
+
+    kind: str
+    name: str
+    precision: str
+    memory: int = 0
+    free_memory: int = 0
 
 
 class Mode(Choice):
@@ -108,6 +123,33 @@ class PrepareConfig:
             raise UsageError(f"--shard-rows must be between 1 and 1048576, not {self.shard_rows}")
 
 
+class EncoderFactory(Protocol):
+    """Builds an encoder on a worker, from that worker's settings: what may take the place of the model's forward pass.
+
+    `device`: what it runs on, where it says so itself; None: what the worker finds.
+    """
+
+    @property
+    def device(self) -> DeviceInfo | None: ...
+
+    def __call__(self, settings: Any) -> TextEncoder: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How a build uses its machines; the defaults are what was measured best, and no option sets them.
+
+    `calls_at_once`: the fewest and the most shards that an encoder has in hand, two on the device, others written.
+    `tasks_in_flight`: shards waiting for a tokeniser. `slice_bytes`: ColBERT bytes encoded before they are written.
+    `hang_s`: seconds after which a device call hangs; None: from the model's size and the calls measured.
+    """
+
+    calls_at_once: tuple[int, int] = (3, 10)
+    tasks_in_flight: int = 16
+    slice_bytes: int = field(default_factory=lambda: SLICE_BYTES)
+    hang_s: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class BuildConfig:
     """What `build` is asked to do. `model` None: BAAI/bge-m3 on a usable GPU, an error elsewhere.
@@ -115,7 +157,7 @@ class BuildConfig:
     `colbert_dim` None: ColBERT vectors in full; else projected to so many values, and refused where fewer than
     `min_fidelity` of the full top 10 are found again.
 
-    `failpoints` and `encoder` have no option: faults for tests, and a factory (worker settings -> encoder) that takes
+    `failpoints`, `tuning` and `encoder` have no option: faults for tests; how machines are used; and a factory that takes
     the place of the model's forward pass, for tests and benchmarks of everything around it.
     """
 
@@ -135,7 +177,8 @@ class BuildConfig:
     colbert_dim: int | None = None
     min_fidelity: float = DEFAULT_MIN_FIDELITY
     failpoints: tuple[Failpoint, ...] = ()
-    encoder: Any = None
+    tuning: Tuning = field(default_factory=Tuning)
+    encoder: EncoderFactory | None = None
 
     def __post_init__(self) -> None:
         if not 8 <= self.max_length <= LONGEST_MAX_LENGTH:

@@ -1,9 +1,10 @@
-"""What travels between the tokeniser, the encoder and the press: token batches and encodings, in flat buffers."""
+"""What travels between tokeniser, encoder and tables, in flat buffers: token batches and embeddings; what an encoder is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +35,12 @@ class TokenBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoding:
+class Embeddings:
     """The three outputs for N texts, in their order.
 
     `dense` [N, D], L2-normalised. `sparse_ids` int32 and `sparse_weights` float32, flat, `sparse_lengths` [N]: each
     row's token ids ascending and unique, weights positive. `colbert` [sum(colbert_lengths), C], rows L2-normalised,
-    without the first token. `bad`: rows that stayed non-finite even in fp32.
+    without the first token. `non_finite`: rows that stayed non-finite even in fp32.
     """
 
     dense: Array
@@ -48,20 +49,20 @@ class Encoding:
     sparse_lengths: npt.NDArray[np.int64]
     colbert: Array
     colbert_lengths: npt.NDArray[np.int64]
-    bad: npt.NDArray[np.int64]
+    non_finite: npt.NDArray[np.int64]
 
-    def keep(self, mask: npt.NDArray[np.bool_]) -> Encoding:
+    def keep(self, mask: npt.NDArray[np.bool_]) -> Embeddings:
         """The rows where `mask` [N] is true."""
         rows = np.flatnonzero(mask)
         sparse = ragged_take(self.sparse_lengths, rows)
-        return Encoding(
+        return Embeddings(
             dense=self.dense[rows],
             sparse_ids=self.sparse_ids[sparse],
             sparse_weights=self.sparse_weights[sparse],
             sparse_lengths=self.sparse_lengths[rows],
             colbert=self.colbert[ragged_take(self.colbert_lengths, rows)],
             colbert_lengths=self.colbert_lengths[rows],
-            bad=np.empty(0, np.int64),
+            non_finite=np.empty(0, np.int64),
         )
 
     def colbert_row(self, row: int) -> Array:
@@ -84,10 +85,9 @@ def ragged_take(counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> n
     return np.repeat(starts[rows] - before, taken) + np.arange(int(taken.sum()))
 
 
-def replace_rows(encoding: Encoding, rows: npt.NDArray[np.int64], again: list[tuple[Encoding, bool]]) -> Encoding:
-    """`encoding` with some rows replaced by their recomputed ones; rows still not finite become zeros, listed as bad."""
+def replace_rows(encoding: Embeddings, rows: npt.NDArray[np.int64], again: list[tuple[Embeddings, bool]]) -> Embeddings:
+    """`encoding` with some rows replaced by their recomputed ones; rows still not finite become zeros, listed as such."""
     replaced = {int(row): one for row, (one, finite) in zip(rows, again, strict=True) if finite}
-    bad = np.array([int(row) for row in rows if int(row) not in replaced], dtype=np.int64)
     dense, colbert = encoding.dense.copy(), encoding.colbert.copy()
     stops = np.cumsum(encoding.colbert_lengths)
     sparse = [encoding.sparse_row(row) for row in range(len(dense))]
@@ -96,12 +96,40 @@ def replace_rows(encoding: Encoding, rows: npt.NDArray[np.int64], again: list[tu
         one = replaced.get(row)
         dense[row], colbert[span] = (one.dense[0], one.colbert) if one else (0, 0)
         sparse[row] = one.sparse_row(0) if one else {}
-    return Encoding(
+    return Embeddings(
         dense=dense,
         sparse_ids=np.array([i for row in sparse for i in row], dtype=np.int32),
         sparse_weights=np.array([w for row in sparse for w in row.values()], dtype=np.float32),
         sparse_lengths=np.array([len(row) for row in sparse], dtype=np.int64),
         colbert=colbert,
         colbert_lengths=encoding.colbert_lengths,
-        bad=bad,
+        non_finite=np.array([int(row) for row in rows if int(row) not in replaced], dtype=np.int64),
     )
+
+
+@dataclass(slots=True)
+class EncoderStats:
+    """What an encoder has done: `tokens` of the texts, `computed` of them (equal rows once), `processed` on the device
+    (with empty slots and tails), seconds in the forward pass, useful floating-point operations."""
+
+    tokens: int = 0
+    computed: int = 0
+    processed: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+    recomputed: int = 0
+
+
+class TextEncoder(Protocol):
+    """What the pipeline needs of a model: tokens in, three outputs out."""
+
+    tokens_per_batch: int
+
+    @property
+    def peak_memory(self) -> int: ...
+
+    def call_s(self, max_length: int) -> float: ...
+
+    def encode(
+        self, batch: TokenBatch, on_rows: Callable[[int], None] | None = None, stats: EncoderStats | None = None
+    ) -> Embeddings: ...

@@ -31,9 +31,9 @@ from faults import (
     said,
     start,
 )
-from light import Light, light_config
+from light import Light, Made, light_config
 
-from danbooru_index.config import Precision
+from danbooru_index.config import Precision, Tuning
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError
 from danbooru_index.failpoints import PAUSE_S, Failpoint
 from danbooru_index.index.catalog import IndexRoot
@@ -42,7 +42,7 @@ from danbooru_index.index.status import verify
 from danbooru_index.model.packed_model import PackedModel
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.pipeline.build import build
-from danbooru_index.pipeline.encode_stage import load_encoder
+from danbooru_index.pipeline.worker_model import load_encoder
 from danbooru_index.search.tag_index import TagIndex
 
 SHARD_ROWS = 60
@@ -316,8 +316,8 @@ def clean_vectors(seed: int, count: int, folder: Path) -> Outcome:
     rows = [tuple(tokenizer([record["text"]]).token_ids.tolist()) for record in chosen]
     spoil = NonFinite(frozenset(rows[:count]), frozenset(rows[count:]))
     with one_ray():
-        build(light_config(bench.shards, folder / "clean", bench.model, encoder=load_encoder))
-        report = build(light_config(bench.shards, folder / "index", bench.model, encoder=spoil))
+        build(light_config(bench.shards, folder / "clean", bench.model, encoder=Made(load_encoder)))
+        report = build(light_config(bench.shards, folder / "index", bench.model, encoder=Made(spoil)))
     lost = {record["id"] for record in chosen[count:]}
     expected, found = contents(folder / "clean")["dense"], contents(folder / "index")["dense"]
     outcome.expect(report.rejected == {"non_finite_output": count}, f"rejected: {report.rejected}")
@@ -353,10 +353,7 @@ FAULTS = {
 
 def bounded(seed: int, count: int, folder: Path) -> Outcome:
     """One shard that runs out of memory at any size, loses its device, kills its actor, or hangs: bounded, named."""
-    from danbooru_index.pipeline import protocol
-
     outcome = Outcome()
-    protocol.HANG_S = 2.0
     bench = make_workbench(folder, shard_rows=SHARD_ROWS)
     tokenizer = Tokenizer(str(bench.model), 512)
     with one_ray():
@@ -372,7 +369,7 @@ def bounded(seed: int, count: int, folder: Path) -> Outcome:
             began = time.monotonic()
             try:
                 encoder = Light(fault=fault, needle=needle)
-                build(light_config(bench.shards, index, bench.model, encoder=encoder))
+                build(light_config(bench.shards, index, bench.model, encoder=encoder, tuning=Tuning(hang_s=2.0)))
                 outcome.problems.append(f"{fault}: published all the same")
             except BuildFailedError as error:
                 named = f"1 of {len(manifest.shards)} shards failed" in str(error) and shard in str(error)

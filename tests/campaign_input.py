@@ -43,7 +43,8 @@ from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import read_record, read_records, record_path
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.status import status, verify
-from danbooru_index.ingest.shards import list_shards, mark_duplicates, read_shard
+from danbooru_index.ingest.scan import scan
+from danbooru_index.ingest.shards import read_shard
 from danbooru_index.search.tag_index import TagIndex
 from danbooru_index.storage.local import from_checked_json, to_checked_json
 
@@ -163,7 +164,7 @@ def _malformed(outcome, place, name):
     outcome.add("malformed shards")
     try:
         read = kept = 0
-        for shard in mark_duplicates(list_shards(str(place))):
+        for shard in scan(str(place)).shards:
             records, rejects = read_shard(shard)
             read, kept = read + shard.rows, kept + records.num_rows + len(rejects)
         outcome.expect(read == kept, f"{name}: {read} rows, {kept} accounted for")
@@ -559,7 +560,7 @@ def _use_checkpoint(change, place, mark, base, model):
 def _use_parquet(make, place, mark, base, model):
     make(place / "a.parquet", mark)
     code, _ = _run("prepare", place, "--out", place / "out")
-    for shard in mark_duplicates(list_shards(str(place / "a.parquet"))):
+    for shard in scan(str(place / "a.parquet")).shards:
         read_shard(shard)
     return code != 0
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import xxhash
 from faults import parse_failpoint
 
 from danbooru_index.config import BuildConfig, Device, Precision
-from danbooru_index.embeddings import Encoding
+from danbooru_index.embeddings import Embeddings
 from danbooru_index.errors import DanbooruIndexError
 
 SPECIAL = 4  # <s> <pad> </s> <unk>
@@ -69,14 +70,14 @@ class LightEncoder:
             stats.tokens += len(ids)
             stats.computed += len(ids)
             stats.processed += len(ids)
-        return Encoding(
+        return Embeddings(
             dense=_unit(dense).astype(np.float16),
             sparse_ids=tokens.astype(np.int32),
             sparse_weights=self._weights[tokens % 4096],
             sparse_lengths=np.bincount(keys >> 32, minlength=len(lengths)).astype(np.int64),
             colbert=_unit(vectors[~first]).astype(np.float16),
             colbert_lengths=lengths - 1,
-            bad=np.empty(0, np.int64),
+            non_finite=np.empty(0, np.int64),
         )
 
     def _fail(self):
@@ -102,9 +103,21 @@ class Light:
     log: str = ""
     fault: str = ""
     needle: tuple[int, ...] = ()
+    device: None = None
 
     def __call__(self, settings):
         return LightEncoder(settings.dim, self.delay, self.log, self.fault, self.needle)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A factory that calls a function, on whatever device the worker finds."""
+
+    function: Callable
+    device: None = None
+
+    def __call__(self, settings):
+        return self.function(settings)
 
 
 def light_config(shards, index, model, *, encoder=Light(), address=None, failpoints=(), **options):

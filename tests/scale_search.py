@@ -17,7 +17,7 @@ import pyarrow as pa
 from test_tables import manifest
 
 from danbooru_index.config import Mode
-from danbooru_index.embeddings import Encoding
+from danbooru_index.embeddings import Embeddings
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.commit import commit
 from danbooru_index.index.completion import CompletionRecord, complete
@@ -34,14 +34,14 @@ def encoding(count, chance, pool):
     lengths = np.clip(chance.poisson(10.7, count), 2, 60)
     sparse = np.clip(lengths - 1, 1, None)
     ids = chance.zipf(1.3, int(sparse.sum())) % TOKENS
-    return Encoding(
+    return Embeddings(
         dense=pool[chance.integers(0, len(pool), count)],
         sparse_ids=ids.astype(np.int32),
         sparse_weights=chance.random(int(sparse.sum()), dtype=np.float32),
         sparse_lengths=sparse,
         colbert=pool[chance.integers(0, len(pool), int(lengths.sum()))],
         colbert_lengths=lengths,
-        bad=np.empty(0, np.int64),
+        non_finite=np.empty(0, np.int64),
     )
 
 

@@ -258,7 +258,7 @@ def test_ray_imported_before_it_has_a_token_is_said_at_once(bare, sample_shards,
     ],
 )
 def test_what_a_job_asks_of_a_cluster_with_gpus_fits(nodes, encoders, num_cpus, tokenizers, calls):
-    plan = _plan_gpus(nodes, encoders, None)
+    plan = _plan_gpus(nodes, encoders, None, (3, 10))
     assert (plan.num_cpus, plan.tokenizers, plan.max_encoders, plan.num_gpus) == (num_cpus, tokenizers, None, 1)
     assert plan.calls == calls
     asked = encoders * plan.num_cpus + plan.tokenizers * TOKENIZER_CPUS

@@ -17,12 +17,13 @@ from checkpoints import SHAPES, make_checkpoint
 from conftest import SHARED
 
 from danbooru_index.config import Device, Precision
+from danbooru_index.embeddings import EncoderStats
 from danbooru_index.errors import DeviceError, ModelError
 from danbooru_index.model import device as devices
 from danbooru_index.model.batch_plan import BatchPlan
 from danbooru_index.model.checkpoint import EMBEDDED_FOLDER
 from danbooru_index.model.device import cpu_has_bf16, nvidia_driver, probe_device
-from danbooru_index.model.encoder import Encoder, EncoderStats, gpu_tokens_per_batch
+from danbooru_index.model.encoder import Encoder, gpu_tokens_per_batch
 from danbooru_index.model.tokenizer import Tokenizer
 
 MIXED = [
@@ -373,7 +374,7 @@ def test_non_finite_outputs_are_recomputed_in_fp32_or_listed(checkpoint, tmp_pat
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     encoder = Encoder(str(path), precision=Precision.BF16)
     encoding = encoder.encode(batch)
-    assert encoding.bad.tolist() == [0, 2]
+    assert encoding.non_finite.tolist() == [0, 2]
     assert np.isfinite(encoding.dense).all()
     assert np.isfinite(encoding.colbert).all()
     assert encoding.sparse_row(1)
@@ -401,7 +402,7 @@ def test_what_fp32_can_save_is_saved(checkpoint, tokenizer, monkeypatch):
     batch = tokenizer(["cat ears", "umbrella"])
     encoding = encoder.encode(batch)
     expected = Encoder(str(checkpoint)).encode(batch)
-    assert not len(encoding.bad)
+    assert not len(encoding.non_finite)
     assert np.allclose(encoding.dense, expected.dense, atol=1e-6)
 
 

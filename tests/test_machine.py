@@ -8,7 +8,8 @@ import subprocess
 import pytest
 from processes import CLI, ROOT, bare_environment
 
-from danbooru_index.pipeline.report import encoding_seconds
+from danbooru_index.index.shard_stats import ShardStats
+from danbooru_index.pipeline.reporting import encoding_seconds
 
 pytestmark = pytest.mark.slow
 
@@ -70,8 +71,8 @@ def test_another_users_id_without_a_name_a_home_or_shared_memory(tmp_path, sampl
 
 def test_a_clock_that_jumps_spoils_no_report():
     """Times of shards are the workers' own: a span that a jump made impossible is bounded by what surely passed."""
-    steady = [{"started": 100.0, "ended": 103.0}, {"started": 102.0, "ended": 108.0}]
+    steady = [ShardStats(100.0, 103.0), ShardStats(102.0, 108.0)]
     assert encoding_seconds(steady, total=20.0) == 8.0
-    back = [{"started": 100.0, "ended": 103.0}, {"started": -3500.0, "ended": -3494.0}]
+    back = [ShardStats(100.0, 103.0), ShardStats(-3500.0, -3494.0)]
     assert encoding_seconds(back, total=20.0) == 20.0
-    assert encoding_seconds([{"started": 100.0, "ended": 90.0}], total=20.0) > 0
+    assert encoding_seconds([ShardStats(100.0, 90.0)], total=20.0) > 0

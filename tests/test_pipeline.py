@@ -13,8 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from processes import running
 
-from danbooru_index.cluster import resources as cluster
-from danbooru_index.config import BuildConfig, Device, Mode, Precision, PrepareConfig, RejectLimit, Weights
+from danbooru_index.config import (
+    SLICE_BYTES,
+    BuildConfig,
+    Device,
+    Mode,
+    Precision,
+    PrepareConfig,
+    RejectLimit,
+    Tuning,
+    Weights,
+)
 from danbooru_index.errors import DeviceError, IndexBusyError, ModelError, RejectedRecordsError, UsageError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.catalog import IndexRoot
@@ -23,10 +32,10 @@ from danbooru_index.index.status import status, verify
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.ingest.shards import Shard
 from danbooru_index.model.device import nvidia_driver
-from danbooru_index.pipeline import build as pipeline
-from danbooru_index.pipeline import encode_stage as workers
 from danbooru_index.pipeline.build import build, exit_code
-from danbooru_index.pipeline.protocol import WorkerSettings, task_row
+from danbooru_index.pipeline.dataset import configure_ray_data
+from danbooru_index.pipeline.encode_stage import EncodeShard, slices
+from danbooru_index.pipeline.protocol import Outcome, ShardResult, Task, TokenizedShard, WorkerSettings
 from danbooru_index.search.tag_index import TagIndex
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -313,12 +322,10 @@ def test_a_cluster_without_a_gpu_says_so_at_once(ray_session, sample_shards, che
 
 def test_large_shards_are_written_in_slices(ray_session, sample_shards, checkpoint, tmp_path, monkeypatch, undisturbed):
     """More ColBERT bytes than a slice holds: several fragments a shard, the same rows and vectors."""
-    from danbooru_index.pipeline import encode_stage as workers
-
-    assert len(workers.slices(np.full(4096, 8192), 1024)) == 512
-    assert len(workers.slices(np.full(100_000, 1), 8)) == 7
-    monkeypatch.setattr(workers, "SLICE_BYTES", 50_000)
-    build(config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32))
+    assert len(slices(np.full(4096, 8192), 1024, SLICE_BYTES)) == 512
+    assert len(slices(np.full(100_000, 1), 8, SLICE_BYTES)) == 7
+    small = Tuning(slice_bytes=50_000)
+    build(config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32, tuning=small))
     generation = IndexRoot(tmp_path / "index").current()
     records = read_records(generation.path, generation.manifest.shards, generation.manifest.fingerprint_digest)
     assert all(len(record.tables["colbert"].fragments) > 2 for record in records.values())
@@ -375,23 +382,22 @@ def test_a_pool_that_is_busy_grows_when_a_gpu_joins(ray_session):
     """What Ray compares: tasks in flight a call (one more than calls), with its threshold. (With a second node: BENCHMARKS.)"""
     import ray
 
-    pipeline._configure_ray_data()
+    configure_ray_data()
     threshold = ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold
-    assert all(threshold <= (calls + 1) / calls for calls in cluster.CALLS_AT_ONCE)
+    assert all(threshold <= (calls + 1) / calls for calls in Tuning().calls_at_once)
 
 
 def test_as_many_shards_are_in_hand_as_planned(
     ray_session, undisturbed, sample_shards, checkpoint, tmp_path, monkeypatch
 ):
     """Each waits half a second before it is written: six are seen at once, no more, and every bit is the same."""
-    monkeypatch.setattr(cluster, "CALLS_AT_ONCE", (6, 6))
     slow = Failpoint("encode.before_write", "pause")
     index = tmp_path / "index"
-    build(config(sample_shards, index, checkpoint, precision=Precision.FP32, failpoints=(slow,)))
+    build(config(sample_shards, index, checkpoint, precision=Precision.FP32, failpoints=(slow,), tuning=Tuning((6, 6))))
     assert_same(index, undisturbed[2])
     generation = IndexRoot(index).current()
     records = read_records(generation.path, generation.manifest.shards, generation.manifest.fingerprint_digest)
-    spans = [(record.measured["started"], record.measured["ended"]) for record in records.values()]
+    spans = [(record.stats.started, record.stats.ended) for record in records.values()]
     assert len(spans) == 8
     assert 3 < max(sum(begun <= at < ended for begun, ended in spans) for at, _ in spans) <= 6
 
@@ -403,13 +409,11 @@ def test_a_card_that_cannot_load_the_model_is_named(ray_session, monkeypatch):
         raise ModelError("the model does not fit the memory of this cuda device")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    settings = WorkerSettings("m", "m", "", "", "cuda", "fp16", 512, 64, 64, None, None, encoder=full)
-    row = {"task": [task_row(Shard("a", "a.parquet", 0, 1, ""))["task"]], "problem": [""], "fatal": [False]}
-    receipt = json.loads(workers.EncodeShard(settings)(pa.table(row))["receipt"][0].as_py())
-    assert receipt["fatal"]
-    assert receipt["message"] == (
-        f"the model does not fit the memory of this cuda device ({os.uname().nodename}, GPU 5)"
-    )
+    settings = WorkerSettings("m", "m", "", "", "cuda", "fp16", 512, 64, 64, None, None, 1 << 20, encoder=full)
+    row = TokenizedShard(Task(Shard("a", "a.parquet", 0, 1, ""))).to_row()
+    result = ShardResult.from_row(EncodeShard(settings)(row))
+    assert result.outcome is Outcome.FATAL
+    assert result.message == (f"the model does not fit the memory of this cuda device ({os.uname().nodename}, GPU 5)")
 
 
 @pytest.mark.skipif(nvidia_driver() is not None, reason="there is a GPU here")

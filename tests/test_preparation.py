@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from danbooru_index.config import PrepareConfig, RejectLimit
 from danbooru_index.errors import InputError, RejectedRecordsError, UsageError
 from danbooru_index.ingest.prepare import prepare
-from danbooru_index.ingest.sampling import choose_samples
-from danbooru_index.ingest.shards import RECORD_SCHEMA, list_shards, mark_duplicates, read_shard
+from danbooru_index.ingest.sampling import draw_samples
+from danbooru_index.ingest.scan import scan
+from danbooru_index.ingest.shards import RECORD_SCHEMA, read_shard
 
 
 def rows_of(out):
@@ -340,14 +341,13 @@ def test_shards_of_any_parquet_and_large_files_are_sliced(tmp_path):
     table = pa.table({"id": [str(i) for i in range(50_000)], "text": [f"t{i}" for i in range(50_000)]})
     pq.write_table(table, tmp_path / "large.parquet", row_group_size=6_000)
     pq.write_table(table.slice(0, 3), tmp_path / "one.parquet")
-    shards = list_shards(str(tmp_path))
+    shards = scan(str(tmp_path)).shards
     assert sum(shard.rows for shard in shards) == 50_003
     assert max(shard.rows for shard in shards) <= 16_384
     assert len({shard.id for shard in shards}) == len(shards) == 5
     whole = [row["id"] for shard in shards[:-1] for row in read_shard(shard)[0].to_pylist()]
     assert whole == table["id"].to_pylist()
-    marked = mark_duplicates(shards)
-    records, rejects = read_shard(marked[-1])
+    records, rejects = read_shard(shards[-1])
     assert records.num_rows == 0
     assert [reject.reason.value for reject in rejects] == ["duplicate_id"] * 3
 
@@ -358,7 +358,7 @@ def test_metadata_too_long_to_be_searched_are_refused(tmp_path):
         writer.add_key_value_metadata({"padding": "-" * (65 << 20)})
         writer.write_table(pa.table({"id": ["1"], "text": ["一"]}))
     with pytest.raises(InputError, match=r"a\.parquet: more than 64 MB of metadata; write it again"):
-        list_shards(str(path))
+        scan(str(path))
     with pytest.raises(InputError, match="more than 64 MB of metadata"):
         run(tmp_path, path)
 
@@ -376,7 +376,7 @@ def test_what_a_folder_holds(tmp_path):
     (elsewhere / "loop").symlink_to(dump)
     (dump / "idx" / "generations").mkdir(parents=True)
     (dump / "idx" / "CURRENT.json").write_text("{}")
-    assert [row["id"] for shard in list_shards(str(dump)) for row in read_shard(shard)[0].to_pylist()] == [
+    assert [row["id"] for shard in scan(str(dump)).shards for row in read_shard(shard)[0].to_pylist()] == [
         "0",
         "1",
         "9",
@@ -393,25 +393,25 @@ def test_samples_of_an_input_that_is_nearly_all_rejects(tmp_path):
     for number in range(17):  # samples come from every second of 17 files
         text = "一" if number == 15 else " "
         pq.write_table(pa.table({"id": [str(number)], "text": [text]}), tmp_path / f"{number:02d}.parquet")
-    assert [sample.id for sample in choose_samples(list_shards(str(tmp_path)), 16)] == ["15"]
+    assert [sample.id for sample in draw_samples(scan(str(tmp_path)).shards).checked] == ["15"]
 
 
 def test_columns_that_are_not_needed_are_not_read(tmp_path):
     """A date beyond Python's calendar in a column of no concern, and one in `id` itself."""
     beyond = pa.array([10**15, 0], pa.timestamp("s"))
     pq.write_table(pa.table({"id": ["1", "2"], "text": ["a", "b"], "when": beyond}), tmp_path / "a.parquet")
-    records, rejects = read_shard(mark_duplicates(list_shards(str(tmp_path / "a.parquet")))[0])
+    records, rejects = read_shard(scan(str(tmp_path / "a.parquet")).shards[0])
     assert (records.num_rows, rejects) == (2, [])
     assert run(tmp_path, tmp_path / "a.parquet")[0].records == 2
     pq.write_table(pa.table({"id": beyond, "text": ["a", "b"]}), tmp_path / "b.parquet")
-    records, rejects = read_shard(mark_duplicates(list_shards(str(tmp_path / "b.parquet")))[0])
+    records, rejects = read_shard(scan(str(tmp_path / "b.parquet")).shards[0])
     assert (records.num_rows, [r.reason.value for r in rejects]) == (0, ["invalid_unicode", "wrong_type"])
 
 
 def test_one_huge_row_group_is_cut_by_rows(tmp_path):
     count = 40_000
     pq.write_table(pa.table({"id": [str(i) for i in range(count)], "text": ["x"] * count}), tmp_path / "a.parquet")
-    shards = list_shards(str(tmp_path / "a.parquet"))
+    shards = scan(str(tmp_path / "a.parquet")).shards
     assert [shard.rows for shard in shards] == [16_384, 16_384, 7_232]
     assert read_shard(shards[2])[0]["id"][0].as_py() == "32768"
 
@@ -419,16 +419,16 @@ def test_one_huge_row_group_is_cut_by_rows(tmp_path):
 def test_the_same_file_twice_is_two_shards_of_which_one_is_duplicates(tmp_path):
     for name in ("a", "b"):
         pq.write_table(pa.table({"id": ["1", "2"], "text": ["x", "y"]}), tmp_path / f"{name}.parquet")
-    shards = mark_duplicates(list_shards(str(tmp_path)))
+    shards = scan(str(tmp_path)).shards
     assert [(len({s.id for s in shards})), [s.drop for s in shards]] == [2, [(), (0, 1)]]
 
 
 def test_a_shard_that_changed_is_noticed(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"id": ["1"], "text": ["x"]}), path)
-    shard = list_shards(str(path))[0]
+    shard = scan(str(path)).shards[0]
     pq.write_table(pa.table({"id": ["1"], "text": ["z"]}), path)
-    assert list_shards(str(path))[0].id != shard.id
+    assert scan(str(path)).shards[0].id != shard.id
     with pytest.raises(InputError, match="changed since"):
         read_shard(shard)
 
@@ -437,7 +437,7 @@ def test_parquet_with_invalid_unicode_and_nulls(tmp_path):
     raw = pa.array([b"ok", b"\xff\xfe", None, b"fine"], pa.binary())
     text = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
     pq.write_table(pa.table({"id": ["1", "2", "3", "4"], "text": text}), tmp_path / "a.parquet")
-    shards = mark_duplicates(list_shards(str(tmp_path)))
+    shards = scan(str(tmp_path)).shards
     records, rejects = read_shard(shards[0])
     assert records["id"].to_pylist() == ["1", "4"]
     assert [(r.line, r.reason.value) for r in rejects] == [(2, "invalid_unicode"), (3, "missing_text")]

@@ -10,7 +10,8 @@ import pytest
 from danbooru_index.config import MAX_TEXT_BYTES
 from danbooru_index.errors import InputError
 from danbooru_index.ingest.fields import parse_csv_row, parse_fields, parse_line
-from danbooru_index.ingest.shards import list_shards, read_shard, to_table
+from danbooru_index.ingest.scan import scan
+from danbooru_index.ingest.shards import read_shard, to_table
 from danbooru_index.records import Reason, Record, RejectedError, parse_text
 
 
@@ -133,7 +134,7 @@ def test_a_text_of_which_nothing_can_be_seen_is_empty(invisible, tmp_path):
         parse_fields({"id": invisible, "text": "a"})
     rows = to_table([Record("1", "猫\u200b耳"), Record("2", invisible)])
     pq.write_table(rows, tmp_path / "a.parquet")
-    records, rejects = read_shard(list_shards(str(tmp_path))[0])
+    records, rejects = read_shard(scan(str(tmp_path)).shards[0])
     assert records["text"].to_pylist() == ["猫\u200b耳"]
     assert [(reject.line, reject.reason.value) for reject in rejects] == [(2, "empty_text")]
 
@@ -183,7 +184,7 @@ def test_two_columns_of_one_name_are_refused_by_build_as_by_prepare(tmp_path):
     rows = pa.table([pa.array(["1"]), pa.array(["a"]), pa.array(["x"]), pa.array(["y"])], ["id", "text", "tag", "tag"])
     pq.write_table(rows, tmp_path / "a.parquet")
     with pytest.raises(InputError, match="two columns are called tag"):
-        list_shards(str(tmp_path))
+        scan(str(tmp_path))
 
 
 def test_a_missing_alias_in_rows_as_prepare_writes_them_is_noticed(tmp_path):
@@ -191,6 +192,6 @@ def test_a_missing_alias_in_rows_as_prepare_writes_them_is_noticed(tmp_path):
     place = rows.schema.get_field_index("aliases")
     rows = rows.set_column(place, rows.schema.field(place), pa.array([["y", None], ["x"]], pa.list_(pa.string())))
     pq.write_table(rows, tmp_path / "a.parquet")
-    records, rejects = read_shard(list_shards(str(tmp_path))[0])
+    records, rejects = read_shard(scan(str(tmp_path)).shards[0])
     assert records["id"].to_pylist() == ["2"]
     assert [reject.reason.value for reject in rejects] == ["wrong_type"]

@@ -20,7 +20,7 @@ from danbooru_index.index.commit import commit, sweep_orphans
 from danbooru_index.index.completion import CompletionRecord, complete, read_records, record_path
 from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.lance_io import table_path
-from danbooru_index.index.lifecycle import begin
+from danbooru_index.index.lifecycle import open_generation
 from danbooru_index.index.manifest import Fingerprint, describe_difference
 from danbooru_index.index.reader import GenerationReader, max_sim
 from danbooru_index.index.schema import TableDigest, count_non_finite, pack, table_specs
@@ -294,9 +294,9 @@ def test_strict_publishes_no_generation_that_leaves_records_out(index):
     for generation in (first, second):
         seal(index, generation, at=1000.0)
     with pytest.raises(RejectedRecordsError, match=f"{first.id} is this build, without 2 records"):
-        begin(index, wanted, strict=True)
+        open_generation(index, wanted, strict=True)
     assert index.current().id == second.id
-    assert begin(index, wanted).finished
+    assert open_generation(index, wanted).finished
     assert index.current().id == first.id
 
 
@@ -470,7 +470,7 @@ def test_ragged_rows():
 def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, monkeypatch):
     """IVF_RQ over every row, durable and in the seal; small tables have none and are searched exactly."""
     from danbooru_index.index import vector_index
-    from danbooru_index.index.lifecycle import check_tables, end
+    from danbooru_index.index.lifecycle import check_tables, seal_and_publish
 
     shards = [f"s{number}" for number in range(8)]
     generation = index.start(manifest(shards))
@@ -479,7 +479,7 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
     records = list(read_records(generation.path, shards, generation.manifest.fingerprint_digest).values())
     monkeypatch.setattr(vector_index, "INDEX_ROWS", 1000)
     monkeypatch.setattr(vector_index, "ROWS_PER_PARTITION", 10)
-    end(index, generation, records, [], check_tables)
+    seal_and_publish(index, generation, records, [], check_tables)
     reader = GenerationReader(index.current())
     chance = np.random.default_rng(3)
     vectors = lance.dataset(str(table_path(generation.path, "dense"))).to_table()["vector"].combine_chunks()

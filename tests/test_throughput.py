@@ -11,8 +11,12 @@ import pytest
 
 from danbooru_index import progress as progress_module
 from danbooru_index.cluster.environment import worker_environment
+from danbooru_index.index.completion import CompletionRecord, TablePart
+from danbooru_index.index.schema import TABLES
+from danbooru_index.index.shard_stats import ShardStats, WorkerStats
 from danbooru_index.pipeline.report import BuildReport
 from danbooru_index.pipeline.report_plot import draw, save_report
+from danbooru_index.pipeline.reporting import count_records, count_work
 from danbooru_index.progress import Progress, StartUp
 
 
@@ -71,22 +75,22 @@ def test_the_count_never_falls_and_the_timeline_stays_small(clock):
     assert counts[-1] == 49_990
 
 
-def summary(rows, started, ended, worker="node:1", encode=1.0):
-    measured = {
-        "tokens": rows * 12, "truncated": 1, "histogram": [0, rows, 0], "computed": rows * 10, "processed": rows * 10,
-        "flops": 5e12, "read": 0.5, "encode": encode, "write": 0.25, "started": started, "ended": ended,
-        "worker": {"id": worker, "peak_memory": 4_200_000_000},
-    }  # fmt: skip
-    return {"rows": rows, "read": rows + 2, "rejected": {"empty_text": 2}, "bytes": 1000, "measured": measured}
+def record(rows, started, ended, worker="node:1", encode=1.0):
+    stats = ShardStats(
+        tokens=rows * 12, truncated=1, histogram=(0, rows, 0), computed=rows * 10, processed=rows * 10,
+        flops=5e12, read=0.5, encode=encode, write=0.25, started=started, ended=ended,
+        worker=WorkerStats(worker, 0, 4_200_000_000),
+    )  # fmt: skip
+    tables = {name: TablePart(bytes=1000) for name in TABLES}
+    return CompletionRecord("s", "f", "a", rows, rows + 2, tables, [{"reason": "empty_text"}] * 2, stats)
 
 
 def make_report():
     report = BuildReport("i", "g1", "published", "BAAI/bge-m3", "a" * 64, "NVIDIA H200", "fp16", "f")
-    done = [summary(963, 0.0, 2.0), summary(963, 2.0, 4.0, encode=2.0)]
-    for one in done:
-        report.add_shard(one)
-    report.add_work(done, report.device)
-    report.seconds.total, report.seconds.startup, report.seconds.encode = 20.0, 10.0, 4.0
+    done = [record(963, 0.0, 2.0), record(963, 2.0, 4.0, encode=2.0)]
+    count_records(report, done)
+    count_work(report, done, report.device, 20.0)
+    report.seconds.startup = 10.0
     report.timeline = [(10.0, 0), (12.0, 963), (14.0, 1926)]
     return report
 

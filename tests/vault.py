@@ -18,14 +18,14 @@ import numpy as np
 from checkpoints import SAMPLE
 from faults import parse_failpoint
 
-from danbooru_index.embeddings import Encoding
+from danbooru_index.embeddings import Embeddings
 from danbooru_index.errors import DanbooruIndexError, StorageError
 from danbooru_index.failpoints import armed
 from danbooru_index.index import compaction
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import CompletionRecord, complete, read_records
 from danbooru_index.index.fragments import ShardWriter
-from danbooru_index.index.lifecycle import begin, check_tables, end
+from danbooru_index.index.lifecycle import check_tables, open_generation, seal_and_publish
 from danbooru_index.index.manifest import Fingerprint, Manifest
 from danbooru_index.index.schema import table_specs
 from danbooru_index.ingest.fields import parse_line
@@ -43,7 +43,7 @@ def make_encoding(count, seed=0):
     lengths = chance.integers(1, 6, count)
     sparse = chance.integers(0, 4, count)
     unit = lambda shape: (v := chance.normal(size=shape)) / np.linalg.norm(v, axis=-1, keepdims=True)  # noqa: E731
-    return Encoding(
+    return Embeddings(
         dense=unit((count, DIM)).astype(np.float16),
         sparse_ids=np.concatenate([np.sort(chance.choice(np.arange(4, 64), n, replace=False)) for n in sparse]).astype(
             np.int32
@@ -52,7 +52,7 @@ def make_encoding(count, seed=0):
         sparse_lengths=sparse,
         colbert=unit((int(lengths.sum()), DIM)).astype(np.float16),
         colbert_lengths=lengths,
-        bad=np.empty(0, np.int64),
+        non_finite=np.empty(0, np.int64),
     )
 
 
@@ -122,9 +122,9 @@ def _build_owned(root, shards, rows, model, keep, seed, path, categories):
         shards, fingerprint=fields, fingerprint_digest=fingerprint.digest, input_digest=f"{len(shards)}/{seed}"
     )
     wanted.model = {"name": model, "path": path or f"/{model}", "id": model_id(Path(path)) if path else model * 64}
-    beginning = begin(root, wanted)
-    generation = beginning.generation
-    if beginning.finished:
+    opened = open_generation(root, wanted)
+    generation = opened.generation
+    if opened.finished:
         return generation.id
     done = read_records(generation.path, shards, fingerprint.digest)
     for number, shard in enumerate(shards):
@@ -134,7 +134,7 @@ def _build_owned(root, shards, rows, model, keep, seed, path, categories):
     missing = [shard for shard in shards if shard not in records]
     if missing:
         raise StorageError(f"{len(missing)} shards have no completion record")
-    end(root, generation, [records[shard] for shard in shards], [], check_tables)
+    seal_and_publish(root, generation, [records[shard] for shard in shards], [], check_tables)
     if keep:
         root.prune(keep, grace_s=GRACE_S)
     return generation.id

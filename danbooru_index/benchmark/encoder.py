@@ -16,9 +16,9 @@ import numpy as np
 from danbooru_index.benchmark.baselines import DEFAULT_BATCH_SIZE, FlagEmbedding
 from danbooru_index.benchmark.run import Bench, in_turn, ratio, summary
 from danbooru_index.config import Device, Precision
-from danbooru_index.embeddings import Encoding, TokenBatch
+from danbooru_index.embeddings import Embeddings, EncoderStats, TokenBatch
 from danbooru_index.model.device import cpu_count
-from danbooru_index.model.encoder import Encoder, EncoderStats
+from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.pipeline.projection import fit_and_measure
 
@@ -109,7 +109,7 @@ def _use(one: Encoder) -> dict[str, float]:
     }
 
 
-def _agreement(expected: dict[str, Any], found: Encoding) -> dict[str, Any]:
+def _agreement(expected: dict[str, Any], found: Embeddings) -> dict[str, Any]:
     """The largest difference and the least cosine between FlagEmbedding's outputs and ours."""
     vectors = np.concatenate(expected["colbert_vecs"]).astype(np.float32)
     ours = found.colbert.astype(np.float32)

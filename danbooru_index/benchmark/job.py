@@ -18,7 +18,8 @@ from danbooru_index.benchmark.run import Bench, in_turn, ratio, summary
 from danbooru_index.config import Device, Precision, PrepareConfig
 from danbooru_index.errors import BuildFailedError
 from danbooru_index.ingest.prepare import prepare
-from danbooru_index.ingest.shards import list_shards, read_shard
+from danbooru_index.ingest.scan import scan
+from danbooru_index.ingest.shards import read_shard
 from danbooru_index.model.device import cpu_count
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.tokenizer import Tokenizer
@@ -95,7 +96,7 @@ def overhead(bench: Bench) -> dict[str, Any]:
     shards = bench.scratch / "shards"
     prepare(PrepareConfig((str(dump),), str(shards)))
     tokenizer = Tokenizer(bench.checkpoint.path, 512)
-    batches = [tokenizer(read_shard(shard)[0]["text"].to_pylist()) for shard in list_shards(str(shards))]
+    batches = [tokenizer(read_shard(shard)[0]["text"].to_pylist()) for shard in scan(str(shards)).shards]
     precision = Precision(bench.device.precision)
     one = Encoder(bench.checkpoint.path, Device(bench.device.kind), precision, threads=cpu_count(), half_output=True)
     one.encode(batches[0])

@@ -18,31 +18,30 @@ from typing import Any
 from danbooru_index.benchmark.job import write_dump
 from danbooru_index.benchmark.run import Bench
 from danbooru_index.benchmark.simulated import Simulation, make_shape
-from danbooru_index.cluster import resources as cluster
-from danbooru_index.config import BuildConfig, PrepareConfig
+from danbooru_index.config import BuildConfig, PrepareConfig, Tuning
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.commit import commit
 from danbooru_index.index.completion import read_records
 from danbooru_index.ingest.prepare import prepare
-from danbooru_index.ingest.shards import list_shards
+from danbooru_index.ingest.scan import scan
 from danbooru_index.model.device import cpu_count
-from danbooru_index.pipeline import build as pipeline
 from danbooru_index.pipeline.build import build
 from danbooru_index.pipeline.report import BuildReport
 
 OBJECT_STORE_BYTES = 200 << 20
+DEFAULT_TUNING = Tuning()
 GPUS = (1, 2, 4, 8)
 SCALING_SHARDS = {2.0: 10, 0.2: 100}
 SCALING_ROWS = 32
 DEVICE_SHARDS = {128: 100, 1024: 40}
 DEVICE_ROWS = 4096
 OVERLAP_SHARDS = 50
-OVERLAPS = {  # the most calls at once in an encoder, and tasks in flight to a tokeniser
-    "as built": (cluster.CALLS_AT_ONCE[1], 16),
-    "one shard written at a time": (3, 16),
-    "no writing behind the next forward": (1, 16),
-    "one task in flight to a tokeniser": (cluster.CALLS_AT_ONCE[1], 1),
-    "neither": (1, 1),
+OVERLAPS = {
+    "as built": Tuning(),
+    "one shard written at a time": Tuning(calls_at_once=(3, 3)),
+    "no writing behind the next forward": Tuning(calls_at_once=(1, 1)),
+    "one task in flight to a tokeniser": Tuning(tasks_in_flight=1),
+    "neither": Tuning(calls_at_once=(1, 1), tasks_in_flight=1),
 }
 SHARD_ROWS = 4
 
@@ -69,7 +68,16 @@ def _cluster(gpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _simulate(bench: Bench, name: str, shards: Path, *, width: int, forward_s: float, gpus: int = 1) -> BuildReport:
+def _simulate(
+    bench: Bench,
+    name: str,
+    shards: Path,
+    *,
+    width: int,
+    forward_s: float,
+    gpus: int = 1,
+    tuning: Tuning = DEFAULT_TUNING,
+) -> BuildReport:
     """One build of these shards with a forward pass of `forward_s`, vectors `width` wide, on so many devices."""
     model = bench.scratch / f"model-{width}"
     if not model.is_dir():
@@ -77,7 +85,7 @@ def _simulate(bench: Bench, name: str, shards: Path, *, width: int, forward_s: f
     index, together = bench.scratch / f"index-{name}", bench.scratch / f"together-{name}"
     together.mkdir()
     encoder = Simulation(forward_s, together=str(together), devices=gpus)
-    return build(BuildConfig(str(shards), str(index), model=str(model), num_gpus=gpus, encoder=encoder))
+    return build(BuildConfig(str(shards), str(index), model=str(model), num_gpus=gpus, encoder=encoder, tuning=tuning))
 
 
 def _shards(bench: Bench, rows: int, count: int) -> Path:
@@ -112,13 +120,8 @@ def overlap(bench: Bench) -> dict[str, Any]:
     shards = _shards(bench, DEVICE_ROWS, OVERLAP_SHARDS)
     measured: dict[str, Any] = {}
     with _cluster(1):
-        for name, (calls, flight) in OVERLAPS.items():
-            kept = cluster.CALLS_AT_ONCE, pipeline.TASKS_IN_FLIGHT
-            cluster.CALLS_AT_ONCE, pipeline.TASKS_IN_FLIGHT = (min(kept[0][0], calls), calls), flight
-            try:
-                report = _simulate(bench, name, shards, width=128, forward_s=0.2)
-            finally:
-                cluster.CALLS_AT_ONCE, pipeline.TASKS_IN_FLIGHT = kept
+        for name, tuning in OVERLAPS.items():
+            report = _simulate(bench, name, shards, width=128, forward_s=0.2, tuning=tuning)
             measured[name] = {
                 "busy_share": report.devices[0].busy_share,
                 "shards_per_second": round(OVERLAP_SHARDS / report.seconds.encode, 2),
@@ -156,7 +159,7 @@ def shards(bench: Bench) -> dict[str, Any]:
     with _Watch() as watch, _cluster(1):
         report = _simulate(bench, "shards", folder, width=64, forward_s=0.0)
     generation = IndexRoot(bench.scratch / "index-shards").current()
-    listed = [shard.id for shard in list_shards(str(folder))]
+    listed = [shard.id for shard in scan(str(folder)).shards]
     began = time.perf_counter()
     known = read_records(
         generation.path,

@@ -17,11 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.config import Choice, Device, Precision
+from danbooru_index.config import Choice, Device, DeviceInfo, Precision
 from danbooru_index.errors import InputError, UsageError
 from danbooru_index.ingest.sources import list_inputs, read_records
 from danbooru_index.model.checkpoint import Checkpoint, resolve_model
-from danbooru_index.model.device import DeviceInfo, give_back_memory, probe_device
+from danbooru_index.model.device import give_back_memory, probe_device
 from danbooru_index.records import Record
 
 SAMPLE = Path(__file__).parent.parent / "sample_tags.jsonl"

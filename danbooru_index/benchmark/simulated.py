@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from danbooru_index.embeddings import Encoding, TokenBatch
+from danbooru_index.config import DeviceInfo
+from danbooru_index.embeddings import Embeddings, EncoderStats, TokenBatch
 from danbooru_index.model.checkpoint_files import HEADS, SETTINGS, TOKENIZERS
-from danbooru_index.model.device import DeviceInfo
-from danbooru_index.model.encoder import EncoderStats
 
 TABLE = 4096
 SPECIAL = 4
@@ -48,7 +47,7 @@ class SimulatedEncoder:
 
     def encode(
         self, batch: TokenBatch, on_rows: Callable[[int], None] | None = None, stats: EncoderStats | None = None
-    ) -> Encoding:
+    ) -> Embeddings:
         """The three outputs, each token's vector at random but fixed; the device is busy for `forward_s`, or for no time
         with the few texts of the self-check, which nobody counts."""
         with self._device:
@@ -64,7 +63,7 @@ class SimulatedEncoder:
             on_rows(len(batch.lengths))
         return self._outputs(batch)
 
-    def _outputs(self, batch: TokenBatch) -> Encoding:
+    def _outputs(self, batch: TokenBatch) -> Embeddings:
         lengths, ids = batch.lengths.astype(np.int64), batch.token_ids.astype(np.int64)
         starts = np.cumsum(lengths) - lengths
         keys = np.unique((np.repeat(np.arange(len(lengths)), lengths) << 32) + ids)
@@ -72,14 +71,14 @@ class SimulatedEncoder:
         keys, tokens = keys[tokens >= SPECIAL], tokens[tokens >= SPECIAL]
         others = np.delete(np.arange(len(ids)), starts)
         sums = np.add.reduceat(ids * 2654435761, starts) if len(ids) else np.empty(0, np.int64)
-        return Encoding(
+        return Embeddings(
             dense=self._dense[sums % TABLE],
             sparse_ids=tokens.astype(np.int32),
             sparse_weights=self._weights[tokens % TABLE],
             sparse_lengths=np.bincount(keys >> 32, minlength=len(lengths)).astype(np.int64),
             colbert=self._colbert[ids[others] % TABLE],
             colbert_lengths=lengths - 1,
-            bad=np.empty(0, np.int64),
+            non_finite=np.empty(0, np.int64),
         )
 
 

@@ -15,7 +15,6 @@ from danbooru_index.model.device import nvidia_driver
 from danbooru_index.progress import tell
 
 CORES_PER_ENCODER = 8
-CALLS_AT_ONCE = (3, 10)  # the least and the most shards that an encoder has in hand: two on the device, others written
 CALL_BYTES = 1 << 30  # of a node's memory for each: its slice of 128 MB in a few copies
 TOKENIZER_CPUS = 0.25
 PATIENCE_S = 60.0
@@ -62,14 +61,17 @@ def plan_cluster(config: BuildConfig, pending: int, *, inherited: bool = False) 
     """What a build of `pending` shards takes of the connected cluster, whose workers have the `worker_environment` where
     it is `inherited`. Raises `DeviceError` without the GPU asked for."""
     nodes = nodes_at_work()
+    calls = config.tuning.calls_at_once
     if wanted := gpus_for(config.device, config.num_gpus):
-        plan = _plan_gpus(nodes, max(1, min(wanted, pending)), config.num_gpus)
+        plan = _plan_gpus(nodes, max(1, min(wanted, pending)), config.num_gpus, calls)
     else:
-        plan = _plan_cpus([float(node.get("CPU", 0)) for node in nodes], pending, len(nodes) == 1)
+        plan = _plan_cpus([float(node.get("CPU", 0)) for node in nodes], pending, len(nodes) == 1, calls[0])
     return replace(plan, runtime_env={}) if inherited else plan
 
 
-def _plan_gpus(nodes: list[dict[str, float]], encoders: int, limit: int | None) -> ClusterPlan:
+def _plan_gpus(
+    nodes: list[dict[str, float]], encoders: int, limit: int | None, calls_at_once: tuple[int, int]
+) -> ClusterPlan:
     """Encoders of a GPU each, and two tokenisers for each as far as the CPUs of the cluster go.
 
     Writing a shard in full width takes a core 0.5 s and a fast GPU is done with one in 0.1 s, so as many are written at
@@ -78,7 +80,7 @@ def _plan_gpus(nodes: list[dict[str, float]], encoders: int, limit: int | None) 
     at_work = [node for node in nodes if node.get("GPU", 0) >= 1]
     per_gpu = min(node.get("CPU", 0) / node["GPU"] for node in at_work)
     memory = min(node.get("memory", math.inf) / node["GPU"] for node in at_work)
-    least, most = CALLS_AT_ONCE
+    least, most = calls_at_once
     calls = max(least, int(min(most, per_gpu, memory / CALL_BYTES)))
     num_cpus = min(1.0, max(0.1, _floor(per_gpu - 2 * TOKENIZER_CPUS)))
     left = sum(node.get("CPU", 0) for node in nodes) - encoders * num_cpus
@@ -135,7 +137,7 @@ def _no_gpu() -> str:
     )
 
 
-def _plan_cpus(cores: list[float], pending: int, local: bool) -> ClusterPlan:
+def _plan_cpus(cores: list[float], pending: int, local: bool, calls: int) -> ClusterPlan:
     """Encoders of up to `CORES_PER_ENCODER` cores; a little is left on every node for the tokenisers."""
     smallest = min((c for c in cores if c >= 1), default=1.0)
     per_node = max(1, int(smallest // CORES_PER_ENCODER))
@@ -144,7 +146,7 @@ def _plan_cpus(cores: list[float], pending: int, local: bool) -> ClusterPlan:
     tokenizers = min(encoders, 4)
     num_cpus = max(0.5, _floor((smallest - tokenizers * TOKENIZER_CPUS) / per_node))
     threads = max(1, int(smallest // per_node))
-    return ClusterPlan(Device.CPU, encoders, encoders, num_cpus, 0, threads, tokenizers, local, CALLS_AT_ONCE[0])
+    return ClusterPlan(Device.CPU, encoders, encoders, num_cpus, 0, threads, tokenizers, local, calls)
 
 
 def _floor(cpus: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -15,6 +16,7 @@ from typing import Any, Self
 from danbooru_index.errors import StorageError
 from danbooru_index.index.lance_io import table_path
 from danbooru_index.index.schema import TABLES
+from danbooru_index.index.shard_stats import ShardStats
 from danbooru_index.storage.local import create_exclusive, file_sizes, rename
 from danbooru_index.storage.s3 import Location
 
@@ -55,11 +57,18 @@ class CompletionRecord:
     read: int
     tables: dict[str, TablePart]
     rejects: list[dict[str, Any]] = field(default_factory=list)
-    measured: dict[str, Any] = field(default_factory=dict)
+    stats: ShardStats = field(default_factory=ShardStats)
+
+    @property
+    def data_bytes(self) -> int:
+        """The bytes of its data files in the three tables."""
+        return sum(part.bytes for part in self.tables.values())
 
     def to_bytes(self) -> bytes:
         """JSON with a checksum over its body."""
-        body = json.dumps({"version": RECORD_VERSION, **asdict(self)}, ensure_ascii=False, sort_keys=True)
+        fields = {"version": RECORD_VERSION, **asdict(self), "measured": self.stats.to_json()}
+        del fields["stats"]
+        body = json.dumps(fields, ensure_ascii=False, sort_keys=True)
         checksum = hashlib.sha256(body.encode()).hexdigest()
         return json.dumps({"checksum": checksum, "body": body}, ensure_ascii=False).encode()
 
@@ -74,6 +83,7 @@ class CompletionRecord:
         body = json.loads(envelope["body"])
         if body.pop("version") != RECORD_VERSION:
             raise ValueError("unknown version")
+        body["stats"] = ShardStats.from_json(body.pop("measured", {}))
         body["tables"] = {name: TablePart(**part) for name, part in body["tables"].items()}
         record = cls(**body)
         record.validate()
@@ -164,3 +174,8 @@ def _set_aside(path: Location) -> None:
 
 def _files_are_there(sizes: dict[str, dict[str, int]], parts: Mapping[str, TablePart]) -> bool:
     return all(part.sizes.items() <= sizes[name].items() for name, part in parts.items())
+
+
+def count_rejects(records: list[CompletionRecord]) -> Counter[str]:
+    """Rejected records by reason."""
+    return Counter(reject["reason"] for record in records for reject in record.rejects)

@@ -9,7 +9,7 @@ import uuid
 
 import pyarrow as pa
 
-from danbooru_index.embeddings import Encoding
+from danbooru_index.embeddings import Embeddings
 from danbooru_index.errors import StorageError
 from danbooru_index.failpoints import reach
 from danbooru_index.index.checks import file_checksum
@@ -41,7 +41,7 @@ class ShardWriter:
         self.parts = {spec.name: TablePart() for spec in specs}
         self.attempt = uuid.uuid4().hex
 
-    def write(self, records: pa.Table, encoding: Encoding) -> None:
+    def write(self, records: pa.Table, encoding: Embeddings) -> None:
         """Add the next rows; raise `StorageError` when they cannot be written."""
         for spec in self._specs:
             table = pack(spec, records, self._shard, encoding)

@@ -6,7 +6,6 @@ Called by the owner of the index only. Between any two steps the process may die
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from danbooru_index.index.checks import metadata_checksums
 from danbooru_index.index.codec import Codec
 from danbooru_index.index.commit import commit, sweep_orphans
 from danbooru_index.index.compaction import compact, drop_replaced
-from danbooru_index.index.completion import CompletionRecord
+from danbooru_index.index.completion import CompletionRecord, count_rejects
 from danbooru_index.index.lance_io import panics_as_errors
 from danbooru_index.index.manifest import Manifest, describe_difference
 from danbooru_index.index.reader import GenerationReader
@@ -29,7 +28,7 @@ from danbooru_index.index.vector_index import build_index
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class OpenedGeneration:
     """The generation to work on, and why it is that one; `finished`: it is published already."""
 
     generation: Generation
@@ -37,7 +36,9 @@ class Beginning:
     finished: bool = False
 
 
-def begin(root: IndexRoot, wanted: Manifest, codec: Codec | None = None, *, strict: bool = False) -> Beginning:
+def open_generation(
+    root: IndexRoot, wanted: Manifest, codec: Codec | None = None, *, strict: bool = False
+) -> OpenedGeneration:
     """Go on with the unfinished generation that equals `wanted` in all that must not be mixed, else start a new one.
 
     A finished one is published again where it is not, unless it leaves records out and `strict` is asked for
@@ -50,7 +51,7 @@ def begin(root: IndexRoot, wanted: Manifest, codec: Codec | None = None, *, stri
         if not _same(manifest, wanted):
             continue
         if not manifest.sealed:
-            return Beginning(generation, [f"going on with unfinished generation {generation.id}"])
+            return OpenedGeneration(generation, [f"going on with unfinished generation {generation.id}"])
         if not manifest.failed_shards and not generation.has_its_shards():
             damaged.append(f"generation {generation.id} is damaged (danbooru-index verify): built anew")
             break
@@ -64,14 +65,14 @@ def begin(root: IndexRoot, wanted: Manifest, codec: Codec | None = None, *, stri
             if root.current_id() != generation.id:
                 root.publish(generation)
                 note = f"generation {generation.id} was complete: published again"
-                return Beginning(generation, [note], finished=True)
-            return Beginning(generation, [], finished=True)
+                return OpenedGeneration(generation, [note], finished=True)
+            return OpenedGeneration(generation, [], finished=True)
     notes = [*root.damaged().values(), *damaged]
     if known and not damaged:
         last = known[-1]
         why = describe_difference(last.manifest, wanted) or "its failed shards are tried again"
         notes.append(f"new generation, since these differ from {last.id}: {why}")
-    return Beginning(root.start(wanted, codec), notes)
+    return OpenedGeneration(root.start(wanted, codec), notes)
 
 
 def _same(old: Manifest, wanted: Manifest) -> bool:
@@ -83,7 +84,7 @@ def _same(old: Manifest, wanted: Manifest) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class SealTimes:
     """Seconds of the parts of an ending, and what is worth telling of it."""
 
     commit: float
@@ -93,13 +94,13 @@ class Ending:
     notes: list[str]
 
 
-def end(
+def seal_and_publish(
     root: IndexRoot,
     generation: Generation,
     records: list[CompletionRecord],
     failed_shards: list[str],
     check: Callable[[Generation, list[CompletionRecord]], dict[str, Any]],
-) -> Ending:
+) -> SealTimes:
     """Commit the three tables from the records, `check` them (it raises where one fails), compact, index, seal, publish."""
     manifest = generation.manifest
     reach("build.before_commit")
@@ -133,7 +134,7 @@ def end(
     reach("build.after_publish")
     drop_replaced(generation)
     verify = checked - committed + ended - indexed
-    return Ending(committed - began, verify, compacted - checked, indexed - compacted, notes)
+    return SealTimes(committed - began, verify, compacted - checked, indexed - compacted, notes)
 
 
 def check_tables(generation: Generation, records: list[CompletionRecord]) -> dict[str, Any]:
@@ -158,8 +159,3 @@ def check_tables(generation: Generation, records: list[CompletionRecord]) -> dic
     if problems:
         raise BuildFailedError(f"checks failed, nothing was published: {'; '.join(problems[:5])}")
     return {"counts": counts, "passed": ["counts", "ids"]}
-
-
-def count_rejects(records: list[CompletionRecord]) -> Counter[str]:
-    """Rejected records by reason."""
-    return Counter(reject["reason"] for record in records for reject in record.rejects)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from danbooru_index.embeddings import Encoding
+from danbooru_index.embeddings import Embeddings
 
 SCHEMA_VERSION = 1
 RECORD_COLUMNS = ("tag", "category", "text", "source", "post_count", "aliases", "nsfw", "deprecated")
@@ -53,7 +53,7 @@ def table_specs(dim: int, colbert_dim: int) -> tuple[TableSpec, ...]:
     )
 
 
-def pack(spec: TableSpec, records: pa.Table, shard: str, encoding: Encoding) -> pa.Table:
+def pack(spec: TableSpec, records: pa.Table, shard: str, encoding: Embeddings) -> pa.Table:
     """The rows of one table, in the order of `records`."""
     columns: dict[str, Any] = {"id": records["id"], "shard": pa.repeat(pa.scalar(shard), records.num_rows)}
     if spec.name == "dense":

@@ -1,12 +1,13 @@
-"""Which ids occur twice in an input, in 8 bytes of memory an id.
+"""Which ids occur twice in an input, in 8 bytes of memory an id; in 16 where their order is kept.
 
 A first pass hands every id to `IdHashes`; only ids whose 64-bit hash occurs twice are looked at again, by a
-`DuplicateFilter` in a second pass, which compares them by a 128-bit cryptographic hash. Used by `shards`.
+`DuplicateFilter` in a second pass, which compares them by a 128-bit cryptographic hash. Used by `prepare` and `scan`.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from hashlib import blake2b
 
 import numpy as np
@@ -27,13 +28,26 @@ class IdHashes:
     def add(self, record_id: str) -> None:
         self._hashes.append(hash64(record_id))
 
-    def suspects(self) -> npt.NDArray[np.uint64]:
-        """The sorted hashes that occur more than once (sorts in place: no second copy of all hashes)."""
+    def update(self, record_ids: Iterable[str]) -> None:
+        """Add several ids."""
+        self._hashes.extend(map(hash64, record_ids))
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def suspects(self, *, keep_order: bool = False) -> npt.NDArray[np.uint64]:
+        """The sorted hashes that occur more than once. Sorts in place, unless `among` is to be asked afterwards."""
         if not self._hashes:
             return np.empty(0, dtype=np.uint64)
         hashes = np.frombuffer(self._hashes, dtype=np.uint64)
+        if keep_order:
+            hashes = hashes.copy()
         hashes.sort()
         return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+
+    def among(self, suspects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Which of the ids added, in their order, have one of these hashes, [ids]."""
+        return np.isin(np.frombuffer(self._hashes, dtype=np.uint64), suspects)
 
 
 class DuplicateFilter:

@@ -6,9 +6,14 @@ Used for dumps and for shards.
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,35 +33,65 @@ EXTENSION = b"ARROW:extension"
 Located = tuple[int, Record | Reject]  # the line or row, from 1, and what stood there
 
 
-def open_parquet(path: str | Path) -> pq.ParquetFile:
-    """Open a Parquet file that declares plain columns only.
+@contextlib.contextmanager
+def open_input(path: str | Path) -> Iterator[InputFile]:
+    """Open a Parquet file for reading, once for all that is asked of it. Raises `OSError`, or as `parquet` does."""
+    with Path(path).open("rb") as file:
+        yield InputFile(str(path), file)
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A Parquet file that is open; its digest and its rows are read through the same handle."""
+
+    path: str
+    file: BufferedReader
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """The file's size and time of change."""
+        status = os.fstat(self.file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def digest(self) -> str:
+        """SHA-256 of the file's content, in hex."""
+        self.file.seek(0)
+        return hashlib.file_digest(self.file, "sha256").hexdigest()
+
+    def parquet(self) -> pq.ParquetFile:
+        """The file as Arrow reads it. Raises as `plain_parquet` does."""
+        return plain_parquet(self.path, self.file)
+
+
+def plain_parquet(path: str, file: BufferedReader) -> pq.ParquetFile:
+    """A Parquet file that declares plain columns only.
 
     Arrow extension types are made while a file is opened, by whatever code is registered for them; Ray registers one
     that unpickles (measured: its values run code as soon as they are read). Raises `InputError` for a file that
     declares any, before Arrow sees it, and for one whose metadata is too long to be searched for them; OSError or
     ArrowException for one that is not whole.
     """
-    footer = _footer(Path(path))
+    footer = _footer(file)
     if footer is None:
         raise InputError(f"{path}: more than {LONGEST_FOOTER >> 20} MB of metadata; write it again without")
     if _declares_extension_types(footer):
         raise InputError(
             f"{path}: declares Arrow extension types, which can run code when they are read; write it with plain columns"
         )
-    return pq.ParquetFile(path)
+    file.seek(0)
+    return pq.ParquetFile(file)
 
 
-def _footer(path: Path) -> bytes | None:
+def _footer(file: BufferedReader) -> bytes | None:
     """The metadata of a Parquet file, as it is: what stands before its length and the last four bytes; None: too long."""
-    with path.open("rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - 8))
-        length = int.from_bytes(file.read(8)[:4], "little")
-        length = min(length, size)  # what a damaged file says may be anything
-        if length > LONGEST_FOOTER:
-            return None
-        file.seek(max(0, size - 8 - length))
-        return file.read(length)
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 8))
+    length = int.from_bytes(file.read(8)[:4], "little")
+    length = min(length, size)  # what a damaged file says may be anything
+    if length > LONGEST_FOOTER:
+        return None
+    file.seek(max(0, size - 8 - length))
+    return file.read(length)
 
 
 def _declares_extension_types(footer: bytes) -> bool:
@@ -73,7 +108,11 @@ def _declares_extension_types(footer: bytes) -> bool:
 
 def parquet_records(path: Path) -> Iterator[Located]:
     """Every row of a Parquet file with `id` and `text`, as a record or a reject, in order."""
-    file = open_parquet(path)
+    with open_input(path) as file:
+        yield from _located(path, file.parquet())
+
+
+def _located(path: Path, file: pq.ParquetFile) -> Iterator[Located]:
     missing = {"id", "text"} - set(file.schema_arrow.names)
     if missing:
         raise InputError(

@@ -1,18 +1,16 @@
 """Shards: slices of the input that are done or not done as a whole, identified by their content.
 
-`list_shards` lists the shards of a folder, a glob or a Parquet file (cutting files that are too large by rows);
-`mark_duplicates` finds ids that occur twice; `read_shard` reads one shard. Rows keep the input's order all the way.
+`find_parquet` finds the files that a user means, `cut` cuts one into shards by its rows, `read_shard` reads one shard.
+Rows keep the input's order all the way. Which shards there are says `scan`.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import shlex
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,8 +19,7 @@ import pyarrow.parquet as pq
 
 from danbooru_index.config import MAX_TEXT_BYTES
 from danbooru_index.errors import InputError, first_line
-from danbooru_index.ingest.duplicates import DuplicateFilter, IdHashes
-from danbooru_index.ingest.parquet import KNOWN_FIELDS, open_parquet, parse_rows
+from danbooru_index.ingest.parquet import KNOWN_FIELDS, InputFile, open_input, parse_rows
 from danbooru_index.ingest.sources import files_in
 from danbooru_index.records import VISIBLE, Reason, Record, Reject
 
@@ -67,38 +64,6 @@ def to_table(records: list[Record]) -> pa.Table:
     return pa.table(columns, schema=RECORD_SCHEMA)
 
 
-def list_shards(spec: str) -> list[Shard]:
-    """The shards of a folder, a glob or one Parquet file, in name order.
-
-    Raises `InputError` for a path that is not there, a folder without Parquet, a file that is not whole or has no
-    `id` and `text`. Every file is hashed, so that a changed file is another shard.
-    """
-    shards: list[Shard] = []
-    seen: Counter[str] = Counter()
-    for path in _parquet_files(spec):
-        file = _open_parquet(path)
-        digest = file_digest(path)
-        seen[digest] += 1
-        copy = f"-copy{seen[digest]}" if seen[digest] > 1 else ""
-        ranges = list(_ranges(file))
-        for start, rows in ranges:
-            part = f"-r{start}-{rows}" if len(ranges) > 1 else ""
-            shards.append(Shard(f"{digest[:32]}{part}{copy}", str(path), start, rows, digest, _stamp(path)))
-    if not shards:
-        raise InputError(f"{spec}: the Parquet files hold no row")
-    return shards
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _parquet_files(spec: str) -> list[Path]:
-    """Absolute paths: a worker's working directory is not the driver's."""
-    return [path.resolve() for path in find_parquet(spec)]
-
-
 def find_parquet(spec: str) -> list[Path]:
     """The Parquet files that a folder, a glob or a path means; raise `InputError` where there are none."""
     path = Path(spec)
@@ -131,9 +96,11 @@ def _is_parquet(path: Path) -> bool:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _open_parquet(path: Path) -> pq.ParquetFile:
+def checked_parquet(opened: InputFile) -> pq.ParquetFile:
+    """A Parquet file with the columns that a build needs; raise `InputError` for another one."""
+    path = opened.path
     try:
-        file = open_parquet(path)
+        file = opened.parquet()
     except (OSError, pa.ArrowException) as error:
         reason = first_line(error, 160)
         raise InputError(f"{path}: not a whole Parquet file ({reason}); write or fetch it again") from None
@@ -147,6 +114,17 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         if file.schema_arrow.names.count(column) > 1:
             raise InputError(f"{path}: two columns are called {column}; keep one")
     return file
+
+
+def cut(opened: InputFile, file: pq.ParquetFile, digest: str, copies: int) -> list[Shard]:
+    """The shards of one file; `copies`: how many files of the same content came before."""
+    copy = f"-copy{copies + 1}" if copies else ""
+    ranges = list(_ranges(file))
+    shards = []
+    for start, rows in ranges:
+        part = f"-r{start}-{rows}" if len(ranges) > 1 else ""
+        shards.append(Shard(f"{digest[:32]}{part}{copy}", opened.path, start, rows, digest, opened.stamp))
+    return shards
 
 
 def _ranges(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
@@ -166,16 +144,9 @@ def _ranges(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
         yield start, rows
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_rows(shard: Shard, columns: list[str] | None = None) -> pa.Table:
-    """The rows of a shard, as they are in its file."""
+def rows_of(shard: Shard, file: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a shard, as they are in its file. Raises `InputError` for rows that cannot be read."""
     try:
-        file = open_parquet(shard.path)
         groups: list[int] = []
         first = at = 0
         for number in range(file.metadata.num_row_groups):
@@ -193,16 +164,24 @@ def read_rows(shard: Shard, columns: list[str] | None = None) -> pa.Table:
 def read_shard(shard: Shard) -> tuple[pa.Table, list[Reject]]:
     """The records of a shard (`RECORD_SCHEMA`) and its rejects; raise `InputError` where the file has changed."""
     try:
-        changed = _stamp(Path(shard.path)) != shard.stamp
-        if not changed and shard.stamp[0] < LARGEST_SHARD_BYTES:
-            changed = file_digest(shard.path) != shard.digest
+        with open_input(shard.path) as opened:
+            changed = opened.stamp != shard.stamp
+            if not changed and shard.stamp[0] < LARGEST_SHARD_BYTES:
+                changed = opened.digest() != shard.digest
+            if changed:
+                raise InputError(f"{shard.path}: changed since the build began; run the build again")
+            rows = rows_of(shard, opened.parquet())
     except OSError as error:
         raise InputError(f"{shard.path}: cannot be read on {os.uname().nodename} ({error.strerror})") from None
-    if changed:
-        raise InputError(f"{shard.path}: changed since the build began; run the build again")
-    rows = read_rows(shard)
+    except pa.ArrowException as error:
+        raise InputError(f"{shard.path}: cannot be read ({first_line(error, 160)})") from None
     if not shard.drop and is_prepared(rows):
         return rows.select(RECORD_SCHEMA.names).cast(RECORD_SCHEMA), []
+    return _parsed(shard, rows)
+
+
+def _parsed(shard: Shard, rows: pa.Table) -> tuple[pa.Table, list[Reject]]:
+    """Rows that may hold anything, one by one."""
     records: list[Record] = []
     rejects: list[Reject] = []
     dropped = set(shard.drop)
@@ -235,45 +214,3 @@ def is_prepared(rows: pa.Table) -> bool:
     visible = all(pc.all(pc.match_substring_regex(rows[name], VISIBLE)).as_py() is not False for name in ("id", "text"))
     too_long = pc.max(pc.binary_length(rows["text"])).as_py() or 0
     return visible and too_long <= MAX_TEXT_BYTES
-
-
-def mark_duplicates(shards: list[Shard]) -> list[Shard]:
-    """The same shards, each knowing which of its rows repeat the id of an earlier record.
-
-    Reads the id column of everything once; only where two ids may be equal, the texts of those shards too, since a
-    record that is itself unusable does not make a later one a duplicate.
-    """
-    hashes = IdHashes()
-    for shard in shards:
-        for record_id in _ids(shard):
-            if record_id is not None:
-                hashes.add(record_id)
-    suspects = hashes.suspects()
-    if not len(suspects):
-        return shards
-    duplicates = DuplicateFilter(suspects)
-    return [_marked(shard, duplicates) for shard in shards]
-
-
-def _ids(shard: Shard) -> list[str | None]:
-    """The ids of a shard as strings; None for one that is null, of a wrong type or not UTF-8."""
-    column = read_rows(shard, ["id"])["id"]
-    if pa.types.is_integer(column.type):
-        return [None if value is None else str(value) for value in column.to_pylist()]
-    try:
-        values = column.cast(pa.string()).cast(pa.binary()).to_pylist()
-    except pa.ArrowException:
-        return [None] * len(column)
-    return [None if value is None else value.decode(errors="replace") for value in values]
-
-
-def _marked(shard: Shard, duplicates: DuplicateFilter) -> Shard:
-    ids = _ids(shard)
-    if not any(record_id is not None and duplicates.is_suspect(record_id) for record_id in ids):
-        return shard
-    drop = tuple(
-        line - shard.start - 1
-        for line, item in parse_rows(read_rows(shard), shard.path, shard.start)
-        if isinstance(item, Record) and duplicates.is_duplicate(item.id)
-    )
-    return replace(shard, drop=drop)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from danbooru_index.embeddings import Array, Encoding, TokenBatch, ragged_take
+from danbooru_index.embeddings import Array, Embeddings, TokenBatch, ragged_take
 from danbooru_index.model.packing import PackedCall, Packing, pack
 
 if TYPE_CHECKING:
@@ -55,22 +55,22 @@ class BatchPlan:
         taken = place[self._unique_of]
         self.ways = {"dense": taken, "colbert": ragged_take(self.packing.lengths - 1, taken)}
 
-    def assemble(self, out: dict[str, Array]) -> tuple[Encoding, npt.NDArray[np.int64]]:
-        """Device results of the unique rows, in the order of the last `pack`, but vectors by `ways` -> an `Encoding` in
+    def assemble(self, out: dict[str, Array]) -> tuple[Embeddings, npt.NDArray[np.int64]]:
+        """Device results of the unique rows, in the order of the last `pack`, but vectors by `ways` -> an `Embeddings` in
         input order, and the rows that are not finite."""
         taken = self.ways["dense"]
         kept = (out["sparse_weights"] > 0) & ~np.isin(out["sparse_ids"], self._special)
         rows = np.repeat(np.arange(self.unique_rows), self.packing.lengths)
         counts = np.bincount(rows[kept], minlength=self.unique_rows)
         chosen = ragged_take(counts, taken)
-        encoding = Encoding(
+        encoding = Embeddings(
             dense=out["dense"],
             sparse_ids=out["sparse_ids"][kept][chosen],
             sparse_weights=out["sparse_weights"][kept][chosen],
             sparse_lengths=counts[taken],
             colbert=out["colbert"],
             colbert_lengths=self.lengths - 1,
-            bad=np.empty(0, np.int64),
+            non_finite=np.empty(0, np.int64),
         )
         return encoding, np.flatnonzero(~out["finite"][taken])
 

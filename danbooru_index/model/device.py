@@ -9,10 +9,9 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from danbooru_index.config import Device, Precision
+from danbooru_index.config import Device, DeviceInfo, Precision
 from danbooru_index.errors import DeviceError, first_line
 
 CARD = Path("/dev/nvidia0")
@@ -20,17 +19,6 @@ CARD = Path("/dev/nvidia0")
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 BEYOND = {"avx512_bf16": WITHOUT_BF16, "amx_": (*WITHOUT_BF16, "AVX2_VNNI_2", "AVX512_CORE_BF16", "AVX512_CORE_FP16")}
 MALLOC_OPTIONS = {-3: 1 << 30, -1: (1 << 31) - 1, -2: 64 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
-    """A device as a worker sees it; memory in bytes (0 on a CPU)."""
-
-    kind: str
-    name: str
-    precision: str
-    memory: int = 0
-    free_memory: int = 0
 
 
 def probe_device(device: Device, precision: Precision) -> DeviceInfo:

@@ -12,14 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from danbooru_index.config import Device, Precision
-from danbooru_index.embeddings import Array, Encoding, TokenBatch, replace_rows
+from danbooru_index.embeddings import Array, Embeddings, EncoderStats, TokenBatch, replace_rows
 from danbooru_index.errors import ModelError, first_line
 from danbooru_index.model.attention import on_device
 from danbooru_index.model.batch_plan import FEW_TOKENS, BatchPlan, in_input_order
@@ -42,34 +41,6 @@ WORTH_FUSING = 8  # calls in a batch: fusing takes the time of two
 HALVINGS = 8
 SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if it hung
 OUTPUTS = ("dense", "sparse_ids", "sparse_weights", "colbert", "finite")
-
-
-@dataclass(slots=True)
-class EncoderStats:
-    """What an encoder has done: `tokens` of the texts, `computed` of them (equal rows once), `processed` on the device
-    (with empty slots and tails), seconds in the forward pass, useful floating-point operations."""
-
-    tokens: int = 0
-    computed: int = 0
-    processed: int = 0
-    seconds: float = 0.0
-    flops: float = 0.0
-    recomputed: int = 0
-
-
-class TextEncoder(Protocol):
-    """What the pipeline needs of a model: tokens in, three outputs out."""
-
-    tokens_per_batch: int
-
-    @property
-    def peak_memory(self) -> int: ...
-
-    def call_s(self, max_length: int) -> float: ...
-
-    def encode(
-        self, batch: TokenBatch, on_rows: Callable[[int], None] | None = None, stats: EncoderStats | None = None
-    ) -> Encoding: ...
 
 
 class Encoder:
@@ -137,7 +108,7 @@ class Encoder:
         batch: TokenBatch,
         on_rows: Callable[[int], None] | None = None,
         stats: EncoderStats | None = None,
-    ) -> Encoding:
+    ) -> Embeddings:
         """The three outputs of every text, in order; `on_rows` is told the rows of each device call as it ends, and
         `stats` gets what this call did, beside the encoder's own.
 
@@ -170,7 +141,7 @@ class Encoder:
 
         return self._forwards.submit(run).result()
 
-    def max_sim(self, questions: Encoding, records: Encoding, projection: Array | None = None) -> Array:
+    def max_sim(self, questions: Embeddings, records: Embeddings, projection: Array | None = None) -> Array:
         """MaxSim of every question with every record, [questions, records]; both projected first, where asked."""
         return self._forwards.submit(max_sim_matrix, questions, records, projection, self._device).result()
 
@@ -354,10 +325,10 @@ class Encoder:
     def _recompute(
         self,
         batch: TokenBatch,
-        encoding: Encoding,
+        encoding: Embeddings,
         suspects: npt.NDArray[np.int64],
         on_rows: Callable[[int], None] | None,
-    ) -> Encoding:
+    ) -> Embeddings:
         """Encode the rows that came out non-finite again, in fp32 on the CPU; those that still are, are `bad`."""
         again = []
         with self._recomputing:
@@ -371,7 +342,7 @@ class Encoder:
                     on_rows(0)
         return replace_rows(encoding, suspects, again)
 
-    def _encode_once(self, batch: TokenBatch) -> tuple[Encoding, bool]:
+    def _encode_once(self, batch: TokenBatch) -> tuple[Embeddings, bool]:
         """One text, and whether its output is finite; never recomputed."""
         plan = BatchPlan(batch, self.blocks)
         encoding, suspects = plan.assemble(self._to_host(self._run(plan), plan))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from danbooru_index.embeddings import Encoding
+from danbooru_index.embeddings import Embeddings
 
 if TYPE_CHECKING:
     import torch
@@ -16,17 +16,17 @@ QUESTION_VECTORS = 256
 
 
 def max_sim_matrix(
-    questions: Encoding, records: Encoding, projection: npt.NDArray[np.float32] | None, device: str
+    questions: Embeddings, records: Embeddings, projection: npt.NDArray[np.float32] | None, device: str
 ) -> npt.NDArray[np.float32]:
     """MaxSim, averaged over a question's vectors, of every question with every record, [questions, records]."""
     import torch
     from torch.nn.functional import normalize
 
-    def vectors(encoding: Encoding) -> torch.Tensor:
+    def vectors(encoding: Embeddings) -> torch.Tensor:
         matrix = torch.from_numpy(encoding.colbert).to(device).float()
         return matrix if projection is None else normalize(matrix @ torch.from_numpy(projection).to(device), dim=-1)
 
-    def owners(encoding: Encoding) -> torch.Tensor:
+    def owners(encoding: Embeddings) -> torch.Tensor:
         lengths = torch.from_numpy(encoding.colbert_lengths)
         return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
 

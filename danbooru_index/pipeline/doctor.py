@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from danbooru_index.cluster.resources import gpus_for, on_worker
 from danbooru_index.cluster.session import ray_session
 from danbooru_index.cluster.upload import LARGEST_SUBMISSION, measure_upload
-from danbooru_index.config import BASELINE_RECORDS, DEFAULT_MAX_LENGTH, PRODUCTION_MODEL, Device, Precision
+from danbooru_index.config import BASELINE_RECORDS, DEFAULT_MAX_LENGTH, PRODUCTION_MODEL, Device, DeviceInfo, Precision
 from danbooru_index.errors import DanbooruIndexError, DeviceError, ModelError, StorageError, UsageError
 from danbooru_index.index.estimate import index_bytes
 from danbooru_index.model.checkpoint import Checkpoint, default_model, hidden_size, resolve_model, settings_of
-from danbooru_index.model.device import DeviceInfo, cpu_count, probe_device
+from danbooru_index.model.device import cpu_count, probe_device
 from danbooru_index.model.encoder import Encoder, gpu_tokens_per_batch
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.storage.space import free_bytes
@@ -161,9 +161,9 @@ def _encode(checkpoint: Checkpoint, info: DeviceInfo) -> tuple[str, None]:
     started = time.perf_counter()
     encoding = encoder.encode(batch)
     seconds = time.perf_counter() - started
-    if len(encoding.bad):
+    if len(encoding.non_finite):
         raise ModelError(
-            f"{checkpoint.name}: {len(encoding.bad)} of {len(texts)} texts have no finite output: bad weights"
+            f"{checkpoint.name}: {len(encoding.non_finite)} of {len(texts)} texts have no finite output: bad weights"
         )
     rate = len(texts) / seconds
     hours = BASELINE_RECORDS / rate / 3600

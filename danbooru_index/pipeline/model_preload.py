@@ -1,40 +1,36 @@
-"""The driver's own work beside listing the input and starting Ray: what the model's files say."""
+"""The model of a build, found and read beside listing the input and starting Ray."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 
 from danbooru_index.errors import ModelError
-from danbooru_index.ingest.sampling import choose_samples
-from danbooru_index.ingest.shards import Shard
+from danbooru_index.ingest.sampling import InputSamples
 from danbooru_index.model.checkpoint import Checkpoint, check_model, identify, locate_model, required_files
+from danbooru_index.pipeline.background import in_background
 
-ESTIMATE_TEXTS = 2000
-T = TypeVar("T")
+TOKENS_PER_TEXT = 40.0  # where there is no text, or no tokenizer file, to tell
 
 
-class Lookahead:
-    """The model `name`, found, or fetched, at once, so that a stop ends that too; then checked and read in threads, which hold
-    nobody up who stops the build. `whole`: False where nothing of its weights will be loaded.
+class ModelPreload:
+    """The model `name`, found, or fetched, at once, so that a stop ends that too; then checked and read in the background.
+    `whole`: False where nothing of its weights will be loaded.
 
     Raises `ModelError` where there is none.
     """
 
     def __init__(self, name: str, *, whole: bool = True) -> None:
         self._name, self._folder = name, locate_model(name)
-        self._checked = _begin(check_model if whole else required_files, self._folder)
+        self._checked = in_background(check_model if whole else required_files, self._folder)
 
-    def look(self, shards: list[Shard], max_length: int) -> Lookahead:
+    def read(self, samples: Future[InputSamples], max_length: int) -> ModelPreload:
         """Wait until the model is known to be whole, then go on reading. Raises `ModelError`, before Ray has started."""
         self._checked.result()
-        self._checkpoint = _begin(identify, self._name, self._folder)
-        self._tokens_per_text = _begin(_tokens_per_text, self._folder, shards, max_length)
+        self._checkpoint = in_background(identify, self._name, self._folder)
+        self._tokens_per_text = in_background(_tokens_per_text, self._folder, samples, max_length)
         return self
 
     def checkpoint(self) -> Checkpoint:
@@ -42,28 +38,15 @@ class Lookahead:
         return self._checkpoint.result()
 
     def tokens_per_text(self) -> float:
-        """The mean number of tokens of a text, from a sample; raise `ModelError` for a tokenizer that is none."""
+        """The mean number of tokens per text of the samples; raise `ModelError` for a tokenizer that is none."""
         return self._tokens_per_text.result()
 
 
-def _begin(function: Callable[..., T], *arguments: Any) -> Future[T]:
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, name=function.__name__, daemon=True).start()
-    return future
-
-
-def _tokens_per_text(model: Path, shards: list[Shard], max_length: int) -> float:
+def _tokens_per_text(model: Path, samples: Future[InputSamples], max_length: int) -> float:
     tokenizer = model / "tokenizer.json"
-    texts = [sample.text for sample in choose_samples(shards, ESTIMATE_TEXTS)]
+    texts = list(samples.result().estimate)
     if not texts or not tokenizer.is_file():
-        return 40.0
+        return TOKENS_PER_TEXT
     from tokenizers import Tokenizer
 
     try:

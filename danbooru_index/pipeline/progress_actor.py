@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Board:
+class ProgressActor:
     """A small actor that knows how far each shard is, so that the bar moves within a shard. It lives in a module that imports
     next to nothing, since its process is one of those that start when a build does."""
 

@@ -7,6 +7,7 @@ over, so that a build goes on where it was.
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import NamedTuple
 
 from danbooru_index.cluster.resources import ClusterPlan, on_worker
 from danbooru_index.embeddings import TokenBatch
@@ -14,28 +15,30 @@ from danbooru_index.errors import BuildFailedError, DanbooruIndexError, StorageE
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.codec import FULL, Codec, Fidelity, agreement, family, fit
 from danbooru_index.index.manifest import Fingerprint
-from danbooru_index.ingest.sampling import choose_questions, choose_samples
-from danbooru_index.ingest.shards import Shard
+from danbooru_index.ingest.sampling import InputSamples
 from danbooru_index.model.encoder import Encoder
-from danbooru_index.pipeline.encode_stage import load_encoder
 from danbooru_index.pipeline.protocol import WorkerSettings
-from danbooru_index.pipeline.tokenize_stage import load_tokenizer
+from danbooru_index.pipeline.worker_model import load_encoder, load_tokenizer
 from danbooru_index.progress import tell
 
-RECORDS = 8192
-SMALL = 2048
-QUESTIONS = 1000
-SHARDS = 64
+SMALL = 2048  # records: fewer are not divided into those that are fitted on and those that are measured
+
+
+class Projection(NamedTuple):
+    """A projection of ColBERT vectors, and what it costs."""
+
+    codec: Codec
+    fidelity: Fidelity
 
 
 def obtain(
     root: IndexRoot,
     fingerprint: Fingerprint,
     input_digest: str,
-    shards: list[Shard],
+    samples: InputSamples,
     plan: ClusterPlan,
     settings: WorkerSettings,
-) -> tuple[Codec, Fidelity]:
+) -> Projection:
     """The projection to `settings.colbert_dim` values of this input under this model, and what it costs.
 
     Raises `BuildFailedError` where it cannot be fitted.
@@ -44,11 +47,8 @@ def obtain(
     if found is not None:
         return found
     tell(f"fitting the projection of ColBERT vectors to {settings.colbert_dim} values")
-    records = [sample.text for sample in choose_samples(shards, RECORDS, SHARDS)]
-    questions = choose_questions(shards, QUESTIONS, SHARDS)
-    answer: tuple[Codec, Fidelity] | str = on_worker(
-        plan.num_gpus, plan.num_cpus, fit_on_worker, settings, records, questions
-    )
+    texts, questions = list(samples.projection), list(samples.questions)
+    answer: Projection | str = on_worker(plan.num_gpus, plan.num_cpus, fit_on_worker, settings, texts, questions)
     if isinstance(answer, str):
         raise BuildFailedError(f"the projection of ColBERT vectors could not be fitted: {answer}")
     return answer
@@ -63,7 +63,7 @@ def refuse_below(fidelity: Fidelity, least: float) -> None:
         )
 
 
-def _known(root: IndexRoot, fingerprint: Fingerprint, input_digest: str, dim: int) -> tuple[Codec, Fidelity] | None:
+def _known(root: IndexRoot, fingerprint: Fingerprint, input_digest: str, dim: int) -> Projection | None:
     """What the newest generation of this input that differs in nothing but the matrix has."""
     wanted = asdict(fingerprint)
     for generation in reversed(root.generations()):
@@ -72,13 +72,13 @@ def _known(root: IndexRoot, fingerprint: Fingerprint, input_digest: str, dim: in
         if same and manifest.fingerprint["codec"].startswith(family(dim)):
             try:
                 codec = generation.load_codec()
-                return (codec, Fidelity(**manifest.codec)) if codec is not None else None
+                return Projection(codec, Fidelity(**manifest.codec)) if codec is not None else None
             except (StorageError, TypeError):
                 continue
     return None
 
 
-def fit_on_worker(settings: WorkerSettings, texts: list[str], questions: list[str]) -> tuple[Codec, Fidelity] | str:
+def fit_on_worker(settings: WorkerSettings, texts: list[str], questions: list[str]) -> Projection | str:
     """Fit on one half of the records and measure on the other (on all, where they are few); or what went wrong."""
     try:
         tokenizer, encoder = load_tokenizer(settings), load_encoder(settings)
@@ -91,7 +91,7 @@ def fit_on_worker(settings: WorkerSettings, texts: list[str], questions: list[st
 
 def fit_and_measure(
     encoder: Encoder, fitted: TokenBatch, measured: TokenBatch, questions: TokenBatch, dims: tuple[int, ...]
-) -> list[tuple[Codec, Fidelity]]:
+) -> list[Projection]:
     """The projection to each of `dims` values, fitted on some texts, and what it costs the questions' rankings of others."""
     moment = encoder.second_moment(fitted)
     records, asked = encoder.encode(measured), encoder.encode(questions)
@@ -101,5 +101,5 @@ def fit_and_measure(
     for dim in dims:
         codec, energy = fit(moment, dim)
         overlap, spearman = agreement(full, encoder.max_sim(asked, records, codec.matrix))
-        found.append((codec, Fidelity(dim, encoder.dim, overlap, spearman, energy, **sizes)))
+        found.append(Projection(codec, Fidelity(dim, encoder.dim, overlap, spearman, energy, **sizes)))
     return found

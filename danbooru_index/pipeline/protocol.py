@@ -1,27 +1,72 @@
-"""What travels between the driver and its actors: one row = one shard, in as a task, out as a small result."""
+"""What travels between the driver and its actors, typed: one row = one shard, in as a task, out as a small result.
+
+Vectors never travel: the encoding actor writes them itself. A message knows its Arrow row (`to_row`, `from_row`); nothing
+here raises into Ray: what went wrong is an `Outcome` and one line.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import io
+import os
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from danbooru_index.config import EncoderFactory
+from danbooru_index.embeddings import Embeddings, TokenBatch
 from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.codec import FULL
-from danbooru_index.ingest.shards import Shard
-from danbooru_index.model.encoder import TextEncoder
+from danbooru_index.ingest.shards import RECORD_SCHEMA, Shard
 
-SLICE_BYTES = 128 << 20
-HANG_S: float | None = None  # None: from the model's size and the calls measured
+SAMPLES = "samples"  # the name of the task that is no shard
+
+TASK_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string()),
+        pa.field("path", pa.binary()),  # a file's name need not be UTF-8
+        pa.field("start", pa.int64()),
+        pa.field("rows", pa.int64()),
+        pa.field("digest", pa.string()),
+        pa.field("stamp", pa.list_(pa.int64())),
+        pa.field("drop", pa.list_(pa.int64())),
+        pa.field("texts", pa.list_(pa.string())),
+    ]
+)
+TOKENIZED_SCHEMA = pa.schema(
+    [
+        *TASK_SCHEMA,
+        pa.field("records", pa.large_binary()),  # an Arrow stream
+        pa.field("rejects", pa.list_(pa.large_binary())),  # JSON lines, as the rejects file has them
+        pa.field("token_ids", pa.large_list(pa.int32())),
+        pa.field("lengths", pa.large_list(pa.int32())),
+        pa.field("special", pa.list_(pa.int32())),
+        pa.field("truncated", pa.int64()),
+        pa.field("outcome", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("seconds", pa.float64()),
+    ]
+)
+RESULT_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string()),
+        pa.field("outcome", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("read", pa.int64()),
+        pa.field("samples", pa.large_binary()),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """The recipe from which an actor builds its tokeniser or encoder; `shard_tokens`: about what its shards will hold."""
+    """From what an actor builds its tokeniser or encoder; `shard_tokens`: about what its shards will hold.
+
+    `progress`: the handle of the actor that is told how far a shard is.
+    """
 
     model: str
     model_path: str
@@ -34,6 +79,8 @@ class WorkerSettings:
     colbert_dim: int
     tokens_per_batch: int | None
     threads: int | None
+    slice_bytes: int
+    hang_s: float | None = None
     shard_tokens: int = 0
     generation: str = ""
     fingerprint: str = ""
@@ -41,36 +88,126 @@ class WorkerSettings:
     attempts: str = ""
     attempt_limit: int = 1
     failpoints: tuple[Failpoint, ...] = ()
-    hang_s: float | None = HANG_S
-    slice_bytes: int = SLICE_BYTES
-    board: Any = None
-    encoder: Callable[[WorkerSettings], TextEncoder] | None = None
+    progress: Any = None
+    encoder: EncoderFactory | None = None
 
 
-@dataclass(slots=True)
-class Receipt:
-    """What became of a shard: `done` (`read` records), `suspect` (its actor died too often) or `failed`; `fatal` ends the
-    whole run. What a shard cost is in its completion record."""
+class Outcome(Enum):
+    """What became of a task. SUSPECT: its actor died too often; FATAL: no task can be done, the run ends."""
+
+    DONE = "done"
+    SUSPECT = "suspect"
+    FAILED = "failed"
+    FATAL = "fatal"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What an actor is to do: read and encode a shard, or encode the samples' texts for the driver's self-check."""
+
+    shard: Shard | None = None
+    texts: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The shard's id, `SAMPLES` for the samples."""
+        return SAMPLES if self.shard is None else self.shard.id
+
+    def to_row(self) -> pa.Table:
+        return pa.table(self.columns(), schema=TASK_SCHEMA)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The columns of one row."""
+        shard = self.shard or Shard(SAMPLES, "", 0, 0, "")
+        numbers = (shard.start, shard.rows, shard.digest, list(shard.stamp), list(shard.drop))
+        values = (shard.id, os.fsencode(shard.path), *numbers, list(self.texts))
+        return {name: [value] for name, value in zip(TASK_SCHEMA.names, values, strict=True)}
+
+    @classmethod
+    def from_row(cls, row: pa.Table) -> Task:
+        values = {name: row[name][0].as_py() for name in TASK_SCHEMA.names}
+        if values["shard"] == SAMPLES:
+            return cls(texts=tuple(values["texts"]))
+        size, changed = values["stamp"]
+        return cls(
+            Shard(
+                values["shard"],
+                os.fsdecode(values["path"]),
+                values["start"],
+                values["rows"],
+                values["digest"],
+                (size, changed),
+                tuple(values["drop"]),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedShard:
+    """A task with its records (`RECORD_SCHEMA`), its rejects (JSON lines) and its tokens; `seconds`: what that took.
+
+    Where `outcome` is not DONE there are none, and `message` says why.
+    """
+
+    task: Task
+    records: pa.Table = field(default_factory=RECORD_SCHEMA.empty_table)
+    rejects: tuple[bytes, ...] = ()
+    tokens: TokenBatch = field(default_factory=lambda: TokenBatch(np.empty(0, np.int32), np.empty(0, np.int32), ()))
+    outcome: Outcome = Outcome.DONE
+    message: str = ""
+    seconds: float = 0.0
+
+    def to_row(self) -> pa.Table:
+        tokens = self.tokens
+        columns = self.task.columns() | {
+            "records": [_to_stream(self.records)],
+            "rejects": [list(self.rejects)],
+            "token_ids": pa.array([tokens.token_ids], pa.large_list(pa.int32())),
+            "lengths": pa.array([tokens.lengths], pa.large_list(pa.int32())),
+            "special": [list(tokens.special)],
+            "truncated": [tokens.truncated],
+            "outcome": [self.outcome.value],
+            "message": [self.message],
+            "seconds": [self.seconds],
+        }
+        return pa.table(columns, schema=TOKENIZED_SCHEMA)
+
+    @classmethod
+    def from_row(cls, row: pa.Table) -> TokenizedShard:
+        special = tuple(row["special"][0].as_py())
+        tokens = TokenBatch(_flat(row["token_ids"][0]), _flat(row["lengths"][0]), special, row["truncated"][0].as_py())
+        return cls(
+            Task.from_row(row),
+            pa.ipc.open_stream(row["records"][0].as_buffer()).read_all(),
+            tuple(row["rejects"][0].as_py()),
+            tokens,
+            Outcome(row["outcome"][0].as_py()),
+            row["message"][0].as_py(),
+            row["seconds"][0].as_py(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What became of a task: `read` records of a shard that is DONE, the samples' embeddings. What a shard cost is in its
+    completion record."""
 
     shard: str
-    state: str
+    outcome: Outcome
     message: str = ""
-    fatal: bool = False
     read: int = 0
+    samples: Embeddings | None = None
 
-    def to_table(self, payload: bytes = b"") -> pa.Table:
-        """The row that travels back to the driver."""
-        return pa.table({"receipt": [json.dumps(asdict(self))], "payload": pa.array([payload], pa.large_binary())})
+    def to_row(self) -> pa.Table:
+        payload = b"" if self.samples is None else _pack(self.samples)
+        values = (self.shard, self.outcome.value, self.message, self.read, payload)
+        return pa.table({f.name: [value] for f, value in zip(RESULT_SCHEMA, values, strict=True)}, schema=RESULT_SCHEMA)
 
-
-def task_row(shard: Shard) -> dict[str, str]:
-    """A shard as the pipeline's input row."""
-    return {"task": json.dumps({"kind": "shard", **asdict(shard)})}
-
-
-def check_row(texts: list[str]) -> dict[str, str]:
-    """Texts to encode by themselves, for the self-check of the finished tables."""
-    return {"task": json.dumps({"kind": "check", "texts": texts, "id": "check"})}
+    @classmethod
+    def from_row(cls, row: pa.Table) -> ShardResult:
+        values = {name: row[name][0].as_py() for name in RESULT_SCHEMA.names}
+        samples = _unpack(values["samples"]) if values["samples"] else None
+        return cls(values["shard"], Outcome(values["outcome"]), values["message"], values["read"], samples)
 
 
 def describe(error: Exception) -> str:
@@ -79,7 +216,23 @@ def describe(error: Exception) -> str:
     return text if isinstance(error, DanbooruIndexError) else f"{type(error).__name__}: {text}"
 
 
-def shard_of_task(task: dict[str, Any]) -> Shard:
-    """The shard that a task names."""
-    fields = {name: task[name] for name in ("id", "path", "start", "rows", "digest")}
-    return Shard(**fields, stamp=tuple(task["stamp"]), drop=tuple(task["drop"]))
+def _pack(embeddings: Embeddings) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: getattr(embeddings, name) for name in embeddings.__slots__})
+    return buffer.getvalue()
+
+
+def _unpack(payload: bytes) -> Embeddings:
+    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+        return Embeddings(**{name: arrays[name] for name in arrays.files})
+
+
+def _to_stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _flat(value: pa.Scalar) -> np.ndarray[Any, Any]:
+    return np.asarray(value.values.to_numpy(zero_copy_only=False))

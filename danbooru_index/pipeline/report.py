@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -188,55 +187,6 @@ class BuildReport:
                 f"{device.tflops_per_second:.3f} TFLOP/s{memory}"
             )
         return lines
-
-    def add_shard(self, summary: dict[str, Any]) -> None:
-        """Count a shard's completion record (of this run or an earlier one)."""
-        measured = summary["measured"]
-        self.records += summary["rows"]
-        self.read += summary["read"]
-        self.rejected.update(summary["rejected"])
-        self.tokens += measured["tokens"]
-        self.truncated += measured["truncated"]
-        self.bytes += summary["bytes"]
-        self.histogram = [a + b for a, b in zip(self.histogram or [0] * 99, measured["histogram"], strict=False)]
-
-    def add_work(self, summaries: list[dict[str, Any]], device: str) -> None:
-        """Count what this run's shards cost, by stage and by device."""
-        workers: dict[str, list[dict[str, Any]]] = {}
-        for summary in summaries:
-            measured = summary["measured"]
-            self.encoded += summary["rows"]
-            self.computed_tokens += measured["computed"]
-            self.processed_tokens += measured["processed"]
-            for stage in self.stages:
-                self.stages[stage] += measured[stage]
-            workers.setdefault(measured["worker"]["id"], []).append(summary)
-        self.seconds.write = self.stages["write"]
-        for name, done in sorted(workers.items()):
-            self.devices.append(_device_use(f"{device} [{name}]", done, self.seconds.encode or math.inf))
-
-
-def encoding_seconds(measured: list[dict[str, Any]], total: float) -> float:
-    """From the first token batch of these shards to the last receipt, by their workers' clocks; bounded by the longest shard
-    and by `total`, the seconds of all: a clock may have been set meanwhile."""
-    span: float = max(m["ended"] for m in measured) - min(m["started"] for m in measured)
-    longest: float = max(m["ended"] - m["started"] for m in measured)
-    return min(total, max(span, longest, 1e-9))
-
-
-def _device_use(name: str, summaries: list[dict[str, Any]], limit: float) -> DeviceUse:
-    measured = [summary["measured"] for summary in summaries]
-    wall = encoding_seconds(measured, limit)
-    busy = sum(m["encode"] for m in measured)
-    tags = sum(summary["rows"] for summary in summaries)
-    return DeviceUse(
-        name=name,
-        tags=tags,
-        busy_share=round(min(1.0, busy / wall), 4) if wall > 0 else 0.0,
-        tags_per_second=round(tags / wall, 2) if wall > 0 else 0.0,
-        tflops_per_second=round(sum(m["flops"] for m in measured) / busy / 1e12, 4) if busy > 0 else 0.0,
-        peak_memory_bytes=max(m["worker"]["peak_memory"] for m in measured),
-    )
 
 
 def _fields(item: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from danbooru_index.config import Mode
-from danbooru_index.embeddings import Encoding
+from danbooru_index.embeddings import Embeddings
 from danbooru_index.index.reader import GenerationReader, Rows, Scores
 from danbooru_index.ingest.sampling import Sample
 from danbooru_index.search.hybrid import EncodedQuery, dense_tops, query_of
@@ -18,7 +18,7 @@ SELF = 0.99  # a text's score with itself is 1, by unit vectors; halves and bf16
 COLBERT_CANDIDATES = 50
 
 
-def self_queries(reader: GenerationReader, samples: list[Sample], encoding: Encoding) -> list[str]:
+def self_queries(reader: GenerationReader, samples: list[Sample], encoding: Embeddings) -> list[str]:
     """Query with each sample's own text; return what did not find itself, in words.
 
     An identical text or a tied score passes; a record without sparse weights is exempt in that mode, where the stored

@@ -47,7 +47,7 @@ def place(settings: WorkerSettings) -> str:
     return os.uname().nodename + card
 
 
-class Heartbeat:
+class Watchdog:
     """A watchdog: ends this process when a device call does not end, so that a hang ends too.
 
     The limit is what the encoder says that a call may take on a slow device, or `SLOWER` times the slowest so far where

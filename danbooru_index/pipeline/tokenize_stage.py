@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 
-import numpy as np
 import pyarrow as pa
 
-from danbooru_index.embeddings import TokenBatch
 from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import arm, reach
 from danbooru_index.ingest.shards import read_shard
-from danbooru_index.model.tokenizer import Tokenizer
-from danbooru_index.pipeline.protocol import WorkerSettings, describe, shard_of_task
+from danbooru_index.pipeline.protocol import Outcome, Task, TokenizedShard, WorkerSettings, describe
 from danbooru_index.pipeline.supervision import TooManyAttemptsError, check_attempts
-from danbooru_index.pipeline.worker_model import local_model
-from danbooru_index.records import Reject
+from danbooru_index.pipeline.worker_model import load_tokenizer
 
 
 class TokenizeShard:
-    """Stage 1: a task -> its records, rejects and flat token ids."""
+    """Reads and tokenises shards. A tokenizer that cannot be loaded is the outcome of every task, and fatal."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -32,50 +27,24 @@ class TokenizeShard:
             self._problem = str(error)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        task = json.loads(rows["task"][0].as_py())
-        started = time.perf_counter()
-        records, tokens = pa.table({}), TokenBatch(np.empty(0, np.int32), np.empty(0, np.int32), ())
-        rejects: list[Reject] = []
-        problem = ""
+        task = Task.from_row(rows)
         try:
-            if self._problem:
-                problem = self._problem
-            else:
-                check_attempts(self._settings, task["id"], "read")
-                reach("read.begin", task["id"])
-                if task["kind"] == "check":
-                    tokens = self._tokenizer(task["texts"])
-                else:
-                    records, rejects = read_shard(shard_of_task(task))
-                    tokens = self._tokenizer(records["text"].to_pylist())
+            done = self._tokenize(task)
         except TooManyAttemptsError as error:
-            problem = f"suspect: {error}"
-        except Exception as error:
-            problem = describe(error)
-        return pa.table(
-            {
-                "task": rows["task"],
-                "records": pa.array([to_ipc(records)], pa.large_binary()),
-                "rejects": pa.array([json.dumps([json.loads(r.to_json()) for r in rejects])], pa.large_string()),
-                "token_ids": pa.array([tokens.token_ids], pa.large_list(pa.int32())),
-                "lengths": pa.array([tokens.lengths], pa.large_list(pa.int32())),
-                "special": pa.array([tokens.special], pa.list_(pa.int32())),
-                "truncated": [tokens.truncated],
-                "problem": [problem],
-                "fatal": [bool(self._problem)],
-                "seconds": [time.perf_counter() - started],
-            }
-        )
+            done = TokenizedShard(task, outcome=Outcome.SUSPECT, message=str(error))
+        except Exception as error:  # whatever a shard does to its reader is that shard's outcome, not this actor's end
+            done = TokenizedShard(task, outcome=Outcome.FAILED, message=describe(error))
+        return done.to_row()
 
-
-def load_tokenizer(settings: WorkerSettings) -> Tokenizer:
-    """The tokenizer of the model. Raises `ModelError`."""
-    return Tokenizer(local_model(settings), settings.max_length)
-
-
-def to_ipc(table: pa.Table) -> bytes:
-    """A table as an Arrow IPC stream."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+    def _tokenize(self, task: Task) -> TokenizedShard:
+        started = time.perf_counter()
+        if self._problem:
+            return TokenizedShard(task, outcome=Outcome.FATAL, message=self._problem)
+        check_attempts(self._settings, task.name, "read")
+        reach("read.begin", task.name)
+        if task.shard is None:
+            return TokenizedShard(task, tokens=self._tokenizer(task.texts))
+        records, rejects = read_shard(task.shard)
+        tokens = self._tokenizer(records["text"].to_pylist())
+        lines = tuple(reject.to_json().encode(errors="backslashreplace") for reject in rejects)
+        return TokenizedShard(task, records, lines, tokens, seconds=time.perf_counter() - started)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from danbooru_index.index.completion import CompletionRecord
+
 
 class WorkerMetrics:
-    """Ray metrics: records, tokens and seconds by stage, for whoever scrapes the cluster."""
+    """Three counters: `danbooru_index_records`, `danbooru_index_tokens`, `danbooru_index_seconds` by stage."""
 
     def __init__(self) -> None:
-        from ray.util.metrics import Counter as RayCounter
+        from ray.util.metrics import Counter
 
-        self._records = RayCounter("danbooru_index_records", description="Records written to all three tables")
-        self._tokens = RayCounter("danbooru_index_tokens", description="Tokens encoded")
-        self._seconds = RayCounter("danbooru_index_seconds", description="Seconds by stage", tag_keys=("stage",))
+        self._records = Counter("danbooru_index_records", description="Records written to all three tables")
+        self._tokens = Counter("danbooru_index_tokens", description="Tokens encoded")
+        self._seconds = Counter("danbooru_index_seconds", description="Seconds by stage", tag_keys=("stage",))
 
-    def add(self, records: int, tokens: int, clock: dict[str, float]) -> None:
-        if records:
-            self._records.inc(records)
-        if tokens:
-            self._tokens.inc(tokens)
-        for stage in ("read", "encode", "write"):
-            if clock[stage] > 0:
-                self._seconds.inc(clock[stage], tags={"stage": stage})
+    def add(self, record: CompletionRecord) -> None:
+        """Count a shard that is done. A counter takes no zero."""
+        stats = record.stats
+        if record.rows:
+            self._records.inc(record.rows)
+        if stats.tokens:
+            self._tokens.inc(stats.tokens)
+        for stage, seconds in (("read", stats.read), ("encode", stats.encode), ("write", stats.write)):
+            if seconds > 0:
+                self._seconds.inc(seconds, tags={"stage": stage})

@@ -1,13 +1,39 @@
-"""The model on a worker's node: the folder that the driver named, or fetched by name, checked by its id."""
+"""The model on a worker's node: its tokenizer, its encoder; the folder that the driver named, checked by its id."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from danbooru_index.config import Device, Precision
 from danbooru_index.errors import DanbooruIndexError, ModelError
+from danbooru_index.index.codec import load_codec
 from danbooru_index.model.checkpoint import model_id, resolve_model, stamp_of
+from danbooru_index.model.encoder import Encoder
+from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.pipeline.protocol import WorkerSettings
+from danbooru_index.storage.s3 import location
+
+
+def load_tokenizer(settings: WorkerSettings) -> Tokenizer:
+    """The tokenizer of the model. Raises `ModelError`."""
+    return Tokenizer(local_model(settings), settings.max_length)
+
+
+def load_encoder(settings: WorkerSettings) -> Encoder:
+    """The real encoder, of BGE-M3's format. Raises `ModelError`, `DeviceError` or `StorageError` (for its codec)."""
+    codec = load_codec(location(settings.generation), settings.codec)
+    encoder = Encoder(
+        local_model(settings),
+        Device(settings.device),
+        Precision(settings.precision),
+        tokens_per_batch=settings.tokens_per_batch,
+        threads=settings.threads,
+        half_output=True,
+        projection=None if codec is None else codec.matrix,
+    )
+    encoder.prepare(settings.shard_tokens)
+    return encoder
 
 
 def local_model(settings: WorkerSettings) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from danbooru_index.config import Filter, Mode, Weights
-from danbooru_index.embeddings import Encoding
+from danbooru_index.embeddings import Embeddings
 from danbooru_index.index.reader import GenerationReader, Rows, Scores, max_sim_many
 
 CANDIDATES = 200
@@ -28,7 +28,7 @@ class EncodedQuery:
     colbert: np.ndarray[Any, Any]
 
 
-def query_of(encoding: Encoding, row: int) -> EncodedQuery:
+def query_of(encoding: Embeddings, row: int) -> EncodedQuery:
     """One text of an encoding, as a query."""
     return EncodedQuery(encoding.dense[row], encoding.sparse_row(row), encoding.colbert_row(row))
 

@@ -85,9 +85,9 @@ class QueryEncoder:
     def __call__(self, queries: list[str]) -> list[EncodedQuery]:
         """Encode queries, the index's query instruction before each."""
         encoding = self._encoder.encode(self._tokenizer([self._instruction + query for query in queries]))
-        if len(encoding.bad):
+        if len(encoding.non_finite):
             raise ModelError(
-                f"the model has no finite output for the query {shortened(queries[int(encoding.bad[0])])!r}"
+                f"the model has no finite output for the query {shortened(queries[int(encoding.non_finite[0])])!r}"
             )
         return [query_of(encoding, row) for row in range(len(queries))]
 

@@ -1,0 +1,115 @@
+"""One reading of the input before anything is built: its shards, their digests, and the ids that occur twice.
+
+`scan` opens every file once. Only where two ids may be equal are those files opened again, for their texts: a record that
+is itself unusable does not make a later one a duplicate. Samples are drawn from the scan by `sampling`, in one more reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from danbooru_index.errors import InputError, RejectedRecordsError
+from danbooru_index.ingest.duplicates import DuplicateFilter, IdHashes
+from danbooru_index.ingest.parquet import open_input, parse_rows
+from danbooru_index.ingest.shards import Shard, checked_parquet, cut, find_parquet, read_shard, rows_of
+from danbooru_index.records import Record, describe_rejects
+
+
+@dataclass(frozen=True, slots=True)
+class InputScan:
+    """What the input is: `spec` as the user named it, and its shards in order, each knowing its duplicates."""
+
+    spec: str
+    shards: tuple[Shard, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the shards' content, their order and their duplicates."""
+        named = [(shard.id, shard.drop) for shard in self.shards]
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+
+def scan(spec: str) -> InputScan:
+    """The shards of a folder, a glob or one Parquet file, in name order.
+
+    Raises `InputError` for a path that is not there, a folder without Parquet, a file that is not whole or has no
+    `id` and `text`. Every file is hashed, so that a changed file is another shard.
+    """
+    shards: list[Shard] = []
+    seen: Counter[str] = Counter()
+    hashes = IdHashes()
+    ends: list[int] = []  # how many ids were hashed by the end of each shard
+    for path in find_parquet(spec):
+        with open_input(path.resolve()) as opened:  # a worker's working directory is not the driver's
+            file = checked_parquet(opened)
+            digest = opened.digest()
+            for shard in cut(opened, file, digest, seen[digest]):
+                hashes.update(_ids(rows_of(shard, file, ["id"])["id"]))
+                shards.append(shard)
+                ends.append(len(hashes))
+            seen[digest] += 1
+    if not shards:
+        raise InputError(f"{spec}: the Parquet files hold no row")
+    return InputScan(spec, tuple(_mark_duplicates(shards, ends, hashes)))
+
+
+def _ids(column: pa.ChunkedArray) -> Iterable[str]:
+    """The ids of a shard as strings, without those that are null, of a wrong type or not UTF-8."""
+    if pa.types.is_integer(column.type):
+        return (str(value) for value in column.to_pylist() if value is not None)
+    try:
+        values = column.cast(pa.string()).cast(pa.binary()).to_pylist()
+    except pa.ArrowException:
+        return ()
+    return (value.decode(errors="replace") for value in values if value is not None)
+
+
+def _mark_duplicates(shards: list[Shard], ends: list[int], hashes: IdHashes) -> list[Shard]:
+    """The same shards, each knowing which of its rows repeat the id of an earlier record."""
+    suspects = hashes.suspects(keep_order=True)
+    if not len(suspects):
+        return shards
+    places = np.flatnonzero(hashes.among(suspects))
+    touched = set(np.searchsorted(np.array(ends), places, side="right").tolist())
+    duplicates = DuplicateFilter(suspects)
+    return [_marked(shard, duplicates) if number in touched else shard for number, shard in enumerate(shards)]
+
+
+def _marked(shard: Shard, duplicates: DuplicateFilter) -> Shard:
+    with open_input(shard.path) as opened:
+        rows = rows_of(shard, opened.parquet())
+    drop = tuple(
+        line - shard.start - 1
+        for line, item in parse_rows(rows, shard.path, shard.start)
+        if isinstance(item, Record) and duplicates.is_duplicate(item.id)
+    )
+    return replace(shard, drop=drop)
+
+
+def refuse_rejects(found: InputScan) -> None:
+    """Under `--strict`, before anything else is done: raise `RejectedRecordsError` for records that cannot be used.
+
+    Reads all of the input once more: nothing less says of every record whether it can be used.
+    """
+    reasons: Counter[str] = Counter()
+    first = ""
+    for shard in found.shards:
+        for reject in read_shard(shard)[1]:
+            reasons[reject.reason.value] += 1
+            first = first or f"{reject.source}:{reject.line} {reject.reason.value} {reject.detail}".rstrip()
+    if reasons:
+        raise RejectedRecordsError(
+            f"{reasons.total():,} of {found.rows:,} records would be rejected ({describe_rejects(reasons)}); "
+            f"the first: {first}; nothing was built because of --strict"
+        )

@@ -1,0 +1,144 @@
+"""The driver's part of encoding: all pending shards through the pipeline, and what came back.
+
+A shard that may have killed its actor is suspect: it is run again by itself, so that it takes no other along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from danbooru_index.embeddings import Embeddings
+from danbooru_index.errors import ClusterError, ModelError, first_line
+from danbooru_index.ingest.shards import Shard
+from danbooru_index.pipeline.dataset import make_dataset
+from danbooru_index.pipeline.plan import BuildPlan
+from danbooru_index.pipeline.progress_actor import ProgressActor
+from danbooru_index.pipeline.protocol import SAMPLES, Outcome, ShardResult, Task
+from danbooru_index.pipeline.resume import Work
+from danbooru_index.progress import Progress, StartUp
+from danbooru_index.storage.local import remove_tree
+from danbooru_index.storage.s3 import Location
+
+ATTEMPTS = 2
+SOLO_ATTEMPTS = 2
+
+
+@dataclass(slots=True)
+class EncodeOutcome:
+    """What came back of the pending shards: `done`, with the records read; `failed` and `suspects`, with why; the samples'
+    embeddings, or why there are none; `timeline`: (seconds since the command began, records encoded)."""
+
+    done: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    suspects: dict[str, str] = field(default_factory=dict)
+    samples: Embeddings | None = None
+    samples_problem: str = "their worker went away"
+    timeline: list[tuple[float, int]] = field(default_factory=list)
+
+    def take(self, result: ShardResult) -> None:
+        """Note one result; raise `ModelError` for one that ends the run."""
+        if result.outcome is Outcome.FATAL:
+            raise ModelError(result.message)
+        if result.shard == SAMPLES:
+            self.samples, self.samples_problem = result.samples, result.message
+        elif result.outcome is Outcome.DONE:
+            self.done[result.shard] = result.read
+        elif result.outcome is Outcome.SUSPECT:
+            self.suspects[result.shard] = result.message
+        else:
+            self.failed[result.shard] = result.message
+
+
+def encode(plan: BuildPlan, work: Work, start_up: StartUp) -> EncodeOutcome:
+    """All pending shards; then those that are suspect, each alone.
+
+    Raises `ModelError` where no worker can load the model, `ClusterError` where Ray went away.
+    """
+    outcome, pending = EncodeOutcome(), work.pending
+    with contextlib.ExitStack() as stack:
+        attempts = work.generation.path.resolve() / f"attempts-{uuid.uuid4().hex[:8]}"
+        stack.callback(remove_tree, attempts)
+        progress = Progress(sum(shard.rows for shard in pending), plan.started, start_up=start_up)
+        stack.callback(progress.close)
+        run = _Run(plan, work, outcome, progress)
+        run.through(pending, attempts / "all", ATTEMPTS, alone=False)
+        suspects = {shard.id for shard in pending} & outcome.suspects.keys()
+        if suspects or outcome.samples is None:
+            outcome.suspects.clear()
+            again = [shard for shard in pending if shard.id in suspects]
+            run.through(again, attempts / "alone", SOLO_ATTEMPTS, alone=True)
+            outcome.failed |= {shard: f"given up: {why}, alone" for shard, why in outcome.suspects.items()}
+        outcome.timeline = progress.timeline
+    return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every pass of the pipeline shares."""
+
+    plan: BuildPlan
+    work: Work
+    outcome: EncodeOutcome
+    progress: Progress
+
+    def through(self, shards: Sequence[Shard], attempts: Location, limit: int, *, alone: bool) -> None:
+        """Run shards through the two stages, and the samples where their embeddings are not known yet."""
+        import ray
+        from ray.exceptions import RayError
+
+        texts = () if self.outcome.samples is not None else tuple(s.text for s in self.plan.samples.checked)
+        # The samples first: among the last tasks they would count as one device's share, and another get a shard too many.
+        tasks = [*([Task(texts=texts)] if texts else []), *(Task(shard) for shard in shards)]
+        if not tasks:
+            return
+        told = ray.remote(num_cpus=0)(ProgressActor).remote()
+        settings = replace(
+            self.work.settings,
+            attempts=str(attempts.resolve()),
+            attempt_limit=limit,
+            progress=told,
+        )
+        flight = self.plan.config.tuning.tasks_in_flight
+        try:
+            with _shown(self.progress, self.outcome, told):
+                dataset = make_dataset(self.plan.cluster, tasks, settings, flight, alone=alone)
+                for row in dataset.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
+                    self.outcome.take(ShardResult.from_row(row))
+        except RayError as error:
+            raise ClusterError(
+                f"Ray went away ({first_line(error)}); completed shards are kept: run the same command to go on"
+            ) from None
+        finally:
+            with contextlib.suppress(Exception):  # Ray may be gone, and the actor with it
+                ray.kill(told)
+
+
+@contextlib.contextmanager
+def _shown(progress: Progress, outcome: EncodeOutcome, told: Any) -> Iterator[None]:
+    """Show, once a second, how many records are encoded: those of done shards, and what the progress actor was told."""
+    import ray
+
+    ended = threading.Event()
+
+    def watch() -> None:
+        known = 0
+        while not ended.wait(1.0):
+            with contextlib.suppress(Exception):  # a late answer, or none, is no reason to stop showing
+                done = outcome.done.copy()
+                underway = told.underway.remote(list(done)[known:])
+                known = len(done)
+                progress.show(sum(done.values()) + ray.get(underway, timeout=1))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=1.5)
+        progress.show(sum(outcome.done.values()))
