@@ -75,7 +75,7 @@ def _judge(outcome, index, process, code, expected, case, *, mute=False, room=No
         lines = lines[-1:]
     said_it = len(lines) == 1 and lines[0].startswith("danbooru-index: "[:room])
     outcome.expect(said_it or mute, f"{case}: {words[-600:]}")
-    current = IndexRoot(index).current().manifest.model["id"][0]
+    current = IndexRoot(index).current().manifest.model.id[0]
     outcome.problems += [f"{case}, then: {problem}" for problem in compare(index, expected[current])]
     again = start(vault_command(index, "b"))
     outcome.expect(finish(again) == 0, f"{case}: does not go on: {said(again)[-300:]}")
@@ -408,7 +408,7 @@ def _published(disk):
 def _judge_crash(outcome, place, published, expected, case):
     outcome.add("states")
     try:
-        current = IndexRoot(place).current().manifest.model["id"][0]
+        current = IndexRoot(place).current().manifest.model.id[0]
     except StorageError as error:
         outcome.problems.append(f"{case}: generation {published} does not open: {error}")
         return

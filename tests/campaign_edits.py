@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import lance
@@ -104,9 +105,10 @@ def _in_manifest(name, value):
 
     def edit(bench, index):
         generation = IndexRoot(index).generations()[-1]
-        generation.manifest.fingerprint[name] = value
-        generation.manifest.fingerprint_digest = f"{random.Random(name).getrandbits(128):032x}"
-        generation.save()
+        old = generation.manifest
+        digest = f"{random.Random(name).getrandbits(128):032x}"
+        edited = replace(old, fingerprint=replace(old.fingerprint, **{name: value}), fingerprint_digest=digest)
+        replace(generation, manifest=edited).save()
         return {}
 
     return edit

@@ -14,6 +14,7 @@ import socket
 import string
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,8 @@ from danbooru_index.config import Filter, Mode, RejectLimit, Weights
 from danbooru_index.errors import DanbooruIndexError, UsageError
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import read_record, read_records, record_path
+from danbooru_index.index.prune import prune
+from danbooru_index.index.publish import rollback
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.status import status, verify
 from danbooru_index.ingest.scan import scan
@@ -468,8 +471,7 @@ def _in_record(change_record):
         record, _ = read_record(generation.path, generation.manifest.shards[0])
         change_record(record, mark)
         record_path(generation.path, generation.manifest.shards[0]).write_bytes(record.to_bytes())
-        generation.manifest.sealed_at = None
-        generation.save()
+        replace(generation, manifest=replace(generation.manifest, seal=None)).save()
 
     return change
 
@@ -589,11 +591,11 @@ def _go_on(index):
 
 
 def _roll_back(index):
-    IndexRoot(index).rollback()
+    rollback(IndexRoot(index))
 
 
 def _prune(index):
-    IndexRoot(index).prune(1, grace_s=0)
+    prune(IndexRoot(index), 1, grace_s=0)
 
 
 # ---- filters ----

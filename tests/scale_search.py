@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from test_tables import manifest
+from test_tables import committed, manifest
 
 from danbooru_index.config import Mode
 from danbooru_index.embeddings import Embeddings
@@ -70,8 +70,7 @@ def write(root, rows):
         record = CompletionRecord(f"s{start:08d}", "x", writer.attempt, count, count, writer.finish())
         complete(generation.path, record)
         done.append(record)
-    generation.manifest.versions = commit(generation.path, specs, done)
-    return generation
+    return committed(generation, commit(generation.path, specs, done))
 
 
 def main():

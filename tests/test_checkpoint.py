@@ -176,7 +176,7 @@ def test_a_worker_reads_a_model_again_only_where_the_file_system_says_that_it_ch
     assert local_model(settings) == str(copied)
     settings.model_path = str(path)
     with monkeypatch.context() as patch:
-        patch.setattr("danbooru_index.pipeline.encode_stage.model_id", lambda folder: pytest.fail("read again"))
+        patch.setattr("danbooru_index.pipeline.worker_model.model_id", lambda folder: pytest.fail("read again"))
         assert local_model(settings) == str(path)
     head = path / "sparse_linear.pt"
     before = head.stat()

@@ -142,7 +142,7 @@ def test_a_submitted_job_builds_logs_and_ends_with_its_exit_code(head, sample_sh
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "468 in each of the three tables" in done.stdout
     assert "succeeded" in done.stdout
-    assert IndexRoot(index).current().manifest.records == 468
+    assert IndexRoot(index).current().manifest.seal.records == 468
     assert head.env["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
 
 

@@ -127,7 +127,7 @@ def test_a_projected_build_resumes_with_its_projection_and_answers(ray_session, 
     assert report.shards.skipped == report.shards.total
     manifest = IndexRoot(index).current().manifest
     assert (manifest.dim, manifest.colbert_dim) == (64, 32)
-    assert report.codec["name"] == manifest.fingerprint["codec"]
+    assert report.codec["name"] == manifest.fingerprint.codec
     assert 0.3 <= report.codec["overlap"] <= 1
     assert report.codec["queries"] >= 400
     assert "64 -> 32 values" in report.to_text()

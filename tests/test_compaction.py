@@ -112,11 +112,11 @@ def test_one_flipped_bit_in_a_compacted_file_is_found(compacted):
 
 def test_content_is_compared_shard_by_shard(compacted):
     generation = IndexRoot(compacted).current()
-    parts = generation.manifest.compacted_parts
+    parts = generation.manifest.compacted
     found = read_records(generation.path, NAMES, generation.manifest.fingerprint_digest, sealed=True, compacted=parts)
     records = [found[name] for name in NAMES]
     spec = generation.manifest.specs[0]
-    version = generation.manifest.versions["dense"]
+    version = generation.manifest.seal.versions["dense"]
     assert verify_compacted(generation, spec, version, parts["dense"], records) == []
     records[1], records[2] = records[2], records[1]
     problems = verify_compacted(generation, spec, version, parts["dense"], records)

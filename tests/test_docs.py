@@ -74,9 +74,9 @@ def test_what_the_readme_names_exists(name):
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).exists(), link
     options = set(re.findall(r"`(--[a-z-]+)", text))
-    known = "".join(path.read_text() for path in (ROOT / "danbooru_index" / "cli").glob("*.py"))
-    for option in options:
-        assert f'"{option}"' in known, option
+    verbs = next(iter(make_parser()._subparsers._group_actions)).choices.values()
+    known = {option for verb in verbs for option in verb._option_string_actions}
+    assert options <= known
     for room in (ROOT / "danbooru_index").glob("*/__init__.py"):
         assert f"      {room.parent.name}/" in text, room
 

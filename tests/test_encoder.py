@@ -113,7 +113,7 @@ def test_a_tokeniser_needs_no_torch(checkpoint, model):
     """A second less, and 0.2 GB, in every tokenising process."""
     path = EMBEDDED_FOLDER if model == "embedded" else checkpoint
     script = (
-        "import sys; from danbooru_index.pipeline.encode_stage import Tokenizer; "
+        "import sys; import danbooru_index.pipeline.tokenize_stage; from danbooru_index.model.tokenizer import Tokenizer; "
         f"assert Tokenizer({str(path)!r}, 512)(['cat ears']).tokens; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

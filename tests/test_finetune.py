@@ -168,7 +168,7 @@ def test_memory_that_runs_out_in_the_worker_is_noted(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(training, "train_on_workers", full)
+    monkeypatch.setattr(training, "_train", full)
     with pytest.raises(torch.OutOfMemoryError):
         training.train({"state": str(tmp_path)})
     assert "--batch-size" in str(_failure(tmp_path, RuntimeError("worker 0 failed")))

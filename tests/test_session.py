@@ -16,7 +16,7 @@ import psutil
 import pytest
 from processes import CLI, ROOT, one_line, run_cli, running, wait_for
 
-from danbooru_index.cluster import addresses, session, upload
+from danbooru_index.cluster import addresses, private_ray, upload
 from danbooru_index.cluster.addresses import Answer, ask_control_store, check_address
 from danbooru_index.cluster.private_ray import _of_ray, _short_folder
 from danbooru_index.cluster.session import _why
@@ -117,7 +117,7 @@ def test_a_long_temporary_folder_gets_a_short_one(monkeypatch, tmp_path):
     assert _short_folder() == {}
     monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * 120)
     assert _short_folder() == {"RAY_TMPDIR": "/tmp"}
-    monkeypatch.setattr(session, "SHORT_FOLDERS", ("/nowhere",))
+    monkeypatch.setattr(private_ray, "SHORT_FOLDERS", ("/nowhere",))
     monkeypatch.setenv("HOME", "/" + "h" * 50)
     with pytest.raises(ClusterError, match="too long a name for Ray's sockets: set RAY_TMPDIR"):
         _short_folder()

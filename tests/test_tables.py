@@ -3,13 +3,14 @@
 import os
 import random
 import threading
+from dataclasses import replace
 
 import lance
 import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
-from vault import DIM, SPECS, make_encoding, make_records, manifest, write_shard
+from vault import DIM, SPECS, committed, make_encoding, make_records, manifest, write_shard
 
 from danbooru_index.config import Filter
 from danbooru_index.embeddings import TokenBatch, ragged_take
@@ -21,7 +22,9 @@ from danbooru_index.index.completion import CompletionRecord, complete, read_rec
 from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.lance_io import table_path
 from danbooru_index.index.lifecycle import open_generation
-from danbooru_index.index.manifest import Fingerprint, describe_difference
+from danbooru_index.index.manifest import Fingerprint, Seal, describe_difference
+from danbooru_index.index.prune import prune
+from danbooru_index.index.publish import publish, rollback
 from danbooru_index.index.reader import GenerationReader, max_sim
 from danbooru_index.index.schema import TableDigest, count_non_finite, pack, table_specs
 from danbooru_index.index.status import status
@@ -42,7 +45,7 @@ def built(index):
     for number, shard in enumerate("abc"):
         write_shard(generation, shard, seed=number)
     records = list(read_records(generation.path, ["a", "b", "c"], generation.manifest.fingerprint_digest).values())
-    generation.manifest.versions = commit(generation.path, SPECS, records)
+    generation = committed(generation, commit(generation.path, SPECS, records))
     return generation
 
 
@@ -118,12 +121,13 @@ def test_many_writers_of_one_shard_leave_one_record(index):
     assert sorted(results) == [False] * 7 + [True]
     records = list(read_records(generation.path, ["a"], generation.manifest.fingerprint_digest).values())
     assert sweep_orphans(generation.path, SPECS, records) == 0
-    generation.manifest.versions = commit(generation.path, SPECS, records)
+    generation = committed(generation, commit(generation.path, SPECS, records))
     assert verify_all(generation, records) == []
 
 
 def verify_all(generation, records):
-    versions = generation.manifest.versions or commit(generation.path, SPECS, records)
+    seal = generation.manifest.seal
+    versions = seal.versions if seal else commit(generation.path, SPECS, records)
     return [problem for spec in SPECS for problem in verify_table(generation.path, spec, versions[spec.name], records)]
 
 
@@ -242,11 +246,14 @@ def test_exclusive_creation(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def seal(root, generation, at):
-    generation.manifest.versions = generation.manifest.versions or dict.fromkeys(("dense", "sparse", "colbert"), 1)
-    generation.manifest.sealed_at = at
-    generation.save()
-    root.publish(generation)
+def seal(root, generation, at, **fields):
+    """The generation, sealed then and published."""
+    known = generation.manifest.seal
+    versions = known.versions if known else dict.fromkeys(("dense", "sparse", "colbert"), 1)
+    sealed = replace(generation, manifest=replace(generation.manifest, seal=Seal(at, versions, 0, **fields)))
+    sealed.save()
+    publish(root, sealed)
+    return sealed
 
 
 def test_publish_roll_back_and_prune(index):
@@ -254,27 +261,26 @@ def test_publish_roll_back_and_prune(index):
         index.current()
     generations = [index.start(manifest([])) for _ in range(4)]
     with pytest.raises(StorageError, match="not finished"):
-        index.publish(generations[0])
+        publish(index, generations[0])
     for number, generation in enumerate(generations):
         seal(index, generation, at=1000.0 + number)
         assert index.current().id == generation.id
-    assert index.rollback().id == generations[2].id == index.current().id
-    assert index.prune(keep=1, grace_s=0) == [generations[0].id, generations[1].id]
+    assert rollback(index).id == generations[2].id == index.current().id
+    assert prune(index, keep=1, grace_s=0) == [generations[0].id, generations[1].id]
     assert index.current().id == generations[2].id, "the published one stays"
     with pytest.raises(StorageError, match="no earlier"):
-        index.rollback()
+        rollback(index)
     with pytest.raises(UsageError, match="--keep"):
-        index.prune(keep=0)
+        prune(index, keep=0)
 
 
 def test_rollback_goes_back_in_the_order_of_publication(index):
     first, second, third = (index.start(manifest([])) for _ in range(3))
-    for generation in (first, second, third):
-        seal(index, generation, at=1000.0)
-    index.publish(first)
-    assert [index.rollback().id for _ in range(2)] == [third.id, second.id]
+    first, second, third = (seal(index, generation, at=1000.0) for generation in (first, second, third))
+    publish(index, first)
+    assert [rollback(index).id for _ in range(2)] == [third.id, second.id]
     with pytest.raises(StorageError, match="no earlier"):
-        index.rollback()
+        rollback(index)
     assert index.current().id == second.id
 
 
@@ -284,15 +290,14 @@ def test_an_index_from_before_publications_were_remembered(index):
     path = index.path / "CURRENT.json"
     body = from_checked_json(path.read_bytes())
     path.write_bytes(to_checked_json({name: body[name] for name in ("generation", "versions", "published_at")}))
-    assert index.rollback().id.startswith("g000002")
-    assert index.rollback().id.startswith("g000001")
+    assert rollback(index).id.startswith("g000002")
+    assert rollback(index).id.startswith("g000001")
 
 
 def test_strict_publishes_no_generation_that_leaves_records_out(index):
     wanted = manifest([])
-    first, second = index.start(manifest([], rejected={"empty_text": 2})), index.start(manifest([], input_digest="j"))
-    for generation in (first, second):
-        seal(index, generation, at=1000.0)
+    first = seal(index, index.start(manifest([])), at=1000.0, rejected={"empty_text": 2})
+    second = seal(index, index.start(manifest([], input_digest="j")), at=1000.0)
     with pytest.raises(RejectedRecordsError, match=f"{first.id} is this build, without 2 records"):
         open_generation(index, wanted, strict=True)
     assert index.current().id == second.id
@@ -301,26 +306,25 @@ def test_strict_publishes_no_generation_that_leaves_records_out(index):
 
 
 def test_rollback_passes_over_what_is_damaged(index):
-    whole, emptied, cut, last = (index.start(manifest([])) for _ in range(4))
-    emptied.manifest.shards = ["a"]
+    whole, emptied, cut, last = (index.start(manifest(shards)) for shards in ([], ["a"], [], []))
     _, record, _ = write_shard(emptied, "a")
-    emptied.manifest.versions = commit(emptied.path, SPECS, [record])
+    emptied = committed(emptied, commit(emptied.path, SPECS, [record]))
     for generation in (whole, emptied, cut, last):
         seal(index, generation, at=1000.0)
     next((table_path(emptied.path, "sparse") / "data").glob("*.lance")).unlink()
     (cut.path / "manifest.json").write_bytes(b"{")
     assert list(index.damaged()) == [cut.id]
     assert "cannot be read" in status(str(index.path)).problems[0]
-    assert index.rollback().id == whole.id
+    assert rollback(index).id == whole.id
     with pytest.raises(StorageError, match="no earlier"):
-        index.rollback()
+        rollback(index)
     assert index.start(manifest([])).id.startswith("g000005"), "a number is not given twice"
 
 
 def test_abandoned_builds_can_be_pruned_and_the_last_one_stays(index):
     seal(index, index.start(manifest([])), at=1000.0)
     abandoned = [index.start(manifest(["a"])).id for _ in range(3)]
-    assert index.prune(keep=1) == abandoned[:2]
+    assert prune(index, keep=1) == abandoned[:2]
     assert [generation.id for generation in index.generations()][1:] == abandoned[2:]
 
 
@@ -328,7 +332,7 @@ def test_a_folder_without_a_manifest_is_cleared(index):
     headless = index.path / "generations" / "g000001-deadbeef"
     headless.mkdir(parents=True)
     seal(index, index.start(manifest([])), at=1000.0)
-    index.prune(keep=1)
+    prune(index, keep=1)
     assert not headless.exists()
 
 
@@ -348,7 +352,7 @@ def test_pruning_waits_for_readers(index):
 
     for _ in range(3):
         seal(index, index.start(manifest([])), at=time.time())
-    assert index.prune(keep=1) == []
+    assert prune(index, keep=1) == []
 
 
 def test_the_grace_period_begins_when_a_generation_is_replaced(index):
@@ -356,14 +360,14 @@ def test_the_grace_period_begins_when_a_generation_is_replaced(index):
     generations = [index.start(manifest([])) for _ in range(3)]
     for generation in generations:
         seal(index, generation, at=1000.0)
-    index.rollback()
+    rollback(index)
     newest = index.start(manifest([]))
     seal(index, newest, at=2000.0)
     for folder in (generations[0], generations[2]):
         (folder.path / "superseded_at").write_text("1500")
-    assert index.prune(keep=1) == [generations[0].id, generations[2].id]
+    assert prune(index, keep=1) == [generations[0].id, generations[2].id]
     assert generations[1].path.exists(), "its readers may still be at work"
-    assert index.prune(keep=1, grace_s=0) == [generations[1].id]
+    assert prune(index, keep=1, grace_s=0) == [generations[1].id]
 
 
 def test_a_generation_half_deleted_is_no_generation(index):
@@ -373,8 +377,8 @@ def test_a_generation_half_deleted_is_no_generation(index):
     trash = first.path.with_name(f".trash-{first.id}")
     first.path.rename(trash)
     with pytest.raises(StorageError, match="no earlier"):
-        index.rollback()
-    index.prune(keep=1)
+        rollback(index)
+    prune(index, keep=1)
     assert not trash.exists()
 
 
@@ -389,7 +393,7 @@ def test_equal_vectors_find_themselves_by_a_tied_score(index):
     records = make_records(count)
     writer.write(records, encoding)
     record = CompletionRecord("a", "f", writer.attempt, count, count, writer.finish())
-    generation.manifest.versions = commit(generation.path, SPECS, [record])
+    generation = committed(generation, commit(generation.path, SPECS, [record]))
     reader = GenerationReader(generation)
     texts = records["text"].to_pylist()
     samples = [Sample(f"r{row}", texts[row], "a") for row in (3, 60, 110)]
@@ -404,15 +408,14 @@ def test_a_damaged_current_file_is_named_and_rollback_repairs_it(index):
     (index.path / "CURRENT.json").write_text("{")
     with pytest.raises(StorageError, match="rollback"):
         index.current()
-    index.rollback()
+    rollback(index)
     assert index.current()
 
 
 def test_why_a_build_starts_anew():
     old = manifest(["a", "b"])
     changed = Fingerprint("n" * 64, "bf16", 256, codec="128")
-    fields = {name: getattr(changed, name) for name in changed.__slots__}
-    other = manifest(["b", "c"], fingerprint=fields, input_digest="j", query_instruction="q")
+    other = manifest(["b", "c"], fingerprint=changed, input_digest="j", query_instruction="q")
     words = describe_difference(old, other)
     for word in (
         "model id", "precision (fp32 -> bf16)", "max length (512 -> 256)", "codec", "1 shards new, 1 gone", "instruction",
@@ -497,7 +500,7 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
     for _ in range(5):
         rows, _ = reader.dense_top(chance.normal(size=DIM).astype(np.float32), 8, Filter(("rare",), nsfw=True))
         assert sorted(ids[row] for row in rows) == rare, "a filter that leaves few rows leaves them all"
-    names = [name for name in index.current().manifest.files if "/_indices/" in name]
+    names = [name for name in index.current().manifest.seal.files if "/_indices/" in name]
     assert names
     path = generation.path / names[0]
     content = bytearray(path.read_bytes())
@@ -511,7 +514,7 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
 def test_a_small_table_has_no_index(built):
     from danbooru_index.index.vector_index import build_index, probes
 
-    version = built.manifest.versions["dense"]
+    version = built.manifest.seal.versions["dense"]
     assert build_index(built.path, version, 30) == version
     assert probes(lance.dataset(str(table_path(built.path, "dense")))) == {"use_index": False}
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index import vector_index
 from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.publish import rollback
 from danbooru_index.index.status import status, verify
 from danbooru_index.index.vector_index import NAME
 
@@ -28,7 +30,7 @@ THRESHOLDS = {
     "index.compaction.SMALL_ROWS": 100_000,
     "index.compaction.TARGET_ROWS": 200,
     "storage.local.WORTH_UNCACHING": 1,
-    "index.catalog.REMEMBERED": 2,
+    "index.publish.REMEMBERED": 2,
     "ingest.sampling.ESTIMATE_TEXTS": 10,
     "index.schema.FINITE_BLOCK": 64,
     "ingest.prepare.LARGEST_SHARD_BYTES": 4000,
@@ -45,8 +47,9 @@ THRESHOLDS = {
     "pipeline.encode_stage.LARGEST_SLICE_ROWS": 16,
     "config.SLICE_BYTES": 4096,
 }
+LOWERED = Path(__file__).parent / "lowered"
 ENV = {
-    "PYTHONPATH": str(Path(__file__).parent / "lowered"),
+    "PYTHONPATH": f"{LOWERED}:{os.environ.get('PYTHONPATH', '')}",
     "LOWERED": " ".join(f"{name}={value}" for name, value in THRESHOLDS.items()),
 }
 QUERY = "穿水手服的女孩"
@@ -88,7 +91,7 @@ def find(cwd, index, mode):
 def is_indexed(index):
     """Whether the dense table has its index, over every row."""
     generation = IndexRoot(index).current()
-    dataset = lance.dataset(str(generation.path / "dense.lance"), version=generation.manifest.versions["dense"])
+    dataset = lance.dataset(str(generation.path / "dense.lance"), version=generation.manifest.seal.versions["dense"])
     return dataset.stats.index_stats(NAME)["num_indexed_rows"] == 300
 
 
@@ -158,7 +161,7 @@ def test_an_index_that_was_moved_opens_verifies_resumes_and_goes_back(how, tmp_p
     assert third not in (first, second)
     assert len(vault.dense_rows(relative)) == 80
     assert verify(relative).problems == []
-    assert IndexRoot(relative).rollback().id == second
+    assert rollback(IndexRoot(relative)).id == second
     assert verify(relative).problems == []
 
 
@@ -169,4 +172,4 @@ def test_every_lowered_threshold_is_one_of_the_product():
     for name, value in THRESHOLDS.items():
         home, _, constant = name.rpartition(".")
         assert getattr(import_module(f"danbooru_index.{home}"), constant) != value, name
-    assert Path(ENV["PYTHONPATH"], "sitecustomize.py").is_file()
+    assert (LOWERED / "sitecustomize.py").is_file()

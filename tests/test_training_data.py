@@ -11,7 +11,7 @@ import zstandard
 from danbooru_index.errors import InputError, UsageError
 from danbooru_index.records import Record
 from danbooru_index.search.hybrid import EncodedQuery
-from danbooru_index.training import pairs as training_data
+from danbooru_index.training import negatives
 from danbooru_index.training.finetune import finetune
 from danbooru_index.training.finetune_config import FinetuneConfig
 from danbooru_index.training.negatives import Mining, add_negatives
@@ -133,7 +133,7 @@ class Texts:
 def test_negatives_come_from_the_ranks_asked_for_and_are_never_a_positive(monkeypatch):
     texts = [f"t{i}" for i in range(100)]
     texts[3] = "t0 - the same tag, explained"
-    monkeypatch.setattr(training_data, "rank_many", lambda _r, queries, _m, last, **_: [np.arange(last)] * len(queries))
+    monkeypatch.setattr(negatives, "rank_many", lambda _r, queries, _m, last, **_: [np.arange(last)] * len(queries))
     pairs = [Pair("a", ["t0"]), Pair("A", ["t5"]), Pair("b", ["t1"], ["given"])]
     done = []
     encode = [EncodedQuery(np.zeros(1), {}, np.zeros((1, 1)))].__mul__

@@ -11,6 +11,7 @@ import argparse
 import json
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lance
@@ -26,7 +27,8 @@ from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import CompletionRecord, complete, read_records
 from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.lifecycle import check_tables, open_generation, seal_and_publish
-from danbooru_index.index.manifest import Fingerprint, Manifest
+from danbooru_index.index.manifest import Fingerprint, Manifest, ModelRef, Seal
+from danbooru_index.index.prune import prune
 from danbooru_index.index.schema import table_specs
 from danbooru_index.ingest.fields import parse_line
 from danbooru_index.ingest.shards import to_table
@@ -68,16 +70,21 @@ def manifest(shards, **changes):
     fingerprint = Fingerprint("m" * 64, "fp32", 512)
     fields = {
         "id": "",
-        "fingerprint": {name: getattr(fingerprint, name) for name in fingerprint.__slots__},
+        "fingerprint": fingerprint,
         "fingerprint_digest": fingerprint.digest,
-        "model": {"name": "m", "path": "/m", "id": "m" * 64},
+        "model": ModelRef("m", "/m", "m" * 64),
         "dim": DIM,
         "colbert_dim": DIM,
         "input_digest": "i",
-        "shards": shards,
+        "shards": tuple(shards),
         "input": "in",
     }
     return Manifest(**fields | changes)
+
+
+def committed(generation, versions, **seal):
+    """A generation as it is when its tables are committed; saved nowhere."""
+    return replace(generation, manifest=replace(generation.manifest, seal=Seal(1.0, versions, 0, **seal)))
 
 
 def write_shard(generation, shard, count=20, seed=0, finish=True, categories=None):
@@ -117,11 +124,13 @@ def build(index, shards, rows=20, model="m", failpoints=(), keep=None, seed=0, p
 
 def _build_owned(root, shards, rows, model, keep, seed, path, categories):
     fingerprint = Fingerprint(model * 64, "fp32", 512)
-    fields = {name: getattr(fingerprint, name) for name in fingerprint.__slots__}
     wanted = manifest(
-        shards, fingerprint=fields, fingerprint_digest=fingerprint.digest, input_digest=f"{len(shards)}/{seed}"
+        shards,
+        fingerprint=fingerprint,
+        fingerprint_digest=fingerprint.digest,
+        input_digest=f"{len(shards)}/{seed}",
+        model=ModelRef(model, path or f"/{model}", model_id(Path(path)) if path else model * 64),
     )
-    wanted.model = {"name": model, "path": path or f"/{model}", "id": model_id(Path(path)) if path else model * 64}
     opened = open_generation(root, wanted)
     generation = opened.generation
     if opened.finished:
@@ -136,7 +145,7 @@ def _build_owned(root, shards, rows, model, keep, seed, path, categories):
         raise StorageError(f"{len(missing)} shards have no completion record")
     seal_and_publish(root, generation, [records[shard] for shard in shards], [], check_tables)
     if keep:
-        root.prune(keep, grace_s=GRACE_S)
+        prune(root, keep, grace_s=GRACE_S)
     return generation.id
 
 

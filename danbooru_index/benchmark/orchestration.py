@@ -166,7 +166,7 @@ def shards(bench: Bench) -> dict[str, Any]:
         listed,
         generation.manifest.fingerprint_digest,
         sealed=True,
-        compacted=generation.manifest.compacted_parts,
+        compacted=generation.manifest.compacted,
     )
     reading = time.perf_counter() - began
     commits = {}

@@ -45,12 +45,13 @@ def add_rollback(verbs: Any) -> None:
 
 def _rollback(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.index.catalog import IndexRoot
+    from danbooru_index.index.publish import rollback
     from danbooru_index.storage.local import owned
 
     root = IndexRoot(arguments.index)
     root.require()
     with owned(root.path):
-        generation = root.rollback()
+        generation = rollback(root)
     print_fields(
         {"generation": generation.id}, f"{root.path}: generation {generation.id} is published again", arguments, out
     )
@@ -67,12 +68,13 @@ def add_prune(verbs: Any) -> None:
 
 def _prune(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.index.catalog import IndexRoot
+    from danbooru_index.index.prune import prune
     from danbooru_index.storage.local import owned
 
     root = IndexRoot(arguments.index)
     root.require()
     with owned(root.path):
-        deleted = root.prune(arguments.keep)
+        deleted = prune(root, arguments.keep)
     said = f"{root.path}: deleted {', '.join(deleted)}" if deleted else f"{root.path}: nothing to delete"
     print_fields({"deleted": deleted}, said, arguments, out)
     return 0

@@ -58,7 +58,7 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
             )
             if arguments.json:
                 built = index.generation.manifest.model
-                named = {"model": built["name"], "model_id": built["id"]}
+                named = {"model": built.name, "model_id": built.id}
                 answer = {"query": query, "mode": mode.value, **named, "hits": [hit.to_dict() for hit in hits]}
                 print(json.dumps(answer, ensure_ascii=False), file=out, flush=True)
             else:

@@ -75,8 +75,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     manifest = generation.manifest
     report = EvaluationReport(
         config.index,
-        manifest.model["name"],
-        manifest.model["id"],
+        manifest.model.name,
+        manifest.model.id,
         len(tags),
         {kind: sum(q.kind == kind for q in queries) for kind in sorted({q.kind for q in queries})},
         sum(not known.intersection(query.relevant) for query in queries),

@@ -7,8 +7,8 @@ are until the generation is sealed: whatever happens before, the same commit mak
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -30,39 +30,54 @@ SMALL_ROWS = 1024
 TARGET_ROWS = 1 << 20
 
 
-def compact(generation: Generation, records: list[CompletionRecord]) -> list[str]:
-    """Compact the tables that consist of very many small fragments; note in the manifest what they are now.
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """The version of every table, what the compacted ones consist of now, and what was done, or why not, in words."""
 
-    Returns what was done, or why not, in words. What Lance made is reread and compared with the digest of every shard; a
-    table for which that fails is committed from `records` again, and stays as it was.
+    versions: dict[str, int]
+    parts: dict[str, TablePart]
+    notes: list[str]
+
+
+def compact(generation: Generation, versions: Mapping[str, int], records: list[CompletionRecord]) -> Compaction:
+    """Compact the tables that consist of very many small fragments.
+
+    What Lance made is reread and compared with the digest of every shard; a table for which that fails is committed from
+    `records` again, and stays as it was.
     """
-    manifest = generation.manifest
-    notes: list[str] = []
-    for spec in manifest.specs:
+    done = Compaction(dict(versions), {}, [])
+    rows = sum(record.rows for record in records)
+    for spec in generation.manifest.specs:
         count = sum(len(record.tables[spec.name].fragments) for record in records)
-        if spec.name not in COMPACTED or count < FRAGMENTS or manifest.records >= count * SMALL_ROWS:
-            continue
-        needed = sum(record.tables[spec.name].bytes for record in records)
-        if needed > free_bytes(generation.path):
-            notes.append(f"table {spec.name} stays in {count:,} small fragments: {needed / 1e9:.1f} GB are not free")
-            continue
-        try:
-            manifest.versions[spec.name], part = _compact(generation, spec, records)
-        except StorageError as error:
-            sweep_orphans(generation.path, (spec,), records)  # it may be the disk that is full
-            manifest.versions[spec.name] = commit_table(generation.path, spec, records)
-            notes.append(f"table {spec.name} stays in {count:,} small fragments, which makes queries slower: {error}")
-            continue
-        manifest.compacted[spec.name] = asdict(part)
-        notes.append(f"table {spec.name}: {count:,} small fragments compacted into {len(part.fragments):,}")
-        reach("build.compacted")
-    return notes
+        if spec.name in COMPACTED and count >= FRAGMENTS and rows < count * SMALL_ROWS:
+            done.notes.append(f"table {spec.name}{_compact(generation, spec, records, done, count)}")
+    return done
 
 
-def _compact(generation: Generation, spec: TableSpec, records: list[CompletionRecord]) -> tuple[int, TablePart]:
+def _compact(
+    generation: Generation, spec: TableSpec, records: list[CompletionRecord], done: Compaction, count: int
+) -> str:
+    """Compact one table of `count` fragments, if there is room; return what came of it."""
+    needed = sum(record.tables[spec.name].bytes for record in records)
+    if needed > free_bytes(generation.path):
+        return f" stays in {count:,} small fragments: {needed / 1e9:.1f} GB are not free"
+    try:
+        done.versions[spec.name], part = _compacted(generation, spec, done.versions[spec.name], records)
+    except StorageError as error:
+        sweep_orphans(generation.path, (spec,), records)  # it may be the disk that is full
+        done.versions[spec.name] = commit_table(generation.path, spec, records)
+        return f" stays in {count:,} small fragments, which makes queries slower: {error}"
+    done.parts[spec.name] = part
+    reach("build.compacted")
+    return f": {count:,} small fragments compacted into {len(part.fragments):,}"
+
+
+def _compacted(
+    generation: Generation, spec: TableSpec, version: int, records: list[CompletionRecord]
+) -> tuple[int, TablePart]:
     """Compact one table; return its version and what it consists of. Raises `StorageError`."""
     folder = table_path(generation.path, spec.name)
-    dataset = open_table(generation.path, spec.name, generation.manifest.versions[spec.name])
+    dataset = open_table(generation.path, spec.name, version)
     try:
         with panics_as_errors():
             dataset.optimize.compact_files(target_rows_per_fragment=TARGET_ROWS)
@@ -86,7 +101,7 @@ def drop_replaced(generation: Generation) -> None:
     """
     if isinstance(generation.path, ObjectPath):
         return
-    for name, part in generation.manifest.compacted_parts.items():
+    for name, part in generation.manifest.compacted.items():
         with contextlib.suppress(OSError):
             keep_only(table_path(generation.path, name), part.sizes)
 

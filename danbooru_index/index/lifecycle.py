@@ -6,9 +6,8 @@ Called by the owner of the index only. Between any two steps the process may die
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -21,7 +20,8 @@ from danbooru_index.index.commit import commit, sweep_orphans
 from danbooru_index.index.compaction import compact, drop_replaced
 from danbooru_index.index.completion import CompletionRecord, count_rejects
 from danbooru_index.index.lance_io import panics_as_errors
-from danbooru_index.index.manifest import Manifest, describe_difference
+from danbooru_index.index.manifest import Checks, Manifest, Seal, describe_difference
+from danbooru_index.index.publish import publish
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.schema import TABLES
 from danbooru_index.index.vector_index import build_index
@@ -52,18 +52,19 @@ def open_generation(
             continue
         if not manifest.sealed:
             return OpenedGeneration(generation, [f"going on with unfinished generation {generation.id}"])
-        if not manifest.failed_shards and not generation.has_its_shards():
+        seal = manifest.need_seal()
+        if not seal.failed_shards and not generation.has_its_shards():
             damaged.append(f"generation {generation.id} is damaged (danbooru-index verify): built anew")
             break
-        if not manifest.failed_shards:
-            if strict and manifest.rejected:
+        if not seal.failed_shards:
+            if strict and seal.rejected:
                 raise RejectedRecordsError(
-                    f"generation {generation.id} is this build, without {sum(manifest.rejected.values()):,} records "
-                    f"({', '.join(manifest.rejected)}): refused because of --strict"
+                    f"generation {generation.id} is this build, without {sum(seal.rejected.values()):,} records "
+                    f"({', '.join(seal.rejected)}): refused because of --strict"
                 )
             drop_replaced(generation)
             if root.current_id() != generation.id:
-                root.publish(generation)
+                publish(root, generation)
                 note = f"generation {generation.id} was complete: published again"
                 return OpenedGeneration(generation, [note], finished=True)
             return OpenedGeneration(generation, [], finished=True)
@@ -94,50 +95,73 @@ class SealTimes:
     notes: list[str]
 
 
+# (generation, version of each table, completion records) -> what was checked; raises where a check fails.
+Check = Callable[[Generation, Mapping[str, int], list[CompletionRecord]], Checks]
+
+
 def seal_and_publish(
     root: IndexRoot,
     generation: Generation,
     records: list[CompletionRecord],
-    failed_shards: list[str],
-    check: Callable[[Generation, list[CompletionRecord]], dict[str, Any]],
+    failed_shards: Sequence[str],
+    check: Check,
 ) -> SealTimes:
-    """Commit the three tables from the records, `check` them (it raises where one fails), compact, index, seal, publish."""
-    manifest = generation.manifest
+    """Commit the three tables from the records, `check` them, compact, index, seal, publish."""
+    specs, clock = generation.manifest.specs, _Clock()
     reach("build.before_commit")
     if generation.is_sealed_by_now():
         raise StorageError(
             f"generation {generation.id} was finished by another process meanwhile: run the same command again"
         )
-    manifest.records = sum(record.rows for record in records)
-    began = time.monotonic()
-    manifest.versions = commit(generation.path, manifest.specs, records)
+    versions = commit(generation.path, specs, records)
     reach("build.after_commit")
-    committed = time.monotonic()
-    manifest.checks = check(generation, records)
+    clock.note("commit")
+    checks = check(generation, versions, records)
     reach("build.checked")
-    checked = time.monotonic()
-    notes = compact(generation, records)
-    compacted = time.monotonic()
-    manifest.versions["dense"] = build_index(generation.path, manifest.versions["dense"], manifest.records)
-    indexed = time.monotonic()
+    clock.note("verify")
+    compaction = compact(generation, versions, records)
+    clock.note("compact")
+    rows = sum(record.rows for record in records)
+    versions = {**compaction.versions, "dense": build_index(generation.path, compaction.versions["dense"], rows)}
+    clock.note("index")
     reach("build.indexed")
-    sweep_orphans(generation.path, manifest.specs, records, manifest.compacted_parts)
+    sweep_orphans(generation.path, specs, records, compaction.parts)
     reach("build.swept")
-    manifest.rejected = dict(count_rejects(records))
-    manifest.failed_shards = failed_shards
-    manifest.files = metadata_checksums(generation.path, manifest.specs)
-    manifest.sealed_at = time.time()
-    generation.save()
+    seal = Seal(
+        sealed_at=time.time(),
+        versions=versions,
+        records=rows,
+        rejected=dict(count_rejects(records)),
+        failed_shards=tuple(failed_shards),
+        checks=checks,
+        files=metadata_checksums(generation.path, specs),
+        compacted=compaction.parts,
+    )
+    sealed = replace(generation, manifest=replace(generation.manifest, seal=seal))
+    sealed.save()
     reach("build.before_publish")
-    ended = time.monotonic()
-    root.publish(generation)
+    clock.note("verify")
+    publish(root, sealed)
     reach("build.after_publish")
-    drop_replaced(generation)
-    verify = checked - committed + ended - indexed
-    return SealTimes(committed - began, verify, compacted - checked, indexed - compacted, notes)
+    drop_replaced(sealed)
+    return SealTimes(**clock.seconds, notes=compaction.notes)
 
 
-def check_tables(generation: Generation, records: list[CompletionRecord]) -> dict[str, Any]:
+class _Clock:
+    """Seconds by step: each from the end of the one before."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def note(self, step: str) -> None:
+        """A step has ended."""
+        now = time.monotonic()
+        self.seconds[step] = self.seconds.get(step, 0.0) + now - self._last
+        self._last = now
+
+
+def check_tables(generation: Generation, versions: Mapping[str, int], records: list[CompletionRecord]) -> Checks:
     """The committed tables against the records: counts, unique ids, one order; raise `BuildFailedError` if they differ."""
     expected = sum(record.rows for record in records)
     problems = [
@@ -148,7 +172,7 @@ def check_tables(generation: Generation, records: list[CompletionRecord]) -> dic
     counts: dict[str, int] = {}
     try:
         with panics_as_errors():
-            reader = GenerationReader(generation)
+            reader = GenerationReader(generation, versions)
             counts = reader.counts()
             problems += [
                 f"{name}: {counts[name]} rows instead of {expected}" for name in TABLES if counts[name] != expected
@@ -158,4 +182,4 @@ def check_tables(generation: Generation, records: list[CompletionRecord]) -> dic
         problems.append(f"the tables cannot be read back ({first_line(error)})")
     if problems:
         raise BuildFailedError(f"checks failed, nothing was published: {'; '.join(problems[:5])}")
-    return {"counts": counts, "passed": ["counts", "ids"]}
+    return Checks(counts, ("counts", "ids"))

@@ -1,15 +1,20 @@
-"""The manifest of a generation: what it was made of and by, written when it begins, completed when it is sealed."""
+"""The manifest of a generation: what it was made of and by, written when it begins, completed when it is sealed.
+
+In memory a manifest never changes: sealing makes another one. In JSON it is one flat document, the same in every version of
+this program; `from_json` checks every field, since a document may be damaged, of another version, or made to do harm.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self, TypeVar
 
 from danbooru_index.errors import StorageError, first_line
-from danbooru_index.index.codec import FULL
+from danbooru_index.index.codec import FULL, Fidelity
 from danbooru_index.index.completion import SHARD_NAME, TablePart
 from danbooru_index.index.lance_io import LANCE_STORAGE_VERSION
 from danbooru_index.index.schema import SCHEMA_VERSION, TABLES, TableSpec, table_specs
@@ -17,6 +22,7 @@ from danbooru_index.storage.local import from_checked_json
 from danbooru_index.storage.s3 import Location
 
 TABLE_FILE = re.compile(r"(dense|sparse|colbert)\.lance/_[a-z]+/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,71 +42,207 @@ class Fingerprint:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """The model that made a generation: its name, the folder that it was in, its id."""
+
+    name: str
+    path: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """What was checked before a generation was sealed: the rows of each table, the checks passed, samples that found
+    themselves."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    passed: tuple[str, ...] = ()
+    self_queries: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        if not self.passed:
+            return {}
+        own = {} if self.self_queries is None else {"self_queries": self.self_queries}
+        return {"counts": self.counts, "passed": list(self.passed), **own}
+
+    @classmethod
+    def from_json(cls, found: Any) -> Self:
+        values = _mapping(found)
+        counts = {str(name): _count(rows) for name, rows in _mapping(values.get("counts", {})).items()}
+        return cls(counts, _names(values.get("passed", [])), values.get("self_queries"))
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What a generation gets when it is finished: `versions` of its tables, `files`: the checksum of each of Lance's own files,
+    `compacted`: what compacted tables consist of, instead of what the completion records name."""
+
+    sealed_at: float
+    versions: dict[str, int]
+    records: int
+    rejected: dict[str, int] = field(default_factory=dict)
+    failed_shards: tuple[str, ...] = ()
+    checks: Checks = field(default_factory=Checks)
+    files: dict[str, str] = field(default_factory=dict)
+    compacted: dict[str, TablePart] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        parts = {name: asdict(part) for name, part in self.compacted.items()}
+        own = {"failed_shards": list(self.failed_shards), "checks": self.checks.to_json(), "compacted": parts}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | own
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Self:
+        versions = {name: _count(version) for name, version in _mapping(found["versions"]).items()}
+        parts = {str(name): TablePart(**part) for name, part in _mapping(found.get("compacted", {})).items()}
+        files = {name: _text(checksum) for name, checksum in _mapping(found.get("files", {})).items()}
+        for part in parts.values():
+            part.validate()
+        if versions.keys() != set(TABLES) or not parts.keys() <= set(TABLES):
+            raise ValueError("names other tables than a generation has")
+        if not all(TABLE_FILE.fullmatch(name) for name in files):
+            raise ValueError("names a file that is not in a table")
+        return cls(
+            sealed_at=float(found["sealed_at"]),
+            versions=versions,
+            records=_count(found["records"]),
+            rejected={name: _count(rows) for name, rows in _mapping(found.get("rejected", {})).items()},
+            failed_shards=_shards(found.get("failed_shards", [])),
+            checks=Checks.from_json(found.get("checks", {})),
+            files=files,
+            compacted=parts,
+        )
+
+
+UNSEALED: dict[str, Any] = {
+    "sealed_at": None, "versions": {}, "records": 0, "rejected": {}, "failed_shards": [], "checks": {}, "files": {},
+    "compacted": {},
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a generation is: written when it begins, completed when it is sealed."""
+    """What a generation is. `seal` None: unfinished; `fidelity`: what its ColBERT projection costs, where it has one;
+    `input`, `input_digest`: how the user named the input, and what was in it."""
 
     id: str
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
     fingerprint_digest: str
-    model: dict[str, Any]
+    model: ModelRef
     dim: int
     colbert_dim: int
     input_digest: str
-    shards: list[str]
+    shards: tuple[str, ...]
     input: str
     query_instruction: str = ""
     created_at: float = 0.0
-    sealed_at: float | None = None
-    versions: dict[str, int] = field(default_factory=dict)
-    records: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    failed_shards: list[str] = field(default_factory=list)
-    checks: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    codec: dict[str, Any] = field(default_factory=dict)
-    compacted: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def validate(self) -> None:
-        """Raise `ValueError` where a field is of another type, or a name could leave the generation's folder."""
-        texts = (self.id, self.fingerprint_digest, self.input_digest, self.input, self.query_instruction)
-        numbers = (self.dim, self.colbert_dim, self.records, *self.versions.values())
-        names = [*self.shards, *self.failed_shards]
-        right = (
-            all(isinstance(text, str) for text in texts)
-            and all(type(number) is int and 0 <= number < 1 << 62 for number in numbers)
-            and all(isinstance(name, str) and SHARD_NAME.fullmatch(name) for name in names)
-            and all(isinstance(self.model.get(name), str) for name in ("name", "path", "id"))
-            and isinstance(self.fingerprint.get("max_length"), int)
-            and all(isinstance(self.fingerprint.get(name), str) for name in ("precision", "codec"))
-            and (self.sealed_at is None or set(self.versions) == set(TABLES))
-            and all(TABLE_FILE.fullmatch(name) for name in self.files)
-            and set(self.compacted) <= set(TABLES)
-        )
-        for part in self.compacted_parts.values():
-            part.validate()
-        if not right:
-            raise ValueError("its fields are not those of a manifest")
+    seal: Seal | None = None
+    fidelity: Fidelity | None = None
 
     @property
     def specs(self) -> tuple[TableSpec, ...]:
         return table_specs(self.dim, self.colbert_dim)
 
     @property
-    def compacted_parts(self) -> dict[str, TablePart]:
-        """What the tables that were compacted consist of, instead of what the completion records name."""
-        return {name: TablePart(**part) for name, part in self.compacted.items()}
+    def sealed(self) -> bool:
+        return self.seal is not None
 
     @property
-    def sealed(self) -> bool:
-        return self.sealed_at is not None
+    def compacted(self) -> dict[str, TablePart]:
+        """What compacted tables consist of; none before the seal."""
+        return self.seal.compacted if self.seal else {}
+
+    @property
+    def codec(self) -> dict[str, Any]:
+        """What a projection costs, as reports say it; nothing for vectors in full."""
+        return asdict(self.fidelity) if self.fidelity else {}
+
+    def need_seal(self) -> Seal:
+        """The seal; raise `StorageError` for a generation that is not finished."""
+        if self.seal is None:
+            raise StorageError(f"generation {self.id} is not finished; run the build again")
+        return self.seal
+
+    def to_json(self) -> dict[str, Any]:
+        """The document, its fields in the order that they have always had."""
+        seal = UNSEALED if self.seal is None else self.seal.to_json()
+        known = asdict(self) | {"shards": list(self.shards)} | seal | {"codec": self.codec}
+        order = (*(f.name for f in fields(self) if f.name not in ("seal", "fidelity")), *list(UNSEALED)[:-1])
+        return {name: known[name] for name in (*order, "codec", "compacted")}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Self:
+        """Parse and check; raise `ValueError`, `TypeError` or `KeyError` for what is no manifest."""
+        known = {f.name for f in fields(cls)} | UNSEALED.keys() | {"codec"}
+        if strangers := found.keys() - known:
+            raise ValueError(f"its fields are not those of a manifest ({', '.join(sorted(strangers))})")
+        fingerprint = _typed(Fingerprint, found["fingerprint"])
+        _count(fingerprint.max_length)
+        sealed = found.get("sealed_at") is not None
+        return cls(
+            id=_text(found["id"]),
+            fingerprint=fingerprint,
+            fingerprint_digest=_text(found["fingerprint_digest"]),
+            model=_typed(ModelRef, found["model"]),
+            dim=_count(found["dim"]),
+            colbert_dim=_count(found["colbert_dim"]),
+            input_digest=_text(found["input_digest"]),
+            shards=_shards(found["shards"]),
+            input=_text(found["input"]),
+            query_instruction=_text(found.get("query_instruction", "")),
+            created_at=float(found.get("created_at", 0.0)),
+            seal=Seal.from_json(found) if sealed else None,
+            fidelity=Fidelity(**found["codec"]) if found.get("codec") else None,
+        )
+
+
+def _typed(kind: type[T], found: Any) -> T:
+    """A dataclass of plain values; raise where a field is missing, unknown, or no text where one is needed."""
+    made = kind(**_mapping(found))
+    for f in fields(kind):  # type: ignore[arg-type]
+        if f.type == "str":
+            _text(getattr(made, f.name))
+    return made
+
+
+def _mapping(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError("a field is no object")
+    return found
+
+
+def _text(found: Any) -> str:
+    if not isinstance(found, str):
+        raise ValueError("a field is no text")
+    return found
+
+
+def _count(found: Any) -> int:
+    if type(found) is not int or not 0 <= found < 1 << 62:
+        raise ValueError("a field is no count")
+    return found
+
+
+def _names(found: Any) -> tuple[str, ...]:
+    if not isinstance(found, list):
+        raise ValueError("a field is no list")
+    return tuple(_text(name) for name in found)
+
+
+def _shards(found: Any) -> tuple[str, ...]:
+    """Names of shards; none that could leave the generation's folder."""
+    names = _names(found)
+    if not all(SHARD_NAME.fullmatch(name) for name in names):
+        raise ValueError("names no shard")
+    return names
 
 
 def describe_difference(old: Manifest, wanted: Manifest) -> str:
     """Why a build cannot go on with, or equal, the generation of `old`: what differs, in words."""
     changes = []
-    for name, value in wanted.fingerprint.items():
-        before = old.fingerprint.get(name)
+    for name in Fingerprint.__slots__:
+        before, value = getattr(old.fingerprint, name), getattr(wanted.fingerprint, name)
         if before != value:
             shown = (str(before)[:12], str(value)[:12])
             changes.append(f"{name.replace('_', ' ')} ({shown[0]} -> {shown[1]})")
@@ -117,9 +259,7 @@ def describe_difference(old: Manifest, wanted: Manifest) -> str:
 def read_manifest(path: Location) -> Manifest:
     """The manifest in a file; raise `StorageError` for one that is damaged."""
     try:
-        manifest = Manifest(**from_checked_json(path.read_bytes()))
-        manifest.validate()
-        return manifest
+        return Manifest.from_json(from_checked_json(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(
             f"{path}: cannot be read ({first_line(error, 120)}); restore it, or delete this generation"

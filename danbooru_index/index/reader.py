@@ -5,7 +5,7 @@ Rows are numbered as in the input, the same in the three tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, reduce
 from operator import and_
 from typing import Any
@@ -33,11 +33,11 @@ SCAN_ROWS = 512  # of 512 tokens at full width: half a gigabyte
 
 
 class GenerationReader:
-    """The three tables of a sealed generation, each at the version that was sealed."""
+    """The three tables of a generation, each at the version that was sealed, or at the `versions` given before the seal."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, versions: Mapping[str, int] | None = None) -> None:
         self.manifest = generation.manifest
-        versions = generation.manifest.versions
+        versions = versions or generation.manifest.need_seal().versions
         self._dense = open_table(generation.path, "dense", versions["dense"])
         self._sparse = open_table(generation.path, "sparse", versions["sparse"])
         self._colbert = open_table(generation.path, "colbert", versions["colbert"])

@@ -78,21 +78,21 @@ def status(path: str) -> IndexStatus:
 
 def _describe(generation: Generation, published: str | None) -> GenerationStatus:
     manifest = generation.manifest
-    state = "unfinished"
-    if manifest.sealed:
+    state, seal = "unfinished", manifest.seal
+    if seal:
         state = "published" if generation.id == published else "kept"
     return GenerationStatus(
         id=generation.id,
         state=state,
-        model=manifest.model["name"],
-        model_id=manifest.model["id"],
-        precision=manifest.fingerprint["precision"],
-        max_length=manifest.fingerprint["max_length"],
-        records=manifest.records,
+        model=manifest.model.name,
+        model_id=manifest.model.id,
+        precision=manifest.fingerprint.precision,
+        max_length=manifest.fingerprint.max_length,
+        records=seal.records if seal else 0,
         shards=len(manifest.shards),
         done=done_shards(generation),
         created_at=manifest.created_at,
-        sealed_at=manifest.sealed_at,
+        sealed_at=seal.sealed_at if seal else None,
         bytes=_size(generation.path),
         colbert_dim=manifest.colbert_dim,
     )
@@ -134,25 +134,26 @@ def verify(path: str) -> VerifyReport:
     started = time.monotonic()
     generation = IndexRoot(path).current()
     manifest = generation.manifest
-    problems = damaged_files(generation.path, manifest.files)
+    seal = manifest.need_seal()
+    problems = damaged_files(generation.path, seal.files)
     try:
         generation.load_codec()
     except StorageError as error:
         problems.append(str(error))
     records = []
     for shard in manifest.shards:
-        if shard in manifest.failed_shards:
+        if shard in seal.failed_shards:
             continue
         record, problem = read_record(generation.path, shard)
         if record is None:
             problems.append(problem)
         else:
             records.append(record)
-    if len(records) == len(manifest.shards) - len(manifest.failed_shards):
+    if len(records) == len(manifest.shards) - len(seal.failed_shards):
         for spec in manifest.specs:
-            version, part = manifest.versions[spec.name], manifest.compacted_parts.get(spec.name)
+            version, part = seal.versions[spec.name], seal.compacted.get(spec.name)
             if part is None:
                 problems += verify_table(generation.path, spec, version, records)
             else:
                 problems += verify_compacted(generation, spec, version, part, records)
-    return VerifyReport(path, generation.id, manifest.records, round(time.monotonic() - started, 3), problems)
+    return VerifyReport(path, generation.id, seal.records, round(time.monotonic() - started, 3), problems)

@@ -5,7 +5,8 @@ Else it says which shards have none, or which check failed, and publishes nothin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from danbooru_index.errors import BuildFailedError, RejectedRecordsError
 from danbooru_index.index.catalog import Generation, IndexRoot
 from danbooru_index.index.completion import CompletionRecord, count_rejects
 from danbooru_index.index.lifecycle import SealTimes, check_tables, seal_and_publish
+from danbooru_index.index.manifest import Checks
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.pipeline.driver import EncodeOutcome
 from danbooru_index.pipeline.plan import BuildPlan
@@ -45,7 +47,7 @@ def finish(plan: BuildPlan, root: IndexRoot, work: Work, outcome: EncodeOutcome)
     if plan.config.strict and counts:
         raise RejectedRecordsError(f"{describe_rejects(counts)}: nothing was published because of --strict")
     times = seal_and_publish(
-        root, generation, ordered, list(outcome.failed), lambda _, made: _check(plan, generation, outcome, made)
+        root, generation, ordered, list(outcome.failed), lambda *made: _check(plan, outcome, *made)
     )
     return Sealed(records, times)
 
@@ -65,19 +67,23 @@ def _refuse_missing(plan: BuildPlan, outcome: EncodeOutcome, records: dict[str, 
 
 
 def _check(
-    plan: BuildPlan, generation: Generation, outcome: EncodeOutcome, records: list[CompletionRecord]
-) -> dict[str, Any]:
+    plan: BuildPlan,
+    outcome: EncodeOutcome,
+    generation: Generation,
+    versions: Mapping[str, int],
+    records: list[CompletionRecord],
+) -> Checks:
     """The checks that a generation must pass to be published; raise `BuildFailedError` with what did not."""
-    checks = check_tables(generation, records)
+    checks = check_tables(generation, versions, records)
     if outcome.samples is None:
         raise BuildFailedError(
             f"the sampled records could not be encoded again ({outcome.samples_problem}); nothing was published"
         )
     kept = _samples_kept(plan, outcome, records)
     samples = [sample for sample, keep in zip(plan.samples.checked, kept, strict=True) if keep]
-    if problems := self_queries(GenerationReader(generation), samples, outcome.samples.keep(kept)):
+    if problems := self_queries(GenerationReader(generation, versions), samples, outcome.samples.keep(kept)):
         raise BuildFailedError(f"checks failed, nothing was published: {'; '.join(problems[:5])}")
-    return checks | {"self_queries": int(kept.sum()), "passed": [*checks["passed"], "self_queries"]}
+    return replace(checks, passed=(*checks.passed, "self_queries"), self_queries=int(kept.sum()))
 
 
 def _samples_kept(

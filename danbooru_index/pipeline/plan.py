@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from danbooru_index.cluster.resources import ClusterPlan, plan_cluster
 from danbooru_index.config import BuildConfig, DeviceInfo
 from danbooru_index.errors import UsageError
 from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.manifest import Fingerprint, Manifest
+from danbooru_index.index.manifest import Fingerprint, Manifest, ModelRef
 from danbooru_index.ingest.sampling import InputSamples
 from danbooru_index.ingest.scan import InputScan
 from danbooru_index.model.checkpoint import Checkpoint, hidden_size, longest_text
@@ -64,16 +64,16 @@ def make_plan(
         fingerprint = replace(fingerprint, codec=projection.codec.name)
     wanted = Manifest(
         id="",
-        fingerprint=asdict(fingerprint),
+        fingerprint=fingerprint,
         fingerprint_digest=fingerprint.digest,
-        model={"name": checkpoint.name, "path": checkpoint.path, "id": checkpoint.model_id},
+        model=ModelRef(checkpoint.name, checkpoint.path, checkpoint.model_id),
         dim=dim,
         colbert_dim=settings.colbert_dim,
         input_digest=reading.scan.digest,
-        shards=[shard.id for shard in reading.scan.shards],
+        shards=tuple(shard.id for shard in reading.scan.shards),
         input=config.shards,
         query_instruction=config.query_instruction,
-        codec=asdict(projection.fidelity) if projection else {},
+        fidelity=projection.fidelity if projection else None,
     )
     return BuildPlan(
         config=config,

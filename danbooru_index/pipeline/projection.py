@@ -6,7 +6,7 @@ over, so that a build goes on where it was.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from typing import NamedTuple
 
 from danbooru_index.cluster.resources import ClusterPlan, on_worker
@@ -65,16 +65,15 @@ def refuse_below(fidelity: Fidelity, least: float) -> None:
 
 def _known(root: IndexRoot, fingerprint: Fingerprint, input_digest: str, dim: int) -> Projection | None:
     """What the newest generation of this input that differs in nothing but the matrix has."""
-    wanted = asdict(fingerprint)
     for generation in reversed(root.generations()):
         manifest = generation.manifest
-        same = manifest.input_digest == input_digest and {**manifest.fingerprint, "codec": FULL} == wanted
-        if same and manifest.fingerprint["codec"].startswith(family(dim)):
+        same = manifest.input_digest == input_digest and replace(manifest.fingerprint, codec=FULL) == fingerprint
+        if same and manifest.fingerprint.codec.startswith(family(dim)):
             try:
                 codec = generation.load_codec()
-                return Projection(codec, Fidelity(**manifest.codec)) if codec is not None else None
-            except (StorageError, TypeError):
+            except StorageError:
                 continue
+            return Projection(codec, manifest.fidelity) if codec and manifest.fidelity else None
     return None
 
 

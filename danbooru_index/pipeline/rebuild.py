@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from danbooru_index.config import BuildConfig, PrepareConfig
 from danbooru_index.errors import UsageError
 from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.prune import prune
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.pipeline.build import build_owned, exit_code
 from danbooru_index.pipeline.report import BuildReport
@@ -54,7 +55,7 @@ def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
             )
         )
         report = build_owned(settings, root)
-        deleted = root.prune(config.keep)
+        deleted = prune(root, config.keep)
     report.notes.insert(0, f"prepared {prepared.records:,} of {prepared.read:,} records")
     report.rejected.update(prepared.rejected)
     report.read += sum(prepared.rejected.values())

@@ -62,7 +62,7 @@ def _report(
         precision=plan.device.precision,
         fingerprint=manifest.fingerprint_digest,
         notes=list(work.notes),
-        codec={"name": manifest.fingerprint["codec"], "colbert_dim": manifest.colbert_dim, **manifest.codec},
+        codec={"name": manifest.fingerprint.codec, "colbert_dim": manifest.colbert_dim, **manifest.codec},
     )
     count_records(report, records.values())
     total, done, failed = len(plan.scan.shards), len(outcome.done), len(outcome.failed)

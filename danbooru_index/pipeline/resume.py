@@ -56,7 +56,7 @@ def done_records(plan: BuildPlan, generation: Generation, *, sealed: bool = Fals
     manifest = generation.manifest
     shards = [shard.id for shard in plan.scan.shards]
     return read_records(
-        generation.path, shards, manifest.fingerprint_digest, sealed=sealed, compacted=manifest.compacted_parts
+        generation.path, shards, manifest.fingerprint_digest, sealed=sealed, compacted=manifest.compacted
     )
 
 

@@ -20,6 +20,7 @@ from danbooru_index.config import Device, Filter, Mode, Precision, Weights
 from danbooru_index.errors import ModelError, StorageError, UsageError
 from danbooru_index.index.catalog import Generation, IndexRoot
 from danbooru_index.index.lance_io import panics_as_errors
+from danbooru_index.index.manifest import ModelRef
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.model.checkpoint import resolve_model
 from danbooru_index.model.device import probe_device
@@ -68,14 +69,14 @@ class QueryEncoder:
         built = generation.manifest.model
         name = model or model_of(built)
         checkpoint = resolve_model(name)
-        if checkpoint.model_id != built["id"]:
+        if checkpoint.model_id != built.id:
             raise ModelError(
-                f"this index was built by {built['name']} (id {built['id'][:12]}), but {name} is another model "
+                f"this index was built by {built.name} (id {built.id[:12]}), but {name} is another model "
                 f"(id {checkpoint.model_id[:12]}): pass --model with the one that built it"
             )
         info = probe_device(device, Precision.AUTO)
         precision = Precision.FP16 if info.kind == "cuda" else Precision.FP32
-        self._tokenizer = Tokenizer(checkpoint.path, generation.manifest.fingerprint["max_length"])
+        self._tokenizer = Tokenizer(checkpoint.path, generation.manifest.fingerprint.max_length)
         codec = generation.load_codec()
         self._encoder = Encoder(
             checkpoint.path, Device(info.kind), precision, projection=None if codec is None else codec.matrix
@@ -92,9 +93,9 @@ class QueryEncoder:
         return [query_of(encoding, row) for row in range(len(queries))]
 
 
-def model_of(built: dict[str, Any]) -> str:
+def model_of(built: ModelRef) -> str:
     """The model an index names: where it was on the machine that built it, else its name."""
-    return built["path"] if Path(built["path"]).is_dir() else str(built["name"])
+    return built.path if Path(built.path).is_dir() else built.name
 
 
 class TagIndex:
@@ -127,7 +128,7 @@ class TagIndex:
     def model(self) -> str:
         """The model that built the index: its name and the first digits of its id."""
         built = self.generation.manifest.model
-        return f"{built['name']} (id {built['id'][:12]})"
+        return f"{built.name} (id {built.id[:12]})"
 
     def refresh(self) -> bool:
         """Open the generation that is published now, if it is another; return whether it was.

@@ -1,0 +1,70 @@
+"""Pruning: old generations deleted, so that none is ever seen in part. Called by the owner of the index only."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from danbooru_index.errors import UsageError
+from danbooru_index.failpoints import reach
+from danbooru_index.index.catalog import GENERATION_ID, Generation, IndexRoot
+from danbooru_index.index.publish import SUPERSEDED
+from danbooru_index.storage.local import entries, remove_temporary, remove_tree
+from danbooru_index.storage.s3 import ObjectPath
+
+GRACE_S = 900.0
+
+
+def prune(root: IndexRoot, keep: int, grace_s: float = GRACE_S) -> list[str]:
+    """Delete generations older than the last `keep` sealed ones, and unfinished ones that have a later one; never the
+    published one, nor one that a reader may have opened less than `grace_s` seconds ago; return the ids deleted."""
+    root.require()
+    if keep < 1:
+        raise UsageError(f"--keep must be at least 1, not {keep}")
+    current = root.current_id()
+    known = root.generations()
+    sealed = [g for g in known if g.manifest.sealed]
+    kept = {g.id for g in sealed[-keep:]} | {current}
+    newest = known[-1].id if known else ""
+    deleted = []
+    _clear_remains(root, newest)
+    for generation in known:
+        if generation.manifest.sealed:
+            left_alone = time.time() - _superseded_at(generation, sealed) < grace_s
+            stale = generation.id not in kept and not left_alone
+        else:
+            stale = generation.id < newest  # the owner is here, so nobody is building it
+        if stale:
+            _delete(generation)
+            deleted.append(generation.id)
+    return deleted
+
+
+def _clear_remains(root: IndexRoot, newest: str) -> None:
+    """Delete what a killed `prune` or `build` left: trash, and generations without a manifest."""
+    remove_temporary(root.path)
+    for path in entries(root.path / "generations"):
+        headless = GENERATION_ID.fullmatch(path.name) and path.name < newest
+        if path.name.startswith(".trash-") or (headless and not (path / "manifest.json").is_file()):
+            remove_tree(path)
+
+
+def _superseded_at(generation: Generation, sealed: list[Generation]) -> float:
+    """When readers last could have opened a generation: when it was replaced, else when a later one was sealed."""
+    with contextlib.suppress(OSError, ValueError):
+        return float((generation.path / SUPERSEDED).read_text())
+    later = [g.manifest.need_seal().sealed_at for g in sealed if g.id > generation.id]
+    return min(later, default=time.time())
+
+
+def _delete(generation: Generation) -> None:
+    """Delete a generation so that none is ever seen in part: first its name goes, or its manifest."""
+    if isinstance(generation.path, ObjectPath):
+        (generation.path / "manifest.json").unlink()
+        reach("prune.renamed")
+        remove_tree(generation.path)
+        return
+    trash = generation.path.with_name(f".trash-{generation.id}")
+    generation.path.rename(trash)
+    reach("prune.renamed")
+    remove_tree(trash)
