@@ -243,10 +243,10 @@ def _edits_under_way(outcome, base, folder):
     shard = generation.manifest.shards[2]
     record, _ = read_record(generation.path, shard)
     record.fingerprint = "0" * 32
-    record_path(generation.path, shard).write_bytes(CompletionRecord(**_fields(record)).to_bytes())
+    record_path(generation.path, shard).local_path().write_bytes(CompletionRecord(**_fields(record)).to_bytes())
     report = build(light_config(place / "shards", place / "index", place / "model"))
     outcome.add("edits")
-    set_aside = record_path(generation.path, shard).with_name(f"{shard}.json.bad-1").exists()
+    set_aside = Path(record_path(generation.path, shard)).with_name(f"{shard}.json.bad-1").exists()
     outcome.add("detected and named", set_aside)
     outcome.expect(set_aside and report.shards.done == 1, "a completion record of another fingerprint was believed")
     other = make_other_model(base / "model", folder / "other")

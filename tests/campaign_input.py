@@ -49,7 +49,7 @@ from danbooru_index.index.status import status, verify
 from danbooru_index.ingest.scan import scan
 from danbooru_index.ingest.shards import read_shard
 from danbooru_index.search.tag_index import TagIndex
-from danbooru_index.storage.local import from_checked_json, to_checked_json
+from danbooru_index.storage.base import from_checked_json, to_checked_json
 
 # ---- malformed shards, generated records ----
 
@@ -457,7 +457,7 @@ def _deep(index, mark):
 
 def _in_manifest(**fields):
     def change(index, mark):
-        path = IndexRoot(index).current().path / "manifest.json"
+        path = IndexRoot(index).current().path.local_path() / "manifest.json"
         path.write_bytes(to_checked_json(from_checked_json(path.read_bytes()) | fields))
 
     return change
@@ -470,7 +470,7 @@ def _in_record(change_record):
         generation = IndexRoot(index).current()
         record, _ = read_record(generation.path, generation.manifest.shards[0])
         change_record(record, mark)
-        record_path(generation.path, generation.manifest.shards[0]).write_bytes(record.to_bytes())
+        record_path(generation.path, generation.manifest.shards[0]).local_path().write_bytes(record.to_bytes())
         replace(generation, manifest=replace(generation.manifest, seal=None)).save()
 
     return change

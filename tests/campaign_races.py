@@ -97,7 +97,7 @@ def attempts(seed: int, count: int, folder: Path) -> Outcome:
     for spec in generation.manifest.specs:
         outcome.problems += verify_table(generation.path, spec, versions[spec.name], ordered)
         named = {file for record in ordered for file in record.tables[spec.name].checksums}
-        there = {path.name for path in (generation.path / f"{spec.name}.lance" / "data").iterdir()}
+        there = {path.name for path in (generation.path / f"{spec.name}.lance" / "data").entries()}
         outcome.expect(
             there == named, f"{spec.name}: {len(there - named)} files of losers, {len(named - there)} missing"
         )
@@ -175,7 +175,7 @@ def _spoil(index, names, way, chance):
     record, table = records[one], chance.choice(["dense", "sparse", "colbert"])
     part = record.tables[table]
     if way.startswith("a file"):
-        path = generation.path / f"{table}.lance" / "data" / next(iter(part.checksums))
+        path = Path(generation.path / f"{table}.lance" / "data" / next(iter(part.checksums)))
         path.unlink() if way == "a file gone" else os.truncate(path, path.stat().st_size - chance.randint(1, 200))
         return
     if way == "fragments of another shard":
@@ -186,8 +186,8 @@ def _spoil(index, names, way, chance):
         part.fragments = part.fragments[:-1]
     else:
         record.tables[table], records[other].tables[table] = records[other].tables[table], part
-        record_path(generation.path, other).write_bytes(records[other].to_bytes())
-    record_path(generation.path, one).write_bytes(record.to_bytes())
+        record_path(generation.path, other).local_path().write_bytes(records[other].to_bytes())
+    record_path(generation.path, one).local_path().write_bytes(record.to_bytes())
 
 
 def commits(seed: int, count: int, folder: Path) -> Outcome:

@@ -28,8 +28,7 @@ from faults import (
 from s3_server import s3_server, set_faults
 
 from danbooru_index.errors import DanbooruIndexError
-from danbooru_index.storage.local import create_exclusive
-from danbooru_index.storage.s3 import ObjectPath
+from danbooru_index.storage.s3 import S3Storage
 
 SHARDS = 3
 LEASE_S = 3
@@ -64,12 +63,12 @@ def object_store(seed: int, count: int, folder: Path) -> Outcome:
 
 def _race_for_a_name(outcome, url, seed, number):
     """Eight writers of one object, half of the replies lost: one content, and its writer can tell by reading it."""
-    path = ObjectPath("tags", f"names/{number}")
+    path = S3Storage("tags", f"names/{number}")
     set_faults(url, "lost", 0.5, seed + number)
     told, lock = [], threading.Lock()
 
     def write(content):
-        created = create_exclusive(path, content)
+        created = path.create(content)
         with lock:
             told.append((created, content))
 

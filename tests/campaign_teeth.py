@@ -26,25 +26,25 @@ class Bug:
 
 
 BUGS = {
-    "a non-exclusive create": Bug("storage/local", "os.link(temporary, path)", "os.replace(temporary, path); temporary.touch()", "attempts", 12),
-    "a loser that deletes the winner's files": Bug("index/fragments", "path.unlink(missing_ok=True)\n\n    def _flush", "[p.unlink() for p in path.parent.iterdir()]\n\n    def _flush", "attempts", 12),
+    "a non-exclusive create": Bug("storage/local", "os.link(temporary, self.path)", "os.replace(temporary, self.path); temporary.touch()", "attempts", 12),
+    "a loser that deletes the winner's files": Bug("index/fragments", "path.delete()\n\n    def _flush", "[p.delete() for p in path.parent.entries()]\n\n    def _flush", "attempts", 12),
     "append instead of overwrite": Bug("index/commit", "lance.LanceOperation.Overwrite(spec.schema, fragments)", "(lance.LanceOperation.Append(fragments) if _latest_version(folder, spec) else lance.LanceOperation.Overwrite(spec.schema, fragments))", "commits", 6),
     "publish without the checks": Bug("index/lifecycle", "checks = check(generation, versions, records)", "checks = Checks()", "unsound", 6),
     "records believed without their files": Bug("index/completion", "return all(part.sizes", "return True or all(part.sizes", "unsound", 12),
     "no owner": Bug("storage/local", "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "owners", 3),
-    "a checksum that is not compared": Bug("storage/local", "if to_checked_json(fields) != content:", "if False:", "rot", 600),
+    "a checksum that is not compared": Bug("storage/base", "if to_checked_json(fields) != content:", "if False:", "rot", 600),
     "Lance's manifests not in the seal": Bug("index/lifecycle", "files=metadata_checksums(generation.path, specs)", "files={}", "rot", 40),
     "extension types let through": Bug("ingest/parquet", "if _declares_extension_types(footer):", "if False:", "hostile", 39),
-    "the fsync of data skipped": Bug("index/fragments", "    for path in fragment_files(folder, part.fragments):\n        sync(path)\n", "    for path in fragment_files(folder, part.fragments):\n", "power-loss", 80),
-    "the fsync of folders skipped": Bug("index/fragments", '        for inner in (folder / "data", folder, folder.parent):\n            sync(inner)\n', "        pass\n", "power-loss", 80),
-    "the fsync of documents skipped": Bug("storage/local", "        file.flush()\n        os.fsync(file.fileno())\n", "        file.flush()\n", "power-loss", 80),
-    "documents written in place": Bug("storage/local", "    os.replace(temporary, path)\n", "    path.write_bytes(content); temporary.unlink()\n", "power-loss", 120),
+    "the fsync of data skipped": Bug("index/fragments", "    for path in fragment_files(folder, part.fragments):\n        path.sync()\n", "    for path in fragment_files(folder, part.fragments):\n", "power-loss", 80),
+    "the fsync of folders skipped": Bug("index/fragments", '        for inner in (folder / "data", folder, folder.parent):\n            inner.sync()\n', "        pass\n", "power-loss", 80),
+    "the fsync of documents skipped": Bug("storage/local", "            file.flush()\n            os.fsync(file.fileno())\n", "            file.flush()\n", "power-loss", 80),
+    "documents written in place": Bug("storage/local", "        os.replace(temporary, self.path)\n", "        self.path.write_bytes(content); temporary.unlink()\n", "power-loss", 120),
     "Lance's manifests not synced": Bug("index/commit", "        sync_manifests(folder)\n", "", "power-loss", 80),
     "a compaction that is not synced": Bug("index/compaction", "    sync_manifests(folder)\n", "", "power-loss", 120),
-    "the record before the fragments": Bug("pipeline/encode_stage", "                parts = work.writer.finish()\n", "                parts = work.writer.parts\n                complete(location(self._settings.generation), CompletionRecord(shard.id, self._settings.fingerprint, work.writer.attempt, work.kept, shard.rows, parts, work.rejects))\n                parts = work.writer.finish()\n", "failpoints", 1, "shard.flushed"),
+    "the record before the fragments": Bug("pipeline/encode_stage", "                parts = work.writer.finish()\n", "                parts = work.writer.parts\n                complete(locate(self._settings.generation), CompletionRecord(shard.id, self._settings.fingerprint, work.writer.attempt, work.kept, shard.rows, parts, work.rejects))\n                parts = work.writer.finish()\n", "failpoints", 1, "shard.flushed"),
     "the fingerprint dropped": Bug("index/lifecycle", "old.fingerprint_digest == wanted.fingerprint_digest", "True", "never-mixed", 1, "max length"),
     "a lost reply taken for a loss": Bug("index/completion", "return found.attempt == record.attempt", "return False", "s3", 8, "lost"),
-    "a lease that holds nobody off": Bug("storage/s3", "elif time.time() < note[\"until\"] or not self._take(version):", "elif not self._take(version):", "s3", 2),
+    "a lease that holds nobody off": Bug("storage/lease", "elif time.time() < note[\"until\"] or not self._take(version):", "elif not self._take(version):", "s3", 2),
 }  # fmt: skip
 
 

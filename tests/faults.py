@@ -27,7 +27,6 @@ from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.status import verify
 from danbooru_index.ingest.prepare import prepare
-from danbooru_index.storage.s3 import storage_options
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -185,7 +184,7 @@ def contents(index: Path) -> dict[str, list]:
     import lancedb
 
     path = IndexRoot(index).current().path
-    database = lancedb.connect(str(path), storage_options=storage_options(path))
+    database = lancedb.connect(str(path), storage_options=path.lance_options())
     return {name: database.open_table(name).to_arrow().to_pylist() for name in ("dense", "sparse", "colbert")}
 
 

@@ -148,10 +148,10 @@ def main() -> int:
     arguments = parser.parse_args()
     from danbooru_index.index import compaction
     from danbooru_index.pipeline.build import build
-    from danbooru_index.storage import s3 as object_store
+    from danbooru_index.storage import lease
 
     compaction.FRAGMENTS = arguments.fragments
-    object_store.LEASE_S = arguments.lease or object_store.LEASE_S
+    lease.LEASE_S = arguments.lease or lease.LEASE_S
     encoder = None if arguments.real else Light(arguments.delay, arguments.log)
     points = [parse_failpoint(word) for word in arguments.failpoint]
     try:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import lancedb
 import numpy as np
@@ -19,6 +20,7 @@ from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.pipeline.build import build
 from danbooru_index.search.tag_index import TagIndex
+from danbooru_index.storage.local import LocalStorage
 
 
 def unit(matrix):
@@ -59,27 +61,27 @@ def test_agreement_is_one_for_equal_rankings_and_near_chance_for_others():
 def test_a_damaged_projection_is_refused(tmp_path):
     codec = Codec(np.eye(8, 4, dtype=np.float32))
     path = tmp_path / "codec.npy"
-    assert load_codec(tmp_path, FULL) is None
+    assert load_codec(LocalStorage(tmp_path), FULL) is None
     with pytest.raises(StorageError, match="cannot be read"):
-        load_codec(tmp_path, codec.name)
+        load_codec(LocalStorage(tmp_path), codec.name)
     path.write_bytes(codec.to_bytes())
-    assert np.array_equal(load_codec(tmp_path, codec.name).matrix, codec.matrix)
+    assert np.array_equal(load_codec(LocalStorage(tmp_path), codec.name).matrix, codec.matrix)
     content = bytearray(codec.to_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(StorageError, match="not the ColBERT projection"):
-        load_codec(tmp_path, codec.name)
+        load_codec(LocalStorage(tmp_path), codec.name)
     whole = codec.to_bytes()
     for bit in range(8 * 128):  # of the header, which is Python's own syntax: some flips gave a TokenError
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         with pytest.raises(StorageError, match=r"codec\.npy"):
-            load_codec(tmp_path, codec.name)
+            load_codec(LocalStorage(tmp_path), codec.name)
     for broken in (b"", content[:50], content[:-5]):
         path.write_bytes(broken)
         with pytest.raises(StorageError, match=r"codec\.npy"):
-            load_codec(tmp_path, codec.name)
+            load_codec(LocalStorage(tmp_path), codec.name)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def test_a_projected_build_resumes_with_its_projection_and_answers(ray_session, 
     assert build(config(sample_shards, index, checkpoint)).state.startswith("already published")
     assert verify(str(index)).problems == []
 
-    path = begun.path / "codec.npy"
+    path = Path(begun.path / "codec.npy")
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     assert any("codec.npy" in problem for problem in verify(str(index)).problems)
 

@@ -26,12 +26,14 @@ VAULT = Path(__file__).parent / "vault.py"
 
 
 def fragments(index):
-    path = IndexRoot(index).current().path
+    path = IndexRoot(index).current().path.local_path()
     return {name: len(lance.dataset(f"{path}/{name}.lance").get_fragments()) for name in ("dense", "sparse", "colbert")}
 
 
 def files(index, table):
-    return sorted(path.name for path in (IndexRoot(index).current().path / f"{table}.lance" / "data").glob("*"))
+    return sorted(
+        path.name for path in (IndexRoot(index).current().path.local_path() / f"{table}.lance" / "data").glob("*")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_few_fragments_and_large_ones_stay(limits, tmp_path, monkeypatch):
 
 def test_one_flipped_bit_in_a_compacted_file_is_found(compacted):
     generation = IndexRoot(compacted).current()
-    path = generation.path / "sparse.lance" / "data" / files(compacted, "sparse")[0]
+    path = Path(generation.path / "sparse.lance" / "data" / files(compacted, "sparse")[0])
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
     path.write_bytes(content)
@@ -127,7 +129,7 @@ def test_content_is_compared_shard_by_shard(compacted):
 
 def test_a_lost_compacted_file_makes_the_next_build_anew(plain, compacted):
     first = IndexRoot(compacted).current().id
-    path = IndexRoot(compacted).current().path / "dense.lance" / "data" / files(compacted, "dense")[0]
+    path = IndexRoot(compacted).current().path.local_path() / "dense.lance" / "data" / files(compacted, "dense")[0]
     path.unlink()
     assert verify(str(compacted)).problems
     assert build(compacted, NAMES) != first
@@ -151,7 +153,7 @@ def test_killed_there_the_next_run_ends_the_same(plain, point, tmp_path):
 def test_where_it_cannot_be_written_the_table_stays_as_it_was(plain, tmp_path):
     """A limit on a file's size that the shards' files keep and the compacted one does not."""
     index = tmp_path / "index"
-    largest = max(path.stat().st_size for path in IndexRoot(plain).current().path.rglob("*.*") if path.is_file())
+    largest = max(IndexRoot(plain).current().path.sizes().values())
     done = vault(index, "--file-limit", str(largest + 200))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["generation"] == IndexRoot(index).current().id

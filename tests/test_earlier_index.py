@@ -19,7 +19,7 @@ from danbooru_index.index.publish import rollback
 from danbooru_index.index.status import status, verify
 from danbooru_index.pipeline.build import build
 from danbooru_index.search.tag_index import TagIndex
-from danbooru_index.storage.local import from_checked_json, to_checked_json
+from danbooru_index.storage.base import from_checked_json, to_checked_json
 
 WRITTEN = Path(__file__).parent / "data" / "index_of_0_1"
 

@@ -46,7 +46,7 @@ def config(shards, index, model, **options):
 
 
 def table(index, name):
-    return lancedb.connect(str(IndexRoot(index).current().path)).open_table(name).to_arrow()
+    return lancedb.connect(str(IndexRoot(index).current().path.local_path())).open_table(name).to_arrow()
 
 
 def contents(index):
@@ -131,7 +131,7 @@ def test_the_report_and_what_is_saved_with_the_generation(undisturbed):
     assert 0 < fields["devices"][0]["busy_share"] <= 1
     assert fields["seconds"]["total"] >= fields["seconds"]["startup"] + fields["seconds"]["encode"] - 0.1
     assert "RTX 4090" in report.to_text()
-    folder = IndexRoot(index).current().path
+    folder = IndexRoot(index).current().path.local_path()
     assert json.loads((folder / "report.json").read_text())["records"] == 468
     assert (folder / "report.svg").read_text().lstrip().startswith("<?xml")
     assert not list(folder.glob("attempts-*"))
@@ -306,11 +306,9 @@ def test_failed_shards_can_be_left_out_on_request(ray_session, sample_shards, ch
 
 
 def test_one_owner_works_and_the_other_leaves_with_a_clear_line(ray_session, sample_shards, checkpoint, tmp_path):
-    from danbooru_index.storage.local import owned
-
     index = tmp_path / "index"
     IndexRoot(index).create()
-    with owned(index), pytest.raises(IndexBusyError, match="is at work on this index"):
+    with IndexRoot(index).path.owned(), pytest.raises(IndexBusyError, match="is at work on this index"):
         build(config(sample_shards, index, checkpoint))
 
 
@@ -336,7 +334,7 @@ def test_large_shards_are_written_in_slices(ray_session, sample_shards, checkpoi
 def test_a_damaged_published_generation_is_left_alone_and_built_anew(sample_shards, checkpoint, tmp_path, undisturbed):
     index = Path(shutil.copytree(undisturbed[0], tmp_path / "index"))
     first = undisturbed[1]
-    folder = IndexRoot(index).current().path
+    folder = IndexRoot(index).current().path.local_path()
     data = next((folder / "colbert.lance" / "data").glob("*.lance"))
     content = data.read_bytes()
     data.write_bytes(content[:-100])

@@ -4,6 +4,7 @@ import os
 import random
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import lance
 import lancedb
@@ -29,7 +30,8 @@ from danbooru_index.index.reader import GenerationReader, max_sim
 from danbooru_index.index.schema import TableDigest, count_non_finite, pack, table_specs
 from danbooru_index.index.status import status
 from danbooru_index.storage import local as durable
-from danbooru_index.storage.local import create_exclusive, from_checked_json, owned, to_checked_json
+from danbooru_index.storage.base import from_checked_json, to_checked_json
+from danbooru_index.storage.local import LocalStorage
 
 
 @pytest.fixture
@@ -136,8 +138,10 @@ def test_a_record_that_cannot_be_believed_is_set_aside(index, damage):
     generation = index.start(manifest(["a", "b"]))
     write_shard(generation, "a")
     _, record, _ = write_shard(generation, "b", seed=1)
-    path = record_path(generation.path, "b")
-    data = table_path(generation.path, "colbert") / "data" / record.tables["colbert"].fragments[0]["files"][0]["path"]
+    path = Path(record_path(generation.path, "b"))
+    data = Path(
+        table_path(generation.path, "colbert") / "data" / record.tables["colbert"].fragments[0]["files"][0]["path"]
+    )
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-40])
     elif damage == "foreign":
@@ -160,11 +164,11 @@ def test_orphans_are_swept_and_only_they(index):
     write_shard(generation, "a")
     write_shard(generation, "a", seed=5, finish=False)
     records = list(read_records(generation.path, ["a"], generation.manifest.fingerprint_digest).values())
-    before = sorted(path for path in generation.path.rglob("*") if path.parent.name != "data")
-    (generation.path / "attempts-0123abcd" / "all").mkdir(parents=True)
-    (generation.path / "shards" / ".b.json.0123.tmp").write_text("{")
+    before = sorted(path for path in generation.path.local_path().rglob("*") if path.parent.name != "data")
+    Path(generation.path / "attempts-0123abcd" / "all").mkdir(parents=True)
+    Path(generation.path / "shards" / ".b.json.0123.tmp").write_text("{")
     assert sweep_orphans(generation.path, SPECS, records) == 4, "dense, sparse and two slices of ColBERT"
-    assert sorted(path for path in generation.path.rglob("*") if path.parent.name != "data") == before
+    assert sorted(path for path in generation.path.local_path().rglob("*") if path.parent.name != "data") == before
     assert verify_all(generation, records) == []
 
 
@@ -173,7 +177,7 @@ def test_orphans_are_swept_and_only_they(index):
 def test_verify_notices_a_flipped_bit_and_names_the_file(built, name, flip):
     records = list(read_records(built.path, ["a", "b", "c"], built.manifest.fingerprint_digest).values())
     assert verify_all(built, records) == []
-    path = sorted((table_path(built.path, name) / "data").glob("*.lance"))[0]
+    path = sorted((table_path(built.path, name).local_path() / "data").glob("*.lance"))[0]
     content = bytearray(path.read_bytes())
     chance = random.Random(f"{name}{flip}")
     content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
@@ -233,15 +237,15 @@ def test_non_finite_values_are_refused(index):
 
 
 def test_one_owner_at_a_time_and_the_next_at_once(index):
-    with owned(index.path), pytest.raises(IndexBusyError, match=f"process {os.getpid()}"), owned(index.path):
+    with index.path.owned(), pytest.raises(IndexBusyError, match=f"process {os.getpid()}"), index.path.owned():
         pass
-    with owned(index.path):
+    with index.path.owned():
         pass
 
 
 def test_exclusive_creation(tmp_path):
-    assert create_exclusive(tmp_path / "a", b"1")
-    assert not create_exclusive(tmp_path / "a", b"2")
+    assert LocalStorage(tmp_path / "a").create(b"1")
+    assert not LocalStorage(tmp_path / "a").create(b"2")
     assert (tmp_path / "a").read_bytes() == b"1"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -287,7 +291,7 @@ def test_rollback_goes_back_in_the_order_of_publication(index):
 def test_an_index_from_before_publications_were_remembered(index):
     for _ in range(3):
         seal(index, index.start(manifest([])), at=1000.0)
-    path = index.path / "CURRENT.json"
+    path = Path(index.path / "CURRENT.json")
     body = from_checked_json(path.read_bytes())
     path.write_bytes(to_checked_json({name: body[name] for name in ("generation", "versions", "published_at")}))
     assert rollback(index).id.startswith("g000002")
@@ -311,8 +315,8 @@ def test_rollback_passes_over_what_is_damaged(index):
     emptied = committed(emptied, commit(emptied.path, SPECS, [record]))
     for generation in (whole, emptied, cut, last):
         seal(index, generation, at=1000.0)
-    next((table_path(emptied.path, "sparse") / "data").glob("*.lance")).unlink()
-    (cut.path / "manifest.json").write_bytes(b"{")
+    next((table_path(emptied.path, "sparse").local_path() / "data").glob("*.lance")).unlink()
+    (cut.path.local_path() / "manifest.json").write_bytes(b"{")
     assert list(index.damaged()) == [cut.id]
     assert "cannot be read" in status(str(index.path)).problems[0]
     assert rollback(index).id == whole.id
@@ -329,7 +333,7 @@ def test_abandoned_builds_can_be_pruned_and_the_last_one_stays(index):
 
 
 def test_a_folder_without_a_manifest_is_cleared(index):
-    headless = index.path / "generations" / "g000001-deadbeef"
+    headless = Path(index.path / "generations" / "g000001-deadbeef")
     headless.mkdir(parents=True)
     seal(index, index.start(manifest([])), at=1000.0)
     prune(index, keep=1)
@@ -364,9 +368,9 @@ def test_the_grace_period_begins_when_a_generation_is_replaced(index):
     newest = index.start(manifest([]))
     seal(index, newest, at=2000.0)
     for folder in (generations[0], generations[2]):
-        (folder.path / "superseded_at").write_text("1500")
+        (folder.path.local_path() / "superseded_at").write_text("1500")
     assert prune(index, keep=1) == [generations[0].id, generations[2].id]
-    assert generations[1].path.exists(), "its readers may still be at work"
+    assert generations[1].path.is_folder(), "its readers may still be at work"
     assert prune(index, keep=1, grace_s=0) == [generations[1].id]
 
 
@@ -374,8 +378,8 @@ def test_a_generation_half_deleted_is_no_generation(index):
     first, second = (index.start(manifest([])) for _ in range(2))
     for generation in (first, second):
         seal(index, generation, at=1000.0)
-    trash = first.path.with_name(f".trash-{first.id}")
-    first.path.rename(trash)
+    trash = first.path.local_path().with_name(f".trash-{first.id}")
+    first.path.local_path().rename(trash)
     with pytest.raises(StorageError, match="no earlier"):
         rollback(index)
     prune(index, keep=1)
@@ -405,7 +409,7 @@ def test_equal_vectors_find_themselves_by_a_tied_score(index):
 
 def test_a_damaged_current_file_is_named_and_rollback_repairs_it(index):
     seal(index, index.start(manifest([])), at=1.0)
-    (index.path / "CURRENT.json").write_text("{")
+    (index.path.local_path() / "CURRENT.json").write_text("{")
     with pytest.raises(StorageError, match="rollback"):
         index.current()
     rollback(index)
@@ -502,7 +506,7 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
         assert sorted(ids[row] for row in rows) == rare, "a filter that leaves few rows leaves them all"
     names = [name for name in index.current().manifest.seal.files if "/_indices/" in name]
     assert names
-    path = generation.path / names[0]
+    path = Path(generation.path / names[0])
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -534,7 +538,7 @@ def test_large_colbert_files_leave_memory_once_they_are_durable(index, tmp_path,
     monkeypatch.setattr(durable, "WORTH_UNCACHING", size)
     probe = tmp_path / "probe"
     probe.write_bytes(b"p" * 4096)
-    durable.sync(probe)
+    LocalStorage(probe).sync()
     with probe.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if is_cached(probe):
@@ -542,7 +546,7 @@ def test_large_colbert_files_leave_memory_once_they_are_durable(index, tmp_path,
     generation = index.start(manifest(["a"]))
     write_shard(generation, "a")
     cached = {
-        name: all(map(is_cached, (table_path(generation.path, name) / "data").iterdir()))
+        name: all(map(is_cached, (table_path(generation.path, name).local_path() / "data").iterdir()))
         for name in ("dense", "sparse", "colbert")
     }
     assert cached == {"dense": True, "sparse": True, "colbert": size > 0}

@@ -18,6 +18,7 @@ from danbooru_index.pipeline.report import BuildReport
 from danbooru_index.pipeline.report_plot import draw, save_report
 from danbooru_index.pipeline.reporting import count_records, count_work
 from danbooru_index.progress import Progress, StartUp
+from danbooru_index.storage.local import LocalStorage
 
 
 class Terminal(io.StringIO):
@@ -128,7 +129,7 @@ def test_the_report_says_what_differs_from_the_baseline():
 def test_the_picture_shows_the_baseline_and_is_saved_with_the_report(tmp_path):
     report = make_report()
     report.rejected = Counter()
-    save_report(report, tmp_path)
+    save_report(report, LocalStorage(tmp_path))
     root = ElementTree.parse(tmp_path / "report.svg").getroot()
     assert root.tag.endswith("svg")
     paths = [node for node in root.iter() if node.tag.endswith("path")]

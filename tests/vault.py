@@ -33,8 +33,7 @@ from danbooru_index.index.schema import table_specs
 from danbooru_index.ingest.fields import parse_line
 from danbooru_index.ingest.shards import to_table
 from danbooru_index.model.checkpoint import model_id
-from danbooru_index.storage import s3 as object_store
-from danbooru_index.storage.local import owned
+from danbooru_index.storage import lease
 
 DIM = 16
 SPECS = table_specs(DIM, DIM)
@@ -104,7 +103,7 @@ GRACE_S = 0.0
 
 def dense_rows(index):
     """The rows of the dense table, in order."""
-    return lance.dataset(str(IndexRoot(index).current().path / "dense.lance")).to_table().to_pylist()
+    return lance.dataset(str(IndexRoot(index).current().path.local_path() / "dense.lance")).to_table().to_pylist()
 
 
 def shard_names(count):
@@ -116,7 +115,7 @@ def build(index, shards, rows=20, model="m", failpoints=(), keep=None, seed=0, p
     root = IndexRoot(index)
     root.create()
     try:
-        with owned(root.path), armed(tuple(failpoints)):
+        with root.path.owned(), armed(tuple(failpoints)):
             return _build_owned(root, shards, rows, model, keep, seed, path, categories)
     except OSError as error:
         raise StorageError(f"{error.filename or index}: {error.strerror or error}") from None
@@ -182,7 +181,7 @@ def main() -> int:
     if arguments.wait:
         wait_at(Path(arguments.wait))
     compaction.FRAGMENTS = arguments.fragments
-    object_store.LEASE_S = arguments.lease or object_store.LEASE_S
+    lease.LEASE_S = arguments.lease or lease.LEASE_S
     if arguments.file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.file_limit, arguments.file_limit))
     points = [parse_failpoint(word) for word in arguments.failpoint]

@@ -46,11 +46,10 @@ def add_rollback(verbs: Any) -> None:
 def _rollback(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.index.catalog import IndexRoot
     from danbooru_index.index.publish import rollback
-    from danbooru_index.storage.local import owned
 
     root = IndexRoot(arguments.index)
     root.require()
-    with owned(root.path):
+    with root.path.owned():
         generation = rollback(root)
     print_fields(
         {"generation": generation.id}, f"{root.path}: generation {generation.id} is published again", arguments, out
@@ -69,11 +68,10 @@ def add_prune(verbs: Any) -> None:
 def _prune(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.index.catalog import IndexRoot
     from danbooru_index.index.prune import prune
-    from danbooru_index.storage.local import owned
 
     root = IndexRoot(arguments.index)
     root.require()
-    with owned(root.path):
+    with root.path.owned():
         deleted = prune(root, arguments.keep)
     said = f"{root.path}: deleted {', '.join(deleted)}" if deleted else f"{root.path}: nothing to delete"
     print_fields({"deleted": deleted}, said, arguments, out)

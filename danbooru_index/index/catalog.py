@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from danbooru_index.errors import StorageError, UsageError, first_line
 from danbooru_index.failpoints import reach
@@ -18,15 +19,8 @@ from danbooru_index.index.codec import FILE as CODEC_FILE
 from danbooru_index.index.codec import Codec, load_codec
 from danbooru_index.index.completion import read_records
 from danbooru_index.index.manifest import Manifest, read_manifest
-from danbooru_index.storage.local import (
-    entries,
-    file_sizes,
-    from_checked_json,
-    make_folder,
-    replace_file,
-    to_checked_json,
-)
-from danbooru_index.storage.s3 import Location, location
+from danbooru_index.storage.base import Storage, from_checked_json, to_checked_json
+from danbooru_index.storage.locate import locate
 
 GENERATION_ID = re.compile(r"g[0-9]{6,}-[0-9a-f]{8}")
 
@@ -35,7 +29,7 @@ GENERATION_ID = re.compile(r"g[0-9]{6,}-[0-9a-f]{8}")
 class Generation:
     """One build: its folder and its manifest."""
 
-    path: Location
+    path: Storage
     manifest: Manifest
 
     @property
@@ -66,31 +60,28 @@ class Generation:
         """Write the manifest, atomically; raise `ValueError` for one that could not be read back."""
         document = self.manifest.to_json()
         Manifest.from_json(document)
-        replace_file(self.path / "manifest.json", to_checked_json(document))
+        (self.path / "manifest.json").replace(to_checked_json(document))
 
 
 class IndexRoot:
     """The folder of an index. Everything that writes is called by its owner only (`storage.local.owned`)."""
 
-    def __init__(self, path: str | Location) -> None:
-        self.path = location(path)
-        if self.path.exists() and not self.path.is_dir():
+    def __init__(self, path: str | Path | Storage) -> None:
+        self.path = locate(path)
+        if self.path.exists():
             raise UsageError(f"{self.path}: is a file; an index is a folder")
 
     def create(self) -> None:
         """Make the folder of the index; refuse one that holds other things."""
-        if self.path.is_dir():
-            known = {"CURRENT.json", "generations", ".owner.lock", ".owner.json", "input"}
-            strangers = sorted(p.name for p in self.path.iterdir() if p.name not in known and p.suffix != ".tmp")
-            if strangers and not (self.path / "generations").is_dir():
-                raise UsageError(
-                    f"{self.path}: not empty ({strangers[0]}, ...) and not an index; choose another folder"
-                )
-        make_folder(self.path / "generations")
+        known = {"CURRENT.json", "generations", ".owner.lock", ".owner.json", "input"}
+        strangers = [p.name for p in self.path.entries() if p.name not in known and not p.name.endswith(".tmp")]
+        if strangers and not (self.path / "generations").is_folder():
+            raise UsageError(f"{self.path}: not empty ({strangers[0]}, ...) and not an index; choose another folder")
+        (self.path / "generations").make_folder()
 
     def require(self) -> None:
         """Raise `StorageError` unless this is an index."""
-        if not (self.path / "generations").is_dir():
+        if not (self.path / "generations").is_folder():
             raise StorageError(
                 f"{self.path}: no index here; make one with danbooru-index build SHARDS --index {self.path}"
             )
@@ -104,9 +95,9 @@ class IndexRoot:
         return dict(found for found in self._found() if not isinstance(found, Generation))
 
     def _found(self) -> Iterator[Generation | tuple[str, str]]:
-        for path in entries(self.path / "generations"):
+        for path in (self.path / "generations").entries():
             # A name with a dot is a generation on its way to being deleted, by a process that was killed meanwhile.
-            if not path.name.startswith(".") and (path / "manifest.json").is_file():
+            if not path.name.startswith(".") and (path / "manifest.json").exists():
                 try:
                     yield Generation(path, read_manifest(path / "manifest.json"))
                 except StorageError as error:
@@ -121,7 +112,7 @@ class IndexRoot:
         """The published generation's id and those published before it, oldest first, where that is written down."""
         path = self.path / "CURRENT.json"
         try:
-            body = from_checked_json(path.read_bytes())
+            body = from_checked_json(path.read())
             named, before = body["generation"], body.get("before")
         except FileNotFoundError:
             return None
@@ -155,7 +146,7 @@ class IndexRoot:
 
     def _named(self, generation_id: str) -> Generation:
         path = self.path / "generations" / generation_id
-        if not (path / "manifest.json").is_file():
+        if not (path / "manifest.json").exists():
             raise StorageError(
                 f"{self.path}: generation {generation_id!r} is not there; danbooru-index rollback goes back"
             )
@@ -163,14 +154,14 @@ class IndexRoot:
 
     def start(self, manifest: Manifest, codec: Codec | None = None) -> Generation:
         """A new, unfinished generation; with its codec, which is there before it is."""
-        names = [path.name.removeprefix(".trash-") for path in entries(self.path / "generations")]
+        names = [path.name.removeprefix(".trash-") for path in (self.path / "generations").entries()]
         numbers = [int(name[1:].partition("-")[0]) for name in names if GENERATION_ID.fullmatch(name)]
         name = f"g{max(numbers, default=0) + 1:06d}-{manifest.fingerprint_digest[:8]}"
         manifest = replace(manifest, id=name, created_at=time.time())
         generation = Generation(self.path / "generations" / manifest.id, manifest)
-        make_folder(generation.path / "shards")
+        (generation.path / "shards").make_folder()
         if codec is not None:
-            replace_file(generation.path / CODEC_FILE, codec.to_bytes())
+            (generation.path / CODEC_FILE).replace(codec.to_bytes())
         reach("generation.folder")
         generation.save()
         reach("generation.started")
@@ -179,6 +170,4 @@ class IndexRoot:
 
 def done_shards(generation: Generation) -> int:
     """How many shards of a generation have a completion record."""
-    return len(
-        {f"{shard}.json" for shard in generation.manifest.shards} & file_sizes(generation.path / "shards").keys()
-    )
+    return len({f"{shard}.json" for shard in generation.manifest.shards} & (generation.path / "shards").sizes().keys())

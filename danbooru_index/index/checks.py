@@ -12,34 +12,33 @@ from danbooru_index.errors import StorageError
 from danbooru_index.index.completion import CompletionRecord
 from danbooru_index.index.lance_io import lance_reason, open_table, panics_as_errors, read_fragments, table_path
 from danbooru_index.index.schema import TableDigest, TableSpec, count_non_finite
-from danbooru_index.storage.local import entries
-from danbooru_index.storage.s3 import Location
+from danbooru_index.storage.base import Storage
 
 METADATA_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.(manifest|txn|idx|lance|json)")
 
 
-def file_checksum(path: Location) -> str:
+def file_checksum(path: Storage) -> str:
     """xxh3-128 of a file's bytes, in hex: any flipped bit shows, also one that no value depends on."""
     checksum = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with path.open() as file:
         while block := file.read(1 << 20):
             checksum.update(block)
     return checksum.hexdigest()
 
 
-def metadata_checksums(generation: Location, specs: tuple[TableSpec, ...]) -> dict[str, str]:
+def metadata_checksums(generation: Storage, specs: tuple[TableSpec, ...]) -> dict[str, str]:
     """The checksum of each of Lance's own files beside the data, by their path in the generation's folder."""
     found = {}
     for spec in specs:
         folder = table_path(generation, spec.name)
-        for inner in entries(folder):
-            for path in inner.rglob("*") if inner.name.startswith("_") else ():
-                if path.is_file() and METADATA_FILE.fullmatch(path.name):  # not what a killed commit left unfinished
-                    found[str(path).removeprefix(f"{generation}/")] = file_checksum(path)
+        for name in sorted(folder.sizes()):
+            # METADATA_FILE: not what a killed commit left unfinished.
+            if name.startswith("_") and METADATA_FILE.fullmatch(name.rpartition("/")[2]):
+                found[f"{folder.name}/{name}"] = file_checksum(folder / name)
     return found
 
 
-def damaged_files(generation: Location, checksums: dict[str, str]) -> list[str]:
+def damaged_files(generation: Storage, checksums: dict[str, str]) -> list[str]:
     """The files, in words, that are no longer as they were when their checksums were taken."""
     return [
         f"{generation}/{name}: not as it was written"
@@ -48,7 +47,7 @@ def damaged_files(generation: Location, checksums: dict[str, str]) -> list[str]:
     ]
 
 
-def verify_table(generation: Location, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
+def verify_table(generation: Storage, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
     """Reread one table and compare it with the completion records; return the problems found."""
     problems = row_problems(generation, spec, version, records)
     folder = table_path(generation, spec.name)
@@ -86,7 +85,7 @@ def shard_problems(
     return problems
 
 
-def row_problems(generation: Location, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
+def row_problems(generation: Storage, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
     """Whether a table can be opened at this version and has as many rows as the completion records say."""
     expected = sum(record.rows for record in records)
     try:
@@ -97,7 +96,7 @@ def row_problems(generation: Location, spec: TableSpec, version: int, records: l
     return [] if rows == expected else [f"{spec.name}: {rows} rows, the completion records say {expected}"]
 
 
-def _has_checksum(path: Location, checksum: str) -> bool:
+def _has_checksum(path: Storage, checksum: str) -> bool:
     try:
         return file_checksum(path) == checksum
     except OSError:

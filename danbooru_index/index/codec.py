@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from danbooru_index.errors import StorageError
-from danbooru_index.storage.s3 import Location
+from danbooru_index.storage.base import Storage
 
 FULL = "full"
 FILE = "codec.npy"
@@ -47,7 +47,7 @@ def family(dim: int) -> str:
     return f"svd-{dim}-"
 
 
-def load_codec(generation: Location, name: str) -> Codec | None:
+def load_codec(generation: Storage, name: str) -> Codec | None:
     """The codec of a generation, by the name in its fingerprint; None for vectors in full.
 
     Raises `StorageError` where the file is not what the name says.
@@ -56,7 +56,7 @@ def load_codec(generation: Location, name: str) -> Codec | None:
         return None
     path = generation / FILE
     try:
-        content = path.read_bytes()
+        content = path.read()
         if hashlib.sha256(content).hexdigest()[:32] == name.rpartition("-")[2]:  # before anything parses it
             return Codec(np.load(io.BytesIO(content), allow_pickle=False))
     except (OSError, ValueError) as error:

@@ -11,13 +11,12 @@ from danbooru_index.failpoints import reach
 from danbooru_index.index.completion import CompletionRecord, TablePart
 from danbooru_index.index.lance_io import FragmentMetadata, lance, lance_reason, panics_as_errors, table_path
 from danbooru_index.index.schema import TableSpec
-from danbooru_index.storage.local import entries, remove_temporary, remove_tree, sync
-from danbooru_index.storage.s3 import Location, ObjectPath, storage_options
+from danbooru_index.storage.base import Storage, remove_temporary
 
 COMMIT_TRIES = 20
 
 
-def commit(generation: Location, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> dict[str, int]:
+def commit(generation: Storage, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> dict[str, int]:
     """Make each table exactly the fragments of `records`, in their order; return the version of each.
 
     An overwrite with a read version is a compare-and-swap, and repeating it changes nothing.
@@ -25,7 +24,7 @@ def commit(generation: Location, specs: tuple[TableSpec, ...], records: list[Com
     return {spec.name: commit_table(generation, spec, records) for spec in specs}
 
 
-def commit_table(generation: Location, spec: TableSpec, records: list[CompletionRecord]) -> int:
+def commit_table(generation: Storage, spec: TableSpec, records: list[CompletionRecord]) -> int:
     """`commit` of one table."""
     folder = table_path(generation, spec.name)
     fragments = [
@@ -42,7 +41,7 @@ def commit_table(generation: Location, spec: TableSpec, records: list[Completion
                     lance.LanceOperation.Overwrite(spec.schema, fragments),
                     read_version=_latest_version(folder, spec),
                     max_retries=0,
-                    storage_options=storage_options(folder),
+                    storage_options=folder.lance_options(),
                 )
         except (OSError, ValueError) as error:
             problem = error
@@ -54,37 +53,30 @@ def commit_table(generation: Location, spec: TableSpec, records: list[Completion
     raise StorageError(f"{folder}: the commit did not go through ({lance_reason(problem)})")
 
 
-def _latest_version(folder: Location, spec: TableSpec) -> int:
+def _latest_version(folder: Storage, spec: TableSpec) -> int:
     """The version of a table, 0 for none. What a power loss left of versions (cut short, or zeros, which Lance opens
     as a table without columns) is deleted: nobody reads a generation that is not sealed, and the commit makes its
     tables anew from the completion records."""
-    if not any(path.name.endswith(".manifest") for path in entries(folder / "_versions")):
+    if not any(path.name.endswith(".manifest") for path in (folder / "_versions").entries()):
         return 0
     with contextlib.suppress(OSError, ValueError, RuntimeError):
-        dataset = lance.dataset(str(folder), storage_options=storage_options(folder))
+        dataset = lance.dataset(str(folder), storage_options=folder.lance_options())
         if dataset.schema.names == spec.schema.names:
             return int(dataset.version)
     for name in ("_versions", "_transactions"):
-        remove_tree(folder / name)
+        (folder / name).remove_tree()
     return 0
 
 
-def sync_manifests(folder: Location) -> None:
+def sync_manifests(folder: Storage) -> None:
     """Make the versions of a table durable; an object store has nothing to sync."""
-    if isinstance(folder, ObjectPath):
-        return
     for name in ("_versions", "_transactions"):
-        inside = folder / name
-        if inside.is_dir():
-            for path in inside.iterdir():
-                with contextlib.suppress(FileNotFoundError):  # another committer's temporary file
-                    sync(path)
-            sync(inside)
-    sync(folder)
+        (folder / name).sync_tree()
+    folder.sync()
 
 
 def sweep_orphans(
-    generation: Location,
+    generation: Storage,
     specs: tuple[TableSpec, ...],
     records: list[CompletionRecord],
     compacted: Mapping[str, TablePart] | None = None,
@@ -92,9 +84,9 @@ def sweep_orphans(
     """Delete the data files of killed attempts: those that neither a record nor a compaction names, and only they; return
     how many. Also what counted those attempts, and what they wrote of a file that never got its name."""
     swept = 0
-    for path in entries(generation):
+    for path in generation.entries():
         if path.name.startswith("attempts-"):
-            remove_tree(path)
+            path.remove_tree()
     remove_temporary(generation)
     remove_temporary(generation / "shards")
     compacted = compacted or {}
@@ -105,11 +97,11 @@ def sweep_orphans(
     return swept
 
 
-def keep_only(folder: Location, named: Container[str]) -> int:
+def keep_only(folder: Storage, named: Container[str]) -> int:
     """Delete the data files of a table that are not `named`; return how many."""
     swept = 0
-    for path in (folder / "data").glob("*.lance") if folder.is_dir() else ():
-        if path.name not in named:
-            path.unlink(missing_ok=True)
+    for path in (folder / "data").entries():
+        if path.name.endswith(".lance") and path.name not in named:
+            path.delete()
             swept += 1
     return swept

@@ -21,8 +21,6 @@ from danbooru_index.index.completion import CompletionRecord, TablePart
 from danbooru_index.index.fragments import make_durable
 from danbooru_index.index.lance_io import open_table, panics_as_errors, read_fragments, table_path
 from danbooru_index.index.schema import TableSpec
-from danbooru_index.storage.s3 import ObjectPath
-from danbooru_index.storage.space import free_bytes
 
 COMPACTED = ("dense", "sparse")  # of ColBERT a query reads a few hundred rows: rewriting it costs more than it gains
 FRAGMENTS = 128  # fewer cost a query next to nothing
@@ -59,7 +57,7 @@ def _compact(
 ) -> str:
     """Compact one table of `count` fragments, if there is room; return what came of it."""
     needed = sum(record.tables[spec.name].bytes for record in records)
-    if needed > free_bytes(generation.path):
+    if needed > generation.path.free_bytes():
         return f" stays in {count:,} small fragments: {needed / 1e9:.1f} GB are not free"
     try:
         done.versions[spec.name], part = _compacted(generation, spec, done.versions[spec.name], records)
@@ -99,7 +97,7 @@ def drop_replaced(generation: Generation) -> None:
 
     Not on an object store, where an owner that lost its lease may still be about to commit them.
     """
-    if isinstance(generation.path, ObjectPath):
+    if generation.path.ownership_lapses:
         return
     for name, part in generation.manifest.compacted.items():
         with contextlib.suppress(OSError):

@@ -17,8 +17,7 @@ from danbooru_index.errors import StorageError
 from danbooru_index.index.lance_io import table_path
 from danbooru_index.index.schema import TABLES
 from danbooru_index.index.shard_stats import ShardStats
-from danbooru_index.storage.local import create_exclusive, file_sizes, rename
-from danbooru_index.storage.s3 import Location
+from danbooru_index.storage.base import Storage
 
 RECORD_VERSION = 1
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
@@ -97,19 +96,19 @@ class CompletionRecord:
             part.validate()
 
 
-def record_path(generation: Location, shard: str) -> Location:
+def record_path(generation: Storage, shard: str) -> Storage:
     """Where the completion record of a shard is, or would be."""
     return generation / "shards" / f"{shard}.json"
 
 
-def complete(generation: Location, record: CompletionRecord) -> bool:
+def complete(generation: Storage, record: CompletionRecord) -> bool:
     """Create the completion record; return whether the shard is done by this attempt. The first writer wins.
 
     A client that retried after a lost reply is told that its own record exists, so the one that is there is read.
     Where that cannot be done, `StorageError`: whose record it is is not known, so nobody's files may be deleted.
     """
     path = record_path(generation, record.shard)
-    if create_exclusive(path, record.to_bytes()):
+    if path.create(record.to_bytes()):
         return True
     found, problem = read_record(generation, record.shard)
     if found is None:
@@ -117,17 +116,17 @@ def complete(generation: Location, record: CompletionRecord) -> bool:
     return found.attempt == record.attempt
 
 
-def read_record(generation: Location, shard: str) -> tuple[CompletionRecord | None, str]:
+def read_record(generation: Storage, shard: str) -> tuple[CompletionRecord | None, str]:
     """One completion record and no problem, or None and what is wrong with it."""
     path = record_path(generation, shard)
     try:
-        return CompletionRecord.from_bytes(path.read_bytes()), ""
+        return CompletionRecord.from_bytes(path.read()), ""
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         return None, f"{path}: the completion record cannot be read ({type(error).__name__}: {str(error)[:80]})"
 
 
 def read_records(
-    generation: Location,
+    generation: Storage,
     shards: list[str],
     fingerprint: str,
     *,
@@ -141,13 +140,13 @@ def read_records(
     """
     found: dict[str, CompletionRecord] = {}
     compacted = compacted or {}
-    sizes = {name: file_sizes(table_path(generation, name) / "data") for name in TABLES}
+    sizes = {name: (table_path(generation, name) / "data").sizes() for name in TABLES}
     if not _files_are_there(sizes, compacted):
         return found
     for shard in shards:
         path = record_path(generation, shard)
         try:
-            record = CompletionRecord.from_bytes(path.read_bytes())
+            record = CompletionRecord.from_bytes(path.read())
         except FileNotFoundError:
             continue
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
@@ -165,11 +164,11 @@ def read_records(
     return found
 
 
-def _set_aside(path: Location) -> None:
+def _set_aside(path: Storage) -> None:
     number = 1
-    while path.with_name(f"{path.name}.bad-{number}").exists():
+    while (path.parent / f"{path.name}.bad-{number}").exists():
         number += 1
-    rename(path, f"{path.name}.bad-{number}")
+    path.rename(f"{path.name}.bad-{number}")
 
 
 def _files_are_there(sizes: dict[str, dict[str, int]], parts: Mapping[str, TablePart]) -> bool:

@@ -24,20 +24,19 @@ from danbooru_index.index.lance_io import (
     write_fragments,
 )
 from danbooru_index.index.schema import TableDigest, TableSpec, count_non_finite, pack
-from danbooru_index.storage.local import sync, uncache
-from danbooru_index.storage.s3 import Location, storage_options
+from danbooru_index.storage.base import Storage
 
 
 class ShardWriter:
     """Writes one shard's fragments: ColBERT slice by slice as it comes, the two small tables at the end."""
 
-    def __init__(self, generation: Location, shard: str, specs: tuple[TableSpec, ...]) -> None:
+    def __init__(self, generation: Storage, shard: str, specs: tuple[TableSpec, ...]) -> None:
         self._generation = generation
         self._shard = shard
         self._specs = specs
         self._waiting: dict[str, list[pa.Table]] = {spec.name: [] for spec in specs}
         self._digests = {spec.name: TableDigest() for spec in specs}
-        self._files: list[Location] = []
+        self._files: list[Storage] = []
         self.parts = {spec.name: TablePart() for spec in specs}
         self.attempt = uuid.uuid4().hex
 
@@ -66,7 +65,7 @@ class ShardWriter:
         """Delete this attempt's own files, which no completion record names."""
         reach("discard.before", self._shard)
         for path in self._files:
-            path.unlink(missing_ok=True)
+            path.delete()
 
     def _flush(self, spec: TableSpec) -> None:
         tables, self._waiting[spec.name] = self._waiting[spec.name], []
@@ -81,7 +80,7 @@ class ShardWriter:
                     schema=spec.schema,
                     mode="overwrite",
                     data_storage_version=LANCE_STORAGE_VERSION,
-                    storage_options=storage_options(folder),
+                    storage_options=folder.lance_options(),
                 )
         except (OSError, RuntimeError) as error:
             raise StorageError(f"{folder}: cannot be written ({lance_reason(error)})") from None
@@ -103,15 +102,15 @@ class ShardWriter:
             raise StorageError(f"{folder}: what was written for shard {self._shard} cannot be read back")
         if spec.name == "colbert":  # nine tenths of the bytes; the other two are soon indexed and searched whole
             for path in fragment_files(folder, part.fragments):
-                uncache(path)
+                path.uncache()
 
 
-def make_durable(folder: Location, part: TablePart) -> None:
+def make_durable(folder: Storage, part: TablePart) -> None:
     """Fsync the files of a part and the folders that name them; note their sizes and checksums."""
     for path in fragment_files(folder, part.fragments):
-        sync(path)
-        part.bytes += path.stat().st_size
+        path.sync()
+        part.bytes += path.size()
         part.checksums[path.name] = file_checksum(path)
     if part.fragments:
         for inner in (folder / "data", folder, folder.parent):
-            sync(inner)
+            inner.sync()

@@ -18,8 +18,7 @@ from danbooru_index.index.codec import FULL, Fidelity
 from danbooru_index.index.completion import SHARD_NAME, TablePart
 from danbooru_index.index.lance_io import LANCE_STORAGE_VERSION
 from danbooru_index.index.schema import SCHEMA_VERSION, TABLES, TableSpec, table_specs
-from danbooru_index.storage.local import from_checked_json
-from danbooru_index.storage.s3 import Location
+from danbooru_index.storage.base import Storage, from_checked_json
 
 TABLE_FILE = re.compile(r"(dense|sparse|colbert)\.lance/_[a-z]+/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
 T = TypeVar("T")
@@ -256,10 +255,10 @@ def describe_difference(old: Manifest, wanted: Manifest) -> str:
     return ", ".join(changes)
 
 
-def read_manifest(path: Location) -> Manifest:
+def read_manifest(path: Storage) -> Manifest:
     """The manifest in a file; raise `StorageError` for one that is damaged."""
     try:
-        return Manifest.from_json(from_checked_json(path.read_bytes()))
+        return Manifest.from_json(from_checked_json(path.read()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(
             f"{path}: cannot be read ({first_line(error, 120)}); restore it, or delete this generation"

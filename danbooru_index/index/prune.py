@@ -9,8 +9,7 @@ from danbooru_index.errors import UsageError
 from danbooru_index.failpoints import reach
 from danbooru_index.index.catalog import GENERATION_ID, Generation, IndexRoot
 from danbooru_index.index.publish import SUPERSEDED
-from danbooru_index.storage.local import entries, remove_temporary, remove_tree
-from danbooru_index.storage.s3 import ObjectPath
+from danbooru_index.storage.base import remove_temporary
 
 GRACE_S = 900.0
 
@@ -43,28 +42,22 @@ def prune(root: IndexRoot, keep: int, grace_s: float = GRACE_S) -> list[str]:
 def _clear_remains(root: IndexRoot, newest: str) -> None:
     """Delete what a killed `prune` or `build` left: trash, and generations without a manifest."""
     remove_temporary(root.path)
-    for path in entries(root.path / "generations"):
+    for path in (root.path / "generations").entries():
         headless = GENERATION_ID.fullmatch(path.name) and path.name < newest
-        if path.name.startswith(".trash-") or (headless and not (path / "manifest.json").is_file()):
-            remove_tree(path)
+        if path.name.startswith(".trash-") or (headless and not (path / "manifest.json").exists()):
+            path.remove_tree()
 
 
 def _superseded_at(generation: Generation, sealed: list[Generation]) -> float:
     """When readers last could have opened a generation: when it was replaced, else when a later one was sealed."""
     with contextlib.suppress(OSError, ValueError):
-        return float((generation.path / SUPERSEDED).read_text())
+        return float((generation.path / SUPERSEDED).read())
     later = [g.manifest.need_seal().sealed_at for g in sealed if g.id > generation.id]
     return min(later, default=time.time())
 
 
 def _delete(generation: Generation) -> None:
     """Delete a generation so that none is ever seen in part: first its name goes, or its manifest."""
-    if isinstance(generation.path, ObjectPath):
-        (generation.path / "manifest.json").unlink()
-        reach("prune.renamed")
-        remove_tree(generation.path)
-        return
-    trash = generation.path.with_name(f".trash-{generation.id}")
-    generation.path.rename(trash)
+    hidden = generation.path.hide("manifest.json")
     reach("prune.renamed")
-    remove_tree(trash)
+    hidden.remove_tree()

@@ -8,7 +8,7 @@ import time
 from danbooru_index.errors import StorageError
 from danbooru_index.failpoints import reach
 from danbooru_index.index.catalog import Generation, IndexRoot
-from danbooru_index.storage.local import replace_file, to_checked_json
+from danbooru_index.storage.base import to_checked_json
 
 SUPERSEDED = "superseded_at"  # a generation's file that says when it was replaced
 REMEMBERED = 100  # publications, for `rollback`
@@ -27,7 +27,7 @@ def _publish(root: IndexRoot, generation: Generation, before: list[str]) -> None
     with contextlib.suppress(StorageError):
         replaced = root.current()
         if replaced.id != generation.id:
-            replace_file(replaced.path / SUPERSEDED, str(time.time()).encode())
+            (replaced.path / SUPERSEDED).replace(str(time.time()).encode())
     reach("publish.superseded")
     body = {
         "generation": generation.id,
@@ -35,7 +35,7 @@ def _publish(root: IndexRoot, generation: Generation, before: list[str]) -> None
         "published_at": time.time(),
         "before": before[-REMEMBERED:],
     }
-    replace_file(root.path / "CURRENT.json", to_checked_json(body))
+    (root.path / "CURRENT.json").replace(to_checked_json(body))
 
 
 def rollback(root: IndexRoot) -> Generation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,6 @@ from danbooru_index.index.catalog import Generation, IndexRoot, done_shards
 from danbooru_index.index.checks import damaged_files, verify_table
 from danbooru_index.index.compaction import verify_compacted
 from danbooru_index.index.completion import read_record
-from danbooru_index.storage.s3 import Location, ObjectPath
 
 
 @dataclass(slots=True)
@@ -93,20 +91,9 @@ def _describe(generation: Generation, published: str | None) -> GenerationStatus
         done=done_shards(generation),
         created_at=manifest.created_at,
         sealed_at=seal.sealed_at if seal else None,
-        bytes=_size(generation.path),
+        bytes=sum(generation.path.sizes().values()),
         colbert_dim=manifest.colbert_dim,
     )
-
-
-def _size(folder: Location) -> int:
-    """Bytes of all files; one that goes while a build runs counts nothing."""
-    if isinstance(folder, ObjectPath):
-        return sum(folder.sizes().values())
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total
 
 
 @dataclass(slots=True)

@@ -5,15 +5,12 @@ Below `INDEX_ROWS` search is exact: fast enough, and nothing to build. A candida
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 from danbooru_index.errors import StorageError, first_line
 from danbooru_index.index.commit import sync_manifests
 from danbooru_index.index.lance_io import lance, open_table, panics_as_errors, table_path
-from danbooru_index.storage.local import remove_tree, sync
-from danbooru_index.storage.s3 import Location, ObjectPath
+from danbooru_index.storage.base import Storage
 
 NAME = "dense_ivf_rq"
 INDEX_ROWS = 1 << 18
@@ -21,7 +18,7 @@ ROWS_PER_PARTITION = 4096
 PROBES = {"minimum_nprobes": 80, "refine_factor": 10}  # more, where a filter leaves too few rows in these
 
 
-def build_index(generation: Location, version: int, rows: int) -> int:
+def build_index(generation: Storage, version: int, rows: int) -> int:
     """Index the dense table at this version where it is large; return the version that readers open.
 
     Raises `StorageError` when it cannot be built, or does not cover every row.
@@ -29,7 +26,7 @@ def build_index(generation: Location, version: int, rows: int) -> int:
     if rows < INDEX_ROWS:
         return version
     folder = table_path(generation, "dense")
-    remove_tree(folder / "_indices")  # of an attempt that was killed: this commit names none
+    (folder / "_indices").remove_tree()  # of an attempt that was killed: this commit names none
     dataset = open_table(generation, "dense", version)
     try:
         with panics_as_errors():
@@ -41,18 +38,9 @@ def build_index(generation: Location, version: int, rows: int) -> int:
         raise StorageError(f"{folder}: the index cannot be built ({first_line(error)})") from None
     if (covered["num_indexed_rows"], covered["num_unindexed_rows"]) != (rows, 0):
         raise StorageError(f"{folder}: the index covers {covered['num_indexed_rows']:,} of {rows:,} rows")
-    _sync(folder)
-    return int(dataset.version)
-
-
-def _sync(folder: Location) -> None:
-    """Lance syncs nothing: the index's files and folders first, then the manifest that names them."""
-    if not isinstance(folder, ObjectPath):
-        for place, _, names in os.walk(folder / "_indices"):
-            for name in names:
-                sync(Path(place, name))
-            sync(Path(place))
+    (folder / "_indices").sync_tree()  # Lance syncs nothing: first these files, then the manifest that names them
     sync_manifests(folder)
+    return int(dataset.version)
 
 
 def probes(dataset: lance.LanceDataset) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from danbooru_index.pipeline.report import BuildReport
 from danbooru_index.pipeline.reporting import finished_report, published_report
 from danbooru_index.pipeline.resume import find_work
 from danbooru_index.progress import StartUp
-from danbooru_index.storage.local import owned
 from danbooru_index.versions import check_versions
 
 
@@ -38,7 +37,7 @@ def build(config: BuildConfig) -> BuildReport:
     root = IndexRoot(config.index)
     find_parquet(config.shards)  # before anything is made for a path that was mistyped
     root.create()
-    with owned(root.path):
+    with root.path.owned():
         return build_owned(config, root)
 
 

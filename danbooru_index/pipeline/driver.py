@@ -21,8 +21,7 @@ from danbooru_index.pipeline.progress_actor import ProgressActor
 from danbooru_index.pipeline.protocol import SAMPLES, Outcome, ShardResult, Task
 from danbooru_index.pipeline.resume import Work
 from danbooru_index.progress import Progress, StartUp
-from danbooru_index.storage.local import remove_tree
-from danbooru_index.storage.s3 import Location
+from danbooru_index.storage.base import Storage
 
 ATTEMPTS = 2
 SOLO_ATTEMPTS = 2
@@ -61,8 +60,8 @@ def encode(plan: BuildPlan, work: Work, start_up: StartUp) -> EncodeOutcome:
     """
     outcome, pending = EncodeOutcome(), work.pending
     with contextlib.ExitStack() as stack:
-        attempts = work.generation.path.resolve() / f"attempts-{uuid.uuid4().hex[:8]}"
-        stack.callback(remove_tree, attempts)
+        attempts = work.generation.path.absolute() / f"attempts-{uuid.uuid4().hex[:8]}"
+        stack.callback(attempts.remove_tree)
         progress = Progress(sum(shard.rows for shard in pending), plan.started, start_up=start_up)
         stack.callback(progress.close)
         run = _Run(plan, work, outcome, progress)
@@ -86,7 +85,7 @@ class _Run:
     outcome: EncodeOutcome
     progress: Progress
 
-    def through(self, shards: Sequence[Shard], attempts: Location, limit: int, *, alone: bool) -> None:
+    def through(self, shards: Sequence[Shard], attempts: Storage, limit: int, *, alone: bool) -> None:
         """Run shards through the two stages, and the samples where their embeddings are not known yet."""
         import ray
         from ray.exceptions import RayError
@@ -99,7 +98,7 @@ class _Run:
         told = ray.remote(num_cpus=0)(ProgressActor).remote()
         settings = replace(
             self.work.settings,
-            attempts=str(attempts.resolve()),
+            attempts=str(attempts),
             attempt_limit=limit,
             progress=told,
         )

@@ -30,7 +30,7 @@ from danbooru_index.pipeline.supervision import TooManyAttemptsError, Watchdog, 
 from danbooru_index.pipeline.worker_metrics import WorkerMetrics
 from danbooru_index.pipeline.worker_model import load_encoder
 from danbooru_index.records import Reason, Reject
-from danbooru_index.storage.s3 import location
+from danbooru_index.storage.locate import locate
 
 LARGEST_SLICE_ROWS = 16_384
 TELL_EVERY_S = 0.5
@@ -79,7 +79,7 @@ class EncodeShard:
 
     def _encode(self, shard: Shard, given: TokenizedShard) -> CompletionRecord:
         """Slices of bounded size through the model and into fragments; then the completion record, last."""
-        work = _ShardWork(shard, given, ShardWriter(location(self._settings.generation), shard.id, self._specs))
+        work = _ShardWork(shard, given, ShardWriter(locate(self._settings.generation), shard.id, self._specs))
         try:
             report = self._reporter(shard.id, given.tokens)
             for start, stop in slices(given.tokens.lengths, self._settings.colbert_dim, self._settings.slice_bytes):
@@ -100,7 +100,7 @@ class EncodeShard:
             stats=work.stats(self._worker()),
         )
         reach("encode.before_record", shard.id)
-        if not complete(location(self._settings.generation), record):
+        if not complete(locate(self._settings.generation), record):
             work.writer.discard()
         reach("encode.after_record", shard.id)
         self._metrics.add(record)

@@ -11,8 +11,6 @@ from danbooru_index.index.prune import prune
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.pipeline.build import build_owned, exit_code
 from danbooru_index.pipeline.report import BuildReport
-from danbooru_index.storage.local import owned
-from danbooru_index.storage.s3 import ObjectPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +34,14 @@ def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
     The published generation stays as it is unless every check of the new one passes.
     """
     root = IndexRoot(config.build.index)
-    if isinstance(root.path, ObjectPath):
+    if (folder := root.path.local_path()) is None:
         raise UsageError(
             f"{root.path}: rebuild keeps its shards with the index, on a file system; use prepare and build"
         )
     root.create()
-    shards = str(root.path / "input")
+    shards = str(folder / "input")
     settings = replace(config.build, shards=shards)
-    with owned(root.path):
+    with root.path.owned():
         prepared = prepare(
             PrepareConfig(
                 config.inputs,

@@ -10,17 +10,16 @@ from typing import Any
 
 from danbooru_index.config import BASELINE_HARDWARE, BASELINE_TAGS_PER_SECOND, HISTOGRAM_EDGES
 from danbooru_index.pipeline.report import BuildReport
-from danbooru_index.storage.local import replace_file
-from danbooru_index.storage.s3 import Location
+from danbooru_index.storage.base import Storage
 
 
-def save_report(report: BuildReport, folder: Location) -> None:
+def save_report(report: BuildReport, folder: Storage) -> None:
     """Write `report.json` and `report.svg` beside the generation's tables."""
     report.picture = str(folder / "report.svg")
     picture = io.BytesIO()
     draw(report, picture, "svg")
-    replace_file(folder / "report.svg", picture.getvalue())
-    replace_file(folder / "report.json", (json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n").encode())
+    (folder / "report.svg").replace(picture.getvalue())
+    (folder / "report.json").replace((json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def draw(report: BuildReport, out: Path | io.BytesIO, kind: str) -> None:

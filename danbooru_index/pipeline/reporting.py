@@ -17,7 +17,6 @@ from danbooru_index.pipeline.plan import BuildPlan
 from danbooru_index.pipeline.report import BuildReport, DeviceUse, ShardCounts
 from danbooru_index.pipeline.report_plot import save_report
 from danbooru_index.pipeline.resume import Work
-from danbooru_index.storage.local import replace_file
 
 
 def finished_report(plan: BuildPlan, work: Work) -> BuildReport:
@@ -70,7 +69,7 @@ def _report(
     report.failed_shards = [{"shard": shard, "message": message} for shard, message in outcome.failed.items()]
     if report.rejected:
         path = work.generation.path / "rejects.jsonl"
-        replace_file(path, _rejects_file(manifest.shards, records))
+        path.replace(_rejects_file(manifest.shards, records))
         report.rejects_file = str(path)
     fresh = [records[shard] for shard in outcome.done if shard in records]
     count_work(report, fresh, plan.device.name, time.monotonic() - plan.started)

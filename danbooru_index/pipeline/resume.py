@@ -14,7 +14,6 @@ from danbooru_index.index.lifecycle import open_generation
 from danbooru_index.ingest.shards import Shard
 from danbooru_index.pipeline.plan import BuildPlan
 from danbooru_index.pipeline.protocol import WorkerSettings
-from danbooru_index.storage.space import free_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def find_work(plan: BuildPlan, root: IndexRoot) -> Work:
     generation = opened.generation
     records = done_records(plan, generation, sealed=opened.finished)
     pending = () if opened.finished else tuple(shard for shard in plan.scan.shards if shard.id not in records)
-    notes, settings = list(opened.notes), replace(plan.settings, generation=str(generation.path.resolve()))
+    notes, settings = list(opened.notes), replace(plan.settings, generation=str(generation.path.absolute()))
     if pending:
         notes += _room(plan, generation, pending)
         largest = max(shard.rows for shard in pending)
@@ -64,7 +63,7 @@ def _room(plan: BuildPlan, generation: Generation, pending: tuple[Shard, ...]) -
     """What the tables to come need, in words; refuse a build whose tables would not fit the disk, before it begins."""
     records = sum(shard.rows for shard in pending)
     needed = index_bytes(records, plan.settings.dim, plan.settings.colbert_dim, plan.tokens_per_text)
-    free = free_bytes(generation.path)
+    free = generation.path.free_bytes()
     if needed > free:
         raise StorageError(
             f"{plan.config.index}: the tables of {records:,} records need about {needed / 1e9:.1f} GB and "

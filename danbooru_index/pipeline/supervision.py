@@ -10,8 +10,7 @@ import time
 
 from danbooru_index.errors import first_line
 from danbooru_index.pipeline.protocol import WorkerSettings
-from danbooru_index.storage.local import claim, make_folder, replace_file
-from danbooru_index.storage.s3 import location
+from danbooru_index.storage.locate import locate
 
 SHORTEST_HANG_S = 60.0
 SLOWER = 20
@@ -23,14 +22,14 @@ class TooManyAttemptsError(Exception):
 
 def check_attempts(settings: WorkerSettings, shard: str, stage: str) -> None:
     """Count one more attempt at a shard, in files, which outlive the actor; raise `TooManyAttemptsError` at the limit."""
-    folder = location(settings.attempts)
-    make_folder(folder)
+    folder = locate(settings.attempts)
+    folder.make_folder()
     for number in range(settings.attempt_limit):
-        if claim(folder / f"{shard}.{stage}.{number}"):
+        if (folder / f"{shard}.{stage}.{number}").create(b"", durable=False):
             return
     why = b""
     with contextlib.suppress(OSError):
-        why = (folder / f"{shard}.{stage}.why").read_bytes()
+        why = (folder / f"{shard}.{stage}.why").read()
     raise TooManyAttemptsError(f"its {stage} actor died {settings.attempt_limit} times{why.decode(errors='replace')}")
 
 
@@ -38,7 +37,7 @@ def note_loss(settings: WorkerSettings, shard: str, stage: str, error: Exception
     """Leave word of what ends this process, and where: of eight cards one may be bad."""
     said = f", the last time on {place(settings)}: {first_line(error)}"
     with contextlib.suppress(Exception):
-        replace_file(location(settings.attempts) / f"{shard}.{stage}.why", said.encode())
+        (locate(settings.attempts) / f"{shard}.{stage}.why").replace(said.encode())
 
 
 def place(settings: WorkerSettings) -> str:

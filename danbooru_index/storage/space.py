@@ -1,16 +1,12 @@
-"""How much room there is."""
+"""How much room there is on a disk."""
 
 from __future__ import annotations
 
-import math
 import os
+from pathlib import Path
 
-from danbooru_index.storage.s3 import Location, ObjectPath
 
-
-def free_bytes(path: Location) -> float:
-    """Free bytes on the disk that holds `path`; an object store has no end."""
-    if isinstance(path, ObjectPath):
-        return math.inf
+def free_bytes(path: Path) -> float:
+    """Free bytes on the disk that holds `path`, for who asks."""
     status = os.statvfs(path)
     return float(status.f_bavail * status.f_frsize)

@@ -26,7 +26,7 @@ from danbooru_index.ingest.sources import list_inputs
 from danbooru_index.model.checkpoint import TOKENIZER_FILES, Checkpoint, longest_text, model_id, resolve_model
 from danbooru_index.progress import StepProgress
 from danbooru_index.search.tag_index import QueryEncoder, model_of
-from danbooru_index.storage.local import make_folder, owned, remove_tree, replace_file, sync
+from danbooru_index.storage.local import LocalStorage
 from danbooru_index.training.finetune_config import FinetuneConfig, FinetuneReport
 from danbooru_index.training.model_card import draw_curves, model_card, read_curves
 from danbooru_index.training.negatives import Mining, add_negatives
@@ -56,9 +56,9 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
         return _finished(out, digest)
     if out.exists() and any(out.iterdir()) and not state.is_dir():
         raise UsageError(f"{out}: not empty; choose another folder for the tuned model")
-    make_folder(out)
-    make_folder(state)
-    with owned(state):
+    LocalStorage(out).make_folder()
+    LocalStorage(state).make_folder()
+    with LocalStorage(state).owned():
         _claim(state, digest)
         data = None if (state / PAIRS).exists() else _read(config, held_out)
         with ray_session(config.address):
@@ -104,7 +104,7 @@ def _finished(out: Path, digest: str) -> FinetuneReport:
 def _claim(state: Path, digest: str) -> None:
     marker = state / "digest"
     if not (state / PAIRS).exists():  # nothing has been trained on: a mistake in the command binds nobody
-        replace_file(marker, digest.encode())
+        LocalStorage(marker).replace(digest.encode())
     elif not marker.exists() or marker.read_text() != digest:
         raise UsageError(
             f"{state.parent}: holds an unfinished training with other settings or data; finish it with those, or choose "
@@ -145,8 +145,8 @@ def _write_pairs(config: FinetuneConfig, pairs: Sequence[Pair], held_out: Iterab
     kept = [pair for pair in order[aside:] if pair.query not in apart]
     if len(kept) < config.batch_size:
         raise UsageError(f"{len(kept):,} pairs do not fill one batch: lower --batch-size, or give more pairs")
-    replace_file(state / ASIDE, "".join(pair.to_json() + "\n" for pair in order[:aside]).encode())
-    replace_file(state / PAIRS, "".join(pair.to_json() + "\n" for pair in kept).encode())
+    LocalStorage(state / ASIDE).replace("".join(pair.to_json() + "\n" for pair in order[:aside]).encode())
+    LocalStorage(state / PAIRS).replace("".join(pair.to_json() + "\n" for pair in kept).encode())
 
 
 def _finish(
@@ -186,10 +186,10 @@ def _finish(
     (final / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing that reads this folder needs it
     for path in sorted(final.iterdir()):
         shutil.copyfile(path, out / path.name)
-        sync(out / path.name)
+        LocalStorage(out / path.name).sync()
     content = json.dumps(report.to_dict() | {"digest": digest}, ensure_ascii=False, indent=1)
-    replace_file(out / REPORT, content.encode())
-    remove_tree(state)
+    LocalStorage(out / REPORT).replace(content.encode())
+    shutil.rmtree(state, ignore_errors=True)
     return report
 
 

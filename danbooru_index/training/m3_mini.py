@@ -21,7 +21,7 @@ from danbooru_index.ingest.sources import list_inputs, read_records
 from danbooru_index.model.checkpoint import model_id
 from danbooru_index.model.device import cpu_count
 from danbooru_index.records import Record
-from danbooru_index.storage.local import replace_file
+from danbooru_index.storage.local import LocalStorage
 from danbooru_index.training.finetune import finetune, stamps
 from danbooru_index.training.finetune_config import FinetuneConfig, FinetuneReport
 from danbooru_index.training.mini_recipe import MiniRecipe
@@ -56,7 +56,7 @@ def make_mini(
         vectors = learn_means(base, training, texts, recipe)
         write_base(base, with_rarity(with_prior(base, vectors, read, rows, recipe), rows, recipe), rows, recipe)
         lines = (pair.to_json() + "\n" for pair in _drawn(training, texts, recipe))
-        replace_file(pairs, "".join(lines).encode())
+        LocalStorage(pairs).replace("".join(lines).encode())
     report = finetune(
         FinetuneConfig(
             pairs=str(pairs),
@@ -89,7 +89,7 @@ def _begin_work(work: Path, files: Sequence[Path], recipe: MiniRecipe) -> None:
         raise UsageError(f"{work}: not empty, and not of a run of this kind: move it away, or choose another --out")
     work.mkdir(parents=True, exist_ok=True)
     if not marker.is_file():
-        replace_file(marker, made_from)
+        LocalStorage(marker).replace(made_from)
 
 
 def _draw_weights(
