@@ -35,6 +35,14 @@ class TokenBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrices:
+    """The matrices of N texts, one after the other: `vectors` [sum(lengths), C], `lengths` [N]."""
+
+    vectors: Array
+    lengths: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class Embeddings:
     """The three outputs for N texts, in their order.
 
@@ -64,6 +72,11 @@ class Embeddings:
             colbert_lengths=self.colbert_lengths[rows],
             non_finite=np.empty(0, np.int64),
         )
+
+    @property
+    def matrices(self) -> Matrices:
+        """The ColBERT matrices of all texts."""
+        return Matrices(self.colbert, self.colbert_lengths)
 
     def colbert_row(self, row: int) -> Array:
         """The matrix of one text, [tokens - 1, C]."""

@@ -194,7 +194,7 @@ class Disk:
         self.tree = self._load(root)
         self._open: dict[tuple[str, int], File] = {}
 
-    def load_model(self, path):
+    def _load(self, path):
         if path.is_file():
             content = path.read_bytes()
             return File(bytearray(content), content)

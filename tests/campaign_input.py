@@ -48,6 +48,9 @@ from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.status import status, verify
 from danbooru_index.ingest.scan import scan
 from danbooru_index.ingest.shards import read_shard
+from danbooru_index.search.dense import DenseRetriever
+from danbooru_index.search.filters import allowed
+from danbooru_index.search.retriever import query_of
 from danbooru_index.search.tag_index import TagIndex
 from danbooru_index.storage.base import from_checked_json, to_checked_json
 
@@ -632,14 +635,15 @@ def filters(seed_: int, count: int, folder: Path) -> Outcome:
     categories = [row["category"] for row in table]
     counts = np.array([-1 if row["post_count"] is None else row["post_count"] for row in table])
     nsfw = np.array([row["nsfw"] for row in table])
-    query = vault.make_encoding(1).dense[0]
+    query = query_of(vault.make_encoding(1), 0)
     for number in range(count):
         value = chance.choice(categories) if number % 3 == 0 else _spiced(chance)
         least = chance.choice([None, 0, chance.randrange(0, 2_000_000), 2**62])
         try:
             wanted = Filter((value,), least, chance.random() < 0.5)
-            found = set(reader.dense_top(query, 80, wanted)[0].tolist()) if reader.allowed(wanted).any() else set()
-            mask = reader.allowed(wanted)
+            among = allowed(reader, wanted)
+            rows = DenseRetriever(reader).candidates(query, 80, among)[0] if among.mask.any() else np.array([])
+            found, mask = set(rows.tolist()), among.mask
         except UsageError:
             outcome.add("refused by name")
             outcome.expect(value not in categories, f"refused, though it is there: {value!r}")

@@ -23,7 +23,8 @@ from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.checks import verify_table
 from danbooru_index.index.commit import commit
 from danbooru_index.index.completion import complete, read_record, read_records, record_path
-from danbooru_index.search.tag_index import QueryEncoder, TagIndex
+from danbooru_index.search.query_encoder import QueryEncoder
+from danbooru_index.search.tag_index import TagIndex
 
 SHARDS = 3
 PROCESSES = 4

@@ -25,7 +25,8 @@ from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.schema import table_specs
 from danbooru_index.ingest.shards import RECORD_SCHEMA
-from danbooru_index.search.hybrid import EncodedQuery, rank
+from danbooru_index.search.hybrid import rank
+from danbooru_index.search.retriever import EncodedQuery
 
 DIM, SHARD, TOKENS = 1024, 4096, 250_002
 

@@ -14,9 +14,9 @@ from danbooru_index.errors import BuildFailedError, StorageError, UsageError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.codec import FULL, Codec, agreement, fit, load_codec
-from danbooru_index.index.reader import max_sim
 from danbooru_index.index.status import verify
 from danbooru_index.model.encoder import Encoder
+from danbooru_index.model.late_interaction import as_matrices, max_sim
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.pipeline.build import build
 from danbooru_index.search.tag_index import TagIndex
@@ -91,7 +91,6 @@ def texts(sample):
 
 @pytest.mark.slow
 def test_the_encoder_projects_as_numpy_does_and_scores_as_search_does(checkpoint, texts):
-    import pyarrow as pa
 
     batch = Tokenizer(str(checkpoint), 512)(texts)
     full = Encoder(str(checkpoint))
@@ -104,12 +103,9 @@ def test_the_encoder_projects_as_numpy_does_and_scores_as_search_does(checkpoint
     assert projected.colbert.shape[1] == 16
     assert np.allclose(projected.colbert, unit(encoding.colbert @ codec.matrix), atol=1e-5)
     assert np.array_equal(projected.dense, encoding.dense)
-    scores = full.max_sim(encoding, encoding, codec.matrix)
-    offsets = pa.array(np.concatenate(([0], np.cumsum(projected.colbert_lengths))).astype(np.int32))
-    values = pa.FixedSizeListArray.from_arrays(pa.array(projected.colbert.reshape(-1).astype(np.float16)), 16)
-    rows = pa.ListArray.from_arrays(offsets, values)
-    for row in (0, 7, 100):
-        assert np.allclose(scores[row], max_sim(projected.colbert_row(row), rows), atol=2e-3)
+    in_numpy = codec.project(encoding.matrices)
+    assert np.allclose(in_numpy.vectors, projected.colbert, atol=1e-5)
+    assert np.allclose(max_sim(in_numpy, in_numpy), max_sim(projected.matrices, projected.matrices), atol=1e-4)
 
 
 def config(shards, index, checkpoint, **options):
@@ -139,7 +135,9 @@ def test_a_projected_build_resumes_with_its_projection_and_answers(ray_session, 
         hits = tags.search("school uniform", mode="colbert", limit=400, nsfw=True)
         reference = Encoder(str(checkpoint), projection=begun.load_codec().matrix)
         query = reference.encode(Tokenizer(str(checkpoint), 512)(["school uniform"])).colbert_row(0)
-        by_id = dict(zip(table["id"].to_pylist(), max_sim(query, table["vectors"].combine_chunks()), strict=True))
+        vectors = [np.array(matrix, np.float32).reshape(-1, 32) for matrix in table["vectors"].to_pylist()]
+        scores = max_sim(as_matrices([query]), as_matrices(vectors))[0]
+        by_id = dict(zip(table["id"].to_pylist(), scores, strict=True))
         assert all(abs(hit.score - by_id[hit.id]) < 1e-3 for hit in hits)
         assert tags.search("school uniform", limit=5)
     assert build(config(sample_shards, index, checkpoint)).state.startswith("already published")

@@ -20,6 +20,9 @@ from danbooru_index.index.completion import read_records
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.status import verify
 from danbooru_index.pipeline.build import build as build_index
+from danbooru_index.search.dense import DenseRetriever
+from danbooru_index.search.filters import allowed
+from danbooru_index.search.retriever import EncodedQuery
 
 NAMES = shard_names(6)
 VAULT = Path(__file__).parent / "vault.py"
@@ -81,10 +84,11 @@ def test_small_fragments_become_one_and_hold_the_same(plain, compacted):
     assert compare(compacted, contents(plain)) == []
     assert len(files(compacted, "dense")) == len(files(compacted, "sparse")) == 1, "the shards' own files are gone"
     assert len(files(compacted, "colbert")) == 12
-    query = np.random.default_rng(1).normal(size=DIM)
-    everything = Filter(nsfw=True)
-    rows, scores = GenerationReader(IndexRoot(compacted).current()).dense_top(query, 50, everything)
-    other, expected = GenerationReader(IndexRoot(plain).current()).dense_top(query, 50, everything)
+    query = EncodedQuery(np.random.default_rng(1).normal(size=DIM), {}, np.zeros((0, DIM)))
+    readers = [GenerationReader(IndexRoot(index).current()) for index in (compacted, plain)]
+    (rows, scores), (other, expected) = (
+        DenseRetriever(reader).candidates(query, 50, allowed(reader, Filter(nsfw=True))) for reader in readers
+    )
     assert rows.tolist() == other.tolist(), "rows are numbered as before"
     assert np.allclose(scores, expected, atol=1e-6)
 

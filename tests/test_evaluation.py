@@ -13,10 +13,12 @@ from danbooru_index.evaluation.evaluate import EvaluateConfig, evaluate
 from danbooru_index.evaluation.metrics import interval, per_query
 from danbooru_index.evaluation.queries import Query, read_queries
 from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.reader import GenerationReader, max_sim, max_sim_many
+from danbooru_index.index.reader import GenerationReader
+from danbooru_index.model.late_interaction import as_matrices, max_sim
 from danbooru_index.pipeline.build import build
-from danbooru_index.search.hybrid import rank, rank_many
-from danbooru_index.search.tag_index import QueryEncoder
+from danbooru_index.search.batch import rank_many
+from danbooru_index.search.hybrid import rank
+from danbooru_index.search.query_encoder import QueryEncoder
 
 QUERIES = [Query("a", ("x",), "zh"), Query("b", ("y", "z"), "zh"), Query("c", ("w",), "alias")]
 
@@ -103,19 +105,14 @@ def test_baselines_find_what_shares_words_or_characters():
 
 
 def test_many_queries_score_as_one_does():
-    import pyarrow as pa
-
     chance = np.random.default_rng(1)
-    lengths = [3, 0, 5, 1]
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(chance.normal(size=9 * 4).astype(np.float16)), 4)
-    rows = pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)), flat)
+    rows = [chance.normal(size=(n, 4)).astype(np.float16) for n in (3, 0, 5, 1)]
     asked = [chance.normal(size=(n, 4)).astype(np.float32) for n in (2, 0, 3)]
-    together = max_sim_many(asked, rows)
+    together = max_sim(as_matrices(asked), as_matrices(rows))
     for query, scores in zip(asked, together, strict=True):
-        assert np.allclose(scores, max_sim(query, rows), atol=1e-6)
+        assert np.allclose(scores, max_sim(as_matrices([query]), as_matrices(rows))[0], atol=1e-6)
     assert together[1].tolist() == [0, 0, 0, 0]
-    vectors = np.asarray(flat.flatten()).reshape(9, 4).astype(np.float32)
-    assert together[0][2] == pytest.approx((asked[0] @ vectors[3:8].T).max(1).mean(), abs=1e-5)
+    assert together[0][2] == pytest.approx((asked[0] @ rows[2].T.astype(np.float32)).max(1).mean(), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +126,7 @@ def index(ray_session, sample_shards, checkpoint, tmp_path_factory):
 
 @pytest.mark.ray
 def test_ranking_many_is_ranking_one_by_one(index, monkeypatch):
-    monkeypatch.setattr("danbooru_index.search.hybrid.QUERIES_AT_ONCE", 3)
+    monkeypatch.setattr("danbooru_index.search.batch.QUERIES_AT_ONCE", 3)
     generation = IndexRoot(index).current()
     reader, encode = GenerationReader(generation), QueryEncoder(generation, device=Device.CPU)
     asked = encode(["school uniform", "双马尾", "cat ears", "hair"])

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from vault import DIM, SPECS, committed, make_encoding, make_records, manifest, write_shard
 
-from danbooru_index.config import Filter
+from danbooru_index.config import Filter, Mode
 from danbooru_index.embeddings import TokenBatch, ragged_take
 from danbooru_index.errors import IndexBusyError, RejectedRecordsError, StorageError, UsageError
 from danbooru_index.index.catalog import IndexRoot
@@ -26,9 +26,14 @@ from danbooru_index.index.lifecycle import open_generation
 from danbooru_index.index.manifest import Fingerprint, Seal, describe_difference
 from danbooru_index.index.prune import prune
 from danbooru_index.index.publish import publish, rollback
-from danbooru_index.index.reader import GenerationReader, max_sim
+from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.schema import TableDigest, count_non_finite, pack, table_specs
 from danbooru_index.index.status import status
+from danbooru_index.model.late_interaction import as_matrices, max_sim
+from danbooru_index.search.dense import DenseRetriever
+from danbooru_index.search.filters import allowed
+from danbooru_index.search.hybrid import retrievers
+from danbooru_index.search.retriever import EncodedQuery
 from danbooru_index.storage import local as durable
 from danbooru_index.storage.base import from_checked_json, to_checked_json
 from danbooru_index.storage.local import LocalStorage
@@ -436,35 +441,41 @@ def test_the_folder_of_an_index_is_not_taken_from_others(tmp_path):
         IndexRoot(tmp_path).create()
 
 
-def test_reading_scores_exactly(built):
+def test_retrievers_score_exactly(built):
+    """By hand, for every row; candidates are the best of these, and have the same scores."""
     reader = GenerationReader(built)
-    dense = np.concatenate([make_encoding(20, seed).dense for seed in range(3)]).astype(np.float32)
-    query = dense[33]
-    rows, scores = reader.dense_top(query, 5, Filter(nsfw=True))
-    expected = dense @ query
-    assert rows[0] == 33
-    assert np.allclose(scores, np.sort(expected)[::-1][:5], atol=2e-3)
-    assert np.allclose(reader.dense_scores(query, np.array([7, 3, 59])), expected[[7, 3, 59]], atol=1e-3)
     encodings = [make_encoding(20, seed) for seed in range(3)]
-    weights = {0: 0.5, 2: 2.0, 99: 1.0}
-    by_hand = [
-        sum(weights.get(token, 0) * weight for token, weight in e.sparse_row(row).items())
-        for e in encodings
-        for row in range(20)
-    ]
-    assert np.allclose(reader.sparse_scores(weights), by_hand, atol=1e-5)
-    matrix = make_encoding(3, 9).colbert.astype(np.float32)
-    by_hand = [(matrix @ e.colbert_row(row).astype(np.float32).T).max(1).mean() for e in encodings for row in range(20)]
-    assert np.allclose(reader.colbert_all(matrix), by_hand, atol=1e-3)
-    assert np.allclose(reader.colbert_scores(matrix, np.array([41, 2, 20])), np.array(by_hand)[[41, 2, 20]], atol=1e-3)
+    asked = make_encoding(3, 9)
+    query = EncodedQuery(encodings[1].dense[13].astype(np.float32), {0: 0.5, 2: 2.0, 99: 1.0}, asked.colbert)
+    by_hand = {
+        Mode.DENSE: np.concatenate([e.dense for e in encodings]).astype(np.float32) @ query.dense,
+        Mode.SPARSE: np.array([
+            sum(query.sparse.get(token, 0) * weight for token, weight in e.sparse_row(row).items())
+            for e in encodings for row in range(20)
+        ]),
+        Mode.COLBERT: np.array([
+            (asked.colbert.astype(np.float32) @ e.colbert_row(row).astype(np.float32).T).max(1).mean()
+            for e in encodings for row in range(20)
+        ]),
+    }  # fmt: skip
+    everything = allowed(reader, Filter(nsfw=True))
+    for mode, retriever in retrievers(reader).items():
+        expected = by_hand[mode]
+        assert np.allclose(retriever.score(query, np.arange(60)), expected, atol=1e-3), mode
+        assert np.allclose(retriever.score(query, np.array([41, 2, 20])), expected[[41, 2, 20]], atol=1e-3), mode
+        assert not len(retriever.score(query, np.array([], np.int64)))
+        rows, scores = retriever.candidates(query, 5, everything)
+        assert np.allclose(scores, retriever.score(query, rows), atol=1e-6), mode
+        best = [score for score in np.sort(expected)[::-1][:5] if score > 0 or mode is not Mode.SPARSE]
+        assert np.allclose(scores, best, atol=2e-3), mode
     assert reader.row_of("c-4") == 44
     assert reader.id_problems() == []
 
 
 def test_max_sim_of_rows_without_vectors_is_zero():
-    kind = pa.list_(pa.list_(pa.float16(), 2))
-    rows = pa.array([[], [[1, 0], [0, 1]], []], kind)
-    assert max_sim(np.array([[1.0, 0.0], [0.0, 0.5]]), rows).tolist() == [0.0, 0.75, 0.0]
+    rows = as_matrices([np.zeros((0, 2)), np.eye(2), np.zeros((0, 2))])
+    assert max_sim(as_matrices([np.array([[1.0, 0.0], [0.0, 0.5]])]), rows).tolist() == [[0.0, 0.75, 0.0]]
+    assert max_sim(as_matrices([np.zeros((0, 2))]), rows).tolist() == [[0.0, 0.0, 0.0]]
 
 
 def test_ragged_rows():
@@ -488,6 +499,9 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
     monkeypatch.setattr(vector_index, "ROWS_PER_PARTITION", 10)
     seal_and_publish(index, generation, records, [], check_tables)
     reader = GenerationReader(index.current())
+    dense, everything = DenseRetriever(reader), allowed(reader, Filter(nsfw=True))
+    rare_ones = allowed(reader, Filter(("rare",), nsfw=True))
+    as_query = lambda vector: EncodedQuery(vector, {}, np.zeros((0, DIM)))  # noqa: E731
     chance = np.random.default_rng(3)
     vectors = lance.dataset(str(table_path(generation.path, "dense"))).to_table()["vector"].combine_chunks()
     vectors = vectors.flatten().to_numpy().reshape(-1, DIM).astype(np.float32)
@@ -495,14 +509,14 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
     for _ in range(20):
         query = chance.normal(size=DIM).astype(np.float32)
         query /= np.linalg.norm(query)
-        rows, scores = reader.dense_top(query, 10, Filter(nsfw=True))
+        rows, scores = dense.candidates(as_query(query), 10, everything)
         assert np.allclose(scores, vectors[rows] @ query, atol=2e-3), "scores are exact, whatever found them"
         found += len(set(rows.tolist()) & set(np.argsort(-(vectors @ query))[:10].tolist()))
     assert found >= 190
     rare = [f"s{number}-7" for number in range(8)]  # of 1,600 rows in 160 partitions, of which 80 are looked into
     ids = lance.dataset(str(table_path(generation.path, "dense"))).to_table(columns=["id"])["id"].to_pylist()
     for _ in range(5):
-        rows, _ = reader.dense_top(chance.normal(size=DIM).astype(np.float32), 8, Filter(("rare",), nsfw=True))
+        rows, _ = dense.candidates(as_query(chance.normal(size=DIM).astype(np.float32)), 8, rare_ones)
         assert sorted(ids[row] for row in rows) == rare, "a filter that leaves few rows leaves them all"
     names = [name for name in index.current().manifest.seal.files if "/_indices/" in name]
     assert names

@@ -10,7 +10,7 @@ import zstandard
 
 from danbooru_index.errors import InputError, UsageError
 from danbooru_index.records import Record
-from danbooru_index.search.hybrid import EncodedQuery
+from danbooru_index.search.retriever import EncodedQuery
 from danbooru_index.training import negatives
 from danbooru_index.training.finetune import finetune
 from danbooru_index.training.finetune_config import FinetuneConfig

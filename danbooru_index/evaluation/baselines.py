@@ -10,7 +10,7 @@ import numpy as np
 from danbooru_index.errors import UsageError
 from danbooru_index.evaluation.metrics import DEPTH, INSTALL, Run
 from danbooru_index.evaluation.queries import Query
-from danbooru_index.search.hybrid import top_positive
+from danbooru_index.search.retriever import top_positive
 
 TERM = re.compile(r"(?P<cjk>[぀-ヿ㐀-鿿豈-﫿ｦ-ﾟ]+)|[^\W_]+")
 NGRAMS = (1, 3)

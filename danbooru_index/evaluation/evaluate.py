@@ -20,9 +20,11 @@ from danbooru_index.evaluation.metrics import DEPTH, MEASURES, PerQuery, Run, im
 from danbooru_index.evaluation.queries import Query, read_queries
 from danbooru_index.evaluation.report import EvaluationReport, System
 from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.reader import GenerationReader, Rows
-from danbooru_index.search.hybrid import EncodedQuery, rank_hybrids, rank_many
-from danbooru_index.search.tag_index import QueryEncoder
+from danbooru_index.index.reader import GenerationReader
+from danbooru_index.search.batch import rank_hybrids, rank_many
+from danbooru_index.search.filters import allowed
+from danbooru_index.search.query_encoder import QueryEncoder
+from danbooru_index.search.retriever import EncodedQuery, Rows
 
 ENCODED_AT_ONCE = 1024
 
@@ -69,8 +71,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     queries = read_queries(config.queries)
     generation = IndexRoot(config.index).current()
     reader = GenerationReader(generation)
-    allowed = reader.allowed(Filter(nsfw=config.nsfw))
-    tags = [tag if keep else "" for tag, keep in zip(reader.tags(), allowed.tolist(), strict=True)]
+    safe = allowed(reader, Filter(nsfw=config.nsfw)).mask
+    tags = [tag if keep else "" for tag, keep in zip(reader.tags(), safe.tolist(), strict=True)]
     known = set(tags)
     manifest = generation.manifest
     report = EvaluationReport(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from danbooru_index.embeddings import Matrices
 from danbooru_index.errors import StorageError
 from danbooru_index.storage.base import Storage
 
@@ -34,6 +35,12 @@ class Codec:
     def name(self) -> str:
         """What the fingerprint says: `svd-C-` and 32 hex digits over the matrix."""
         return f"{family(self.matrix.shape[1])}{hashlib.sha256(self.to_bytes()).hexdigest()[:32]}"
+
+    def project(self, matrices: Matrices) -> Matrices:
+        """Matrices with C values a vector instead of D, normalised again."""
+        projected = matrices.vectors.astype(np.float32) @ self.matrix
+        norms = np.linalg.norm(projected, axis=1, keepdims=True)
+        return Matrices(projected / np.maximum(norms, 1e-12), matrices.lengths)
 
     def to_bytes(self) -> bytes:
         """The matrix as a `.npy` file."""

@@ -23,7 +23,6 @@ from danbooru_index.errors import ModelError, first_line
 from danbooru_index.model.attention import on_device
 from danbooru_index.model.batch_plan import FEW_TOKENS, BatchPlan, in_input_order
 from danbooru_index.model.device import keep_buffers, uncollected
-from danbooru_index.model.late_interaction import max_sim_matrix
 from danbooru_index.model.loading import is_out_of_memory, load_model
 from danbooru_index.model.packed_model import PackedModel
 from danbooru_index.model.packing import PackedCall, pack_calls, padded
@@ -140,10 +139,6 @@ class Encoder:
             return total.double().cpu().numpy()
 
         return self._forwards.submit(run).result()
-
-    def max_sim(self, questions: Embeddings, records: Embeddings, projection: Array | None = None) -> Array:
-        """MaxSim of every question with every record, [questions, records]; both projected first, where asked."""
-        return self._forwards.submit(max_sim_matrix, questions, records, projection, self._device).result()
 
     def gemm_tflops(self) -> float:
         """The device's TFLOP/s in this model's own largest matrix products, at the token budget: one product at a time,

@@ -1,43 +1,41 @@
-"""MaxSim of many texts with many texts on a device: what a ColBERT projection is measured by."""
+"""MaxSim, the late interaction of ColBERT: of each query vector the best product with a record's vectors, averaged.
+
+The one implementation, by numpy: search, the self-check, evaluation and the fitting of projections all score by it.
+"""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from danbooru_index.embeddings import Embeddings
+from danbooru_index.embeddings import Array, Matrices
 
-if TYPE_CHECKING:
-    import torch
-
-QUESTION_VECTORS = 256
+QUERIES_AT_ONCE = 64
 
 
-def max_sim_matrix(
-    questions: Embeddings, records: Embeddings, projection: npt.NDArray[np.float32] | None, device: str
-) -> npt.NDArray[np.float32]:
-    """MaxSim, averaged over a question's vectors, of every question with every record, [questions, records]."""
-    import torch
-    from torch.nn.functional import normalize
-
-    def vectors(encoding: Embeddings) -> torch.Tensor:
-        matrix = torch.from_numpy(encoding.colbert).to(device).float()
-        return matrix if projection is None else normalize(matrix @ torch.from_numpy(projection).to(device), dim=-1)
-
-    def owners(encoding: Embeddings) -> torch.Tensor:
-        lengths = torch.from_numpy(encoding.colbert_lengths)
-        return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
-
-    with torch.inference_mode():
-        asked, known, asker, owner = vectors(questions), vectors(records), owners(questions), owners(records)
-        sums = torch.zeros(len(questions.dense), len(records.dense), device=device)
-        for start in range(0, len(asked), QUESTION_VECTORS):
-            products = known @ asked[start : start + QUESTION_VECTORS].T
-            best = torch.full((len(records.dense), products.shape[1]), -2.0, device=device)
-            best.scatter_reduce_(0, owner[:, None].expand_as(products), products, reduce="amax")
-            sums.index_add_(0, asker[start : start + QUESTION_VECTORS], best.T)
-        counts = torch.from_numpy(questions.colbert_lengths).to(device).clamp(min=1)
-        scores: npt.NDArray[np.float32] = (sums / counts[:, None]).cpu().numpy()
+def max_sim(queries: Matrices, records: Matrices) -> npt.NDArray[np.float32]:
+    """MaxSim of every query with every record, [queries, records]; 0 where either has no vectors. FlagEmbedding's
+    `colbert_score`."""
+    scores = np.zeros((len(queries.lengths), len(records.lengths)), dtype=np.float32)
+    if not len(records.vectors):
+        return scores
+    vectors = records.vectors.astype(np.float32)
+    filled = np.flatnonzero(records.lengths)
+    starts = (np.cumsum(records.lengths) - records.lengths)[filled]
+    ends = np.cumsum(queries.lengths)
+    for first in range(0, len(queries.lengths), QUERIES_AT_ONCE):
+        sizes = queries.lengths[first : first + QUERIES_AT_ONCE]
+        asking = np.flatnonzero(sizes)
+        if not len(asking):
+            continue
+        asked = queries.vectors[ends[first] - sizes[0] : ends[first + len(sizes) - 1]].astype(np.float32)
+        # reduceat: the best product with each record's run of vectors, then the sum over each query's run.
+        best = np.maximum.reduceat(asked @ vectors.T, starts, axis=1)
+        sums = np.add.reduceat(best, (np.cumsum(sizes) - sizes)[asking], axis=0)
+        scores[np.ix_(first + asking, filled)] = sums / sizes[asking][:, None]
     return scores
+
+
+def as_matrices(parts: list[Array]) -> Matrices:
+    """Matrices [q, C] of several queries, one after the other."""
+    return Matrices(np.concatenate(parts), np.array([len(part) for part in parts], dtype=np.int64))

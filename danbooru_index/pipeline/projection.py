@@ -17,6 +17,7 @@ from danbooru_index.index.codec import FULL, Codec, Fidelity, agreement, family,
 from danbooru_index.index.manifest import Fingerprint
 from danbooru_index.ingest.sampling import InputSamples
 from danbooru_index.model.encoder import Encoder
+from danbooru_index.model.late_interaction import max_sim
 from danbooru_index.pipeline.protocol import WorkerSettings
 from danbooru_index.pipeline.worker_model import load_encoder, load_tokenizer
 from danbooru_index.progress import tell
@@ -94,11 +95,11 @@ def fit_and_measure(
     """The projection to each of `dims` values, fitted on some texts, and what it costs the questions' rankings of others."""
     moment = encoder.second_moment(fitted)
     records, asked = encoder.encode(measured), encoder.encode(questions)
-    full = encoder.max_sim(asked, records)
+    full = max_sim(asked.matrices, records.matrices)
     sizes = {"queries": len(questions.lengths), "records": len(measured.lengths), "fitted_on": len(fitted.lengths)}
     found = []
     for dim in dims:
         codec, energy = fit(moment, dim)
-        overlap, spearman = agreement(full, encoder.max_sim(asked, records, codec.matrix))
+        overlap, spearman = agreement(full, max_sim(codec.project(asked.matrices), codec.project(records.matrices)))
         found.append(Projection(codec, Fidelity(dim, encoder.dim, overlap, spearman, energy, **sizes)))
     return found

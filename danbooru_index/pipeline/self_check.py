@@ -9,9 +9,11 @@ import numpy as np
 
 from danbooru_index.config import Mode
 from danbooru_index.embeddings import Embeddings
-from danbooru_index.index.reader import GenerationReader, Rows, Scores
+from danbooru_index.index.reader import GenerationReader
 from danbooru_index.ingest.sampling import Sample
-from danbooru_index.search.hybrid import EncodedQuery, dense_tops, query_of
+from danbooru_index.search.batch import dense_tops
+from danbooru_index.search.hybrid import retrievers
+from danbooru_index.search.retriever import EncodedQuery, Rows, Scores, query_of
 
 TIE = 2e-3
 SELF = 0.99  # a text's score with itself is 1, by unit vectors; halves and bf16 round it
@@ -43,15 +45,16 @@ def _finds_itself(
     reader: GenerationReader, query: EncodedQuery, row: int, mode: Mode, rows: Rows, scores: Scores
 ) -> bool:
     """Whether a record answers its own text; `rows`, `scores`: the nearest records by dense score."""
+    by = retrievers(reader)
     if mode is Mode.SPARSE:
         if not query.sparse:
             return True
-        return _reaches(reader.sparse_scores(query.sparse)[row], _own_sparse(query))
+        return _reaches(by[mode].score(query, np.array([row]))[0], _own_sparse(query))
     if mode is Mode.DENSE:
-        own = reader.dense_scores(query.dense, np.array([row]))[0]
+        own = by[mode].score(query, np.array([row]))[0]
         return bool(own >= SELF) and (bool(own >= scores[0] - TIE) or reader.tied_text(row, int(rows[0])))
     rows = np.unique(np.append(rows, row))
-    found = reader.colbert_scores(query.colbert, rows)
+    found = by[mode].score(query, rows)
     own = found[rows == row][0]
     nearest = bool(own >= found.max() - TIE) or reader.tied_text(row, int(rows[int(found.argmax())]))
     return nearest and bool(own >= SELF or not len(query.colbert))

@@ -16,18 +16,14 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from danbooru_index.config import Device, Filter, Mode, Precision, Weights
-from danbooru_index.errors import ModelError, StorageError, UsageError
+from danbooru_index.config import Device, Filter, Mode, Weights
+from danbooru_index.errors import StorageError, UsageError
 from danbooru_index.index.catalog import Generation, IndexRoot
 from danbooru_index.index.lance_io import panics_as_errors
-from danbooru_index.index.manifest import ModelRef
 from danbooru_index.index.reader import GenerationReader
-from danbooru_index.model.checkpoint import resolve_model
-from danbooru_index.model.device import probe_device
-from danbooru_index.model.encoder import Encoder
-from danbooru_index.model.tokenizer import Tokenizer
-from danbooru_index.search.hybrid import EncodedQuery, Ranking, query_of, rank
+from danbooru_index.search.hybrid import Ranking, rank
 from danbooru_index.search.query import checked_query, shortened
+from danbooru_index.search.query_encoder import QueryEncoder
 
 LARGEST_LIMIT = 1000
 REFRESH_S = 1.0
@@ -54,48 +50,6 @@ class Hit:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-class QueryEncoder:
-    """The model that built an index, for queries: loaded once, on this machine's GPU or CPU."""
-
-    def __init__(
-        self,
-        generation: Generation,
-        model: str | None = None,
-        device: Device = Device.AUTO,
-        instruction: str | None = None,
-    ) -> None:
-        built = generation.manifest.model
-        name = model or model_of(built)
-        checkpoint = resolve_model(name)
-        if checkpoint.model_id != built.id:
-            raise ModelError(
-                f"this index was built by {built.name} (id {built.id[:12]}), but {name} is another model "
-                f"(id {checkpoint.model_id[:12]}): pass --model with the one that built it"
-            )
-        info = probe_device(device, Precision.AUTO)
-        precision = Precision.FP16 if info.kind == "cuda" else Precision.FP32
-        self._tokenizer = Tokenizer(checkpoint.path, generation.manifest.fingerprint.max_length)
-        codec = generation.load_codec()
-        self._encoder = Encoder(
-            checkpoint.path, Device(info.kind), precision, projection=None if codec is None else codec.matrix
-        )
-        self._instruction = generation.manifest.query_instruction if instruction is None else instruction
-
-    def __call__(self, queries: list[str]) -> list[EncodedQuery]:
-        """Encode queries, the index's query instruction before each."""
-        encoding = self._encoder.encode(self._tokenizer([self._instruction + query for query in queries]))
-        if len(encoding.non_finite):
-            raise ModelError(
-                f"the model has no finite output for the query {shortened(queries[int(encoding.non_finite[0])])!r}"
-            )
-        return [query_of(encoding, row) for row in range(len(queries))]
-
-
-def model_of(built: ModelRef) -> str:
-    """The model an index names: where it was on the machine that built it, else its name."""
-    return built.path if Path(built.path).is_dir() else built.name
 
 
 class TagIndex:

@@ -25,7 +25,7 @@ from danbooru_index.index.reader import GenerationReader
 from danbooru_index.ingest.sources import list_inputs
 from danbooru_index.model.checkpoint import TOKENIZER_FILES, Checkpoint, longest_text, model_id, resolve_model
 from danbooru_index.progress import StepProgress
-from danbooru_index.search.tag_index import QueryEncoder, model_of
+from danbooru_index.search.query_encoder import QueryEncoder, model_of
 from danbooru_index.storage.local import LocalStorage
 from danbooru_index.training.finetune_config import FinetuneConfig, FinetuneReport
 from danbooru_index.training.model_card import draw_curves, model_card, read_curves

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from danbooru_index.config import Filter, Mode
 from danbooru_index.index.reader import GenerationReader
-from danbooru_index.search.hybrid import EncodedQuery, rank_many
+from danbooru_index.search.batch import rank_many
+from danbooru_index.search.retriever import EncodedQuery
 from danbooru_index.training.pairs import Pair, bare, normal
 
 QUERIES_AT_ONCE = 1024

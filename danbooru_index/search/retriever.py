@@ -1,0 +1,55 @@
+"""The Retriever protocol: one way of finding rows for a query, and of scoring any row; and what they are asked with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from danbooru_index.embeddings import Embeddings
+from danbooru_index.search.filters import Allowed
+
+Rows = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuery:
+    """A query's three outputs: `dense` [D], `sparse` by token id, `colbert` [tokens - 1, C]."""
+
+    dense: np.ndarray[Any, Any]
+    sparse: dict[int, float]
+    colbert: np.ndarray[Any, Any]
+
+
+def query_of(embeddings: Embeddings, row: int) -> EncodedQuery:
+    """One text of embeddings, as a query."""
+    return EncodedQuery(embeddings.dense[row], embeddings.sparse_row(row), embeddings.colbert_row(row))
+
+
+class Retriever(Protocol):
+    """Finds rows by one of a query's outputs. Scores of `candidates` and of `score` are the same for the same row."""
+
+    def candidates(self, query: EncodedQuery, k: int, allowed: Allowed) -> tuple[Rows, Scores]:
+        """Up to `k` of the rows allowed, best first, ties in row order; none that scores nothing at all."""
+
+    def score(self, query: EncodedQuery, rows: Rows) -> Scores:
+        """The score of each given row, [rows]."""
+
+
+def top(scores: Scores, count: int) -> Rows:
+    """The rows of the `count` highest scores, best first, ties in row order."""
+    count = min(count, len(scores))
+    if not count:
+        return np.empty(0, np.int64)
+    threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
+    rows = np.flatnonzero(scores >= threshold)
+    return rows[np.lexsort((rows, -scores[rows]))][:count]
+
+
+def top_positive(scores: Scores, count: int) -> Rows:
+    """`top` without the rows that score nothing."""
+    rows = top(scores, count)
+    return rows[scores[rows] > 0]

@@ -1,0 +1,46 @@
+"""Sparse retrieval: the sum over common tokens of the products of their weights, as FlagEmbedding computes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from danbooru_index.index.reader import GenerationReader
+from danbooru_index.search.filters import Allowed
+from danbooru_index.search.retriever import EncodedQuery, Rows, Scores, top_positive
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRetriever:
+    """Rows by the weights of the tokens that they share with a query."""
+
+    reader: GenerationReader
+
+    def candidates(self, query: EncodedQuery, k: int, allowed: Allowed) -> tuple[Rows, Scores]:
+        scores = np.zeros(self.reader.rows, dtype=np.float32)
+        for rows, products in self._postings(query):
+            scores[rows] += products
+        scores[~allowed.mask] = 0
+        rows = top_positive(scores, k)
+        return rows, scores[rows]
+
+    def score(self, query: EncodedQuery, rows: Rows) -> Scores:
+        """Looked up in each token's list, never over all rows."""
+        scores = np.zeros(len(rows), dtype=np.float32)
+        for listed, products in self._postings(query):
+            places = np.searchsorted(listed, rows)
+            places[places == len(listed)] = 0
+            if len(listed):
+                scores += np.where(listed[places] == rows, products[places], np.float32(0))
+        return scores
+
+    def _postings(self, query: EncodedQuery) -> list[tuple[Rows, Scores]]:
+        """Of each of the query's tokens: the rows that have it, ascending, and what it adds to each."""
+        index = self.reader.inverted
+        found = []
+        for token, weight in query.sparse.items():
+            if token < index.shape[1]:
+                span = slice(index.indptr[token], index.indptr[token + 1])
+                found.append((index.indices[span], np.float32(weight) * index.data[span]))
+        return found
