@@ -295,7 +295,7 @@ class NonFinite:
             at = 0
             for row, (begin, length) in enumerate(zip(call.starts.tolist(), call.lengths.tolist(), strict=True)):
                 tokens = call.ids[begin : begin + length].tolist()
-                if tuple(tokens) in (spoiled | hopeless if self is encoder._forward else hopeless):
+                if tuple(tokens) in (spoiled | hopeless if self is encoder._run.forward else hopeless):
                     kind = sum(tokens) % 3
                     dense[row] = float("nan") if kind == 0 else dense[row]
                     colbert[at - row, 0] = float("inf") if kind == 1 else colbert[at - row, 0]

@@ -78,7 +78,7 @@ def _race_for_a_name(outcome, url, seed, number):
     for thread in threads:
         thread.join()
     set_faults(url, "")
-    stored = path.read_bytes()
+    stored = path.read()
     outcome.add("races for a name")
     winners = [content for created, content in told if created]
     outcome.expect(

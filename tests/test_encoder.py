@@ -23,8 +23,10 @@ from danbooru_index.model import device as devices
 from danbooru_index.model.batch_plan import BatchPlan
 from danbooru_index.model.checkpoint import EMBEDDED_FOLDER
 from danbooru_index.model.device import cpu_has_bf16, nvidia_driver, probe_device
-from danbooru_index.model.encoder import Encoder, gpu_tokens_per_batch
+from danbooru_index.model.encoder import Encoder
+from danbooru_index.model.shape import ModelShape, gpu_tokens_per_batch
 from danbooru_index.model.tokenizer import Tokenizer
+from danbooru_index.model.tuning import NEVER_FILL, EncoderTuning
 
 MIXED = [
     "【服装】school_uniform - 学生制服。包括水手服、西式制服等",
@@ -229,31 +231,31 @@ def test_nothing_and_one_record(encoder, tokenizer):
 
 @pytest.mark.slow
 def test_out_of_memory_halves_the_budget_and_then_fails_by_name(checkpoint, tokenizer, monkeypatch):
-    encoder = Encoder(str(checkpoint), tokens_per_batch=1024)
-    forward = encoder._forward
+    encoder = Encoder(str(checkpoint), tuning=EncoderTuning(tokens_per_batch=1024))
+    forward = encoder._run.forward
 
     def scarce(call):
         if call.tokens > 100:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(call)
 
-    monkeypatch.setattr(encoder, "_forward", scarce)
+    monkeypatch.setattr(encoder._run, "forward", scarce)
     batch = tokenizer(["one two three"] + [f"text number {n}" for n in range(50)])
     encoding = encoder.encode(batch)
     assert len(encoding.dense) == 51
     assert encoder.tokens_per_batch == 64
-    monkeypatch.setattr(encoder, "_to_host", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(encoder._run, "to_host", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(ModelError, match="out of memory on cpu even at 64 tokens"):
         encoder.encode(batch)
-    monkeypatch.setattr(encoder, "_forward", lambda call: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(encoder._run, "forward", lambda call: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(ModelError, match="out of memory"):
         encoder.encode(batch)
 
 
 @pytest.mark.slow
 def test_streams_change_nothing_and_their_errors_arrive(checkpoint, tokenizer, texts, monkeypatch):
-    assert [Encoder(str(checkpoint), threads=n).streams for n in (1, 2, 5, 6, 8)] == [1, 2, 1, 3, 4]
-    alone, several = (Encoder(str(checkpoint), threads=n, tokens_per_batch=512) for n in (1, 2))
+    assert [Encoder(str(checkpoint), threads=n)._run.scheduler.streams for n in (1, 2, 5, 6, 8)] == [1, 2, 1, 3, 4]
+    alone, several = (Encoder(str(checkpoint), threads=n, tuning=EncoderTuning(tokens_per_batch=512)) for n in (1, 2))
     batch, told = tokenizer(texts), []
     expected, found = alone.encode(batch), several.encode(batch, told.append)
     assert len(told) >= 4
@@ -261,7 +263,7 @@ def test_streams_change_nothing_and_their_errors_arrive(checkpoint, tokenizer, t
     assert np.abs(found.dense - expected.dense).max() < 1e-5
     assert np.abs(found.colbert - expected.colbert).max() < 1e-5
     assert np.array_equal(found.sparse_ids, expected.sparse_ids)
-    monkeypatch.setattr(several, "_forward", lambda call: 1 / 0)
+    monkeypatch.setattr(several._run, "forward", lambda call: 1 / 0)
     with pytest.raises(ModelError, match="ZeroDivisionError"):
         several.encode(batch)
 
@@ -271,24 +273,23 @@ def test_streams_change_nothing_and_their_errors_arrive(checkpoint, tokenizer, t
 def test_a_batch_comes_out_the_same_to_the_bit_whatever_came_before(checkpoint, tokenizer, texts, precision):
     """Large batches go through fused layers, small ones do not, whether these have been made or not."""
 
+    full = EncoderTuning(tokens_per_batch=256, min_fill_ratio=0.9)
+
     def bits(encoder, batch):
         encoding = encoder.encode(batch)
         return [getattr(encoding, name).tobytes() for name in ("dense", "colbert", "sparse_ids", "sparse_weights")]
 
     def fresh():
-        encoder = Encoder(str(checkpoint), Device.CPU, precision, threads=2, tokens_per_batch=256)
-        encoder.worth_filling = 0.9
-        return encoder
+        return Encoder(str(checkpoint), Device.CPU, precision, threads=2, tuning=full)
 
     large, small = tokenizer(texts), tokenizer(texts[:20])
     encoder, other = fresh(), fresh()
-    assert any(call.whole for call in encoder._calls(BatchPlan(large, encoder.blocks)))
-    assert not any(call.whole for call in encoder._calls(BatchPlan(small, encoder.blocks)))
+    assert any(call.whole for call in encoder._run.calls(BatchPlan(large, encoder._run.blocks)))
+    assert not any(call.whole for call in encoder._run.calls(BatchPlan(small, encoder._run.blocks)))
     expected = bits(encoder, small), bits(encoder, large)
     assert (bits(encoder, small), bits(encoder, large)) == expected
     assert (bits(other, large), bits(other, small)) == expected[::-1]
-    plain = fresh()
-    plain.worth_filling = None
+    plain = encoder.tuned(EncoderTuning(tokens_per_batch=256, min_fill_ratio=NEVER_FILL))
     found, wanted = encoder.encode(large), plain.encode(large)
     assert (1 - (found.dense * wanted.dense).sum(1)).max() < (1e-6 if precision is Precision.FP32 else 1e-3)
 
@@ -296,11 +297,11 @@ def test_a_batch_comes_out_the_same_to_the_bit_whatever_came_before(checkpoint, 
 @pytest.mark.slow
 def test_the_next_batch_begins_before_the_last_call_of_this_one_ends(checkpoint, tokenizer, texts, monkeypatch):
     """No pause between batches; the time of both together is counted once."""
-    encoder = Encoder(str(checkpoint), threads=2, tokens_per_batch=512)
+    encoder = Encoder(str(checkpoint), threads=2, tuning=EncoderTuning(tokens_per_batch=512))
     batches = [tokenizer(texts), tokenizer([f"{text} again" for text in texts])]
     expected = [encoder.encode(batch) for batch in batches]
-    calls = len(encoder._calls(BatchPlan(batches[0], encoder.blocks)))
-    forward, begun, first, second = encoder._forward, itertools.count(1), threading.Event(), threading.Event()
+    calls = len(encoder._run.calls(BatchPlan(batches[0], encoder._run.blocks)))
+    forward, begun, first, second = encoder._run.forward, itertools.count(1), threading.Event(), threading.Event()
 
     def waits(call):
         number = next(begun)
@@ -311,7 +312,7 @@ def test_the_next_batch_begins_before_the_last_call_of_this_one_ends(checkpoint,
             second.set()
         return forward(call)
 
-    monkeypatch.setattr(encoder, "_forward", waits)
+    monkeypatch.setattr(encoder._run, "forward", waits)
     stats = [EncoderStats(), EncoderStats()]
     started = time.perf_counter()
     with ThreadPoolExecutor(2) as callers:
@@ -335,8 +336,8 @@ def test_results_that_find_no_memory_on_the_way_back_take_the_plain_one(checkpoi
     def full(*_):
         raise RuntimeError("CUDA error: out of memory")
 
-    monkeypatch.setattr(encoder, "_copies", "the stream of a GPU")
-    monkeypatch.setattr(encoder, "_to_host", full)
+    monkeypatch.setattr(encoder._run, "_copies", "the stream of a GPU")
+    monkeypatch.setattr(encoder._run, "to_host", full)
     found = encoder.encode(batch)
     for name in ("dense", "sparse_ids", "sparse_weights", "sparse_lengths", "colbert", "colbert_lengths"):
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
@@ -344,9 +345,9 @@ def test_results_that_find_no_memory_on_the_way_back_take_the_plain_one(checkpoi
 
 @pytest.mark.slow
 def test_batches_that_run_out_of_memory_together_halve_once(checkpoint):
-    encoder = Encoder(str(checkpoint), tokens_per_batch=512)
-    encoder._halve(512)
-    encoder._halve(512)
+    encoder = Encoder(str(checkpoint), tuning=EncoderTuning(tokens_per_batch=512))
+    encoder._run.halve(512)
+    encoder._run.halve(512)
     assert encoder.tokens_per_batch == 256
 
 
@@ -354,7 +355,7 @@ def test_batches_that_run_out_of_memory_together_halve_once(checkpoint):
 def test_other_errors_are_not_retried(checkpoint, tokenizer, monkeypatch):
     encoder = Encoder(str(checkpoint))
     calls = []
-    monkeypatch.setattr(encoder, "_forward", lambda call: calls.append(1) or 1 / 0)
+    monkeypatch.setattr(encoder._run, "forward", lambda call: calls.append(1) or 1 / 0)
     with pytest.raises(ModelError, match="ZeroDivisionError"):
         encoder.encode(tokenizer(["x"]))
     assert len(calls) == 1
@@ -383,22 +384,22 @@ def test_non_finite_outputs_are_recomputed_in_fp32_or_listed(checkpoint, tmp_pat
     others = [f"text {n}" for n in range(200)]
     among = encoder.encode(tokenizer([*others, "twintails"]))
     clean = encoder.encode(tokenizer(others))
-    assert among.bad.tolist() == [200]
+    assert among.non_finite.tolist() == [200]
     assert 3 < encoder.stats.recomputed < 40
     assert (among.dense[:200] * clean.dense).sum(1).min() > 0.999
-    assert not len(clean.bad)
+    assert not len(clean.non_finite)
 
 
 @pytest.mark.slow
 def test_what_fp32_can_save_is_saved(checkpoint, tokenizer, monkeypatch):
     encoder = Encoder(str(checkpoint), precision=Precision.BF16)
-    forward = encoder._forward
+    forward = encoder._run.forward
 
     def overflowing(call):
         dense, sorted_ids, weights, colbert, finite = forward(call)
         return dense * float("nan"), sorted_ids, weights, colbert, torch.zeros_like(finite)
 
-    monkeypatch.setattr(encoder, "_forward", overflowing)
+    monkeypatch.setattr(encoder._run, "forward", overflowing)
     batch = tokenizer(["cat ears", "umbrella"])
     encoding = encoder.encode(batch)
     expected = Encoder(str(checkpoint)).encode(batch)
@@ -498,11 +499,9 @@ def test_devices_and_precisions(monkeypatch):
 def test_a_device_call_has_a_time_in_which_it_must_end(encoder):
     """The watchdog's limit: a minute and a little for a tiny model, minutes for BGE-M3 on a slow CPU."""
     assert 60 < encoder.call_s(512) < 61
-    bge = object.__new__(Encoder)
-    bge._layers, bge.dim, bge._intermediate, bge.tokens_per_batch, bge._device = 24, 1024, 4096, 2048, "cpu"
-    assert 300 < bge.call_s(512) < 600
-    bge._device, bge.tokens_per_batch = "cuda", 32_768
-    assert 60 < bge.call_s(8192) < 180
+    bge = ModelShape(dim=1024, layers=24, intermediate=4096, padding_id=1)
+    assert 300 < bge.longest_call_s(2048, 512, "cpu") < 600
+    assert 60 < bge.longest_call_s(32_768, 8192, "cuda") < 180
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import torch
 
 from danbooru_index.config import Precision
 from danbooru_index.model.attention import attention_blocked, attention_eager, attention_sdpa
-from danbooru_index.model.encoder import OUTPUTS
 from danbooru_index.model.gemm import gemm_tflops
 from danbooru_index.model.loading import load_model
 from danbooru_index.model.onednn import fused
+from danbooru_index.model.outputs import OUTPUTS
 from danbooru_index.model.packed_model import PackedModel, segment_max
 from danbooru_index.model.packing import BLOCK_COSTS, pack, pack_calls, padded
+from danbooru_index.model.tuning import NEVER_FILL
 
 PADDING = 1
 
@@ -75,11 +76,11 @@ def test_fused_layers_are_the_layers(checkpoint, precision):
     call = next(pack_calls(pack(ids, lengths, (32,)), 256, PADDING, fill_from=1))
     with torch.inference_mode():
         expected = packed(dataclasses.replace(call, whole=False))
-        packed.fuse(256)
+        packed.compile(256)
         found = packed(call)
         hidden = torch.zeros(256, packed._layers[0].qkv.shape[1], dtype=packed._layers[0].qkv.dtype)
-        fused_by_onednn = "oneDNNFusionGroup" in str(packed.fused[256][0].finish.graph_for(hidden, hidden))
-        assert fused_by_onednn or packed.worth_filling is None
+        fused_by_onednn = "oneDNNFusionGroup" in str(packed._compiled[256][0].finish.graph_for(hidden, hidden))
+        assert fused_by_onednn or packed.min_fill_ratio == NEVER_FILL
     least = 1e-6 if precision == "fp32" else 1e-3
     for name, ours, theirs in zip(OUTPUTS, found, expected, strict=True):
         if name in ("dense", "colbert"):
@@ -174,8 +175,9 @@ def test_two_products_do_the_attention_in_bf16_without_amx(checkpoint, precision
     monkeypatch.setattr("danbooru_index.model.packed_model.cpu_has_avx512_bf16_alone", lambda: alone)
     packed = PackedModel(load_model(str(checkpoint), "cpu", Precision(precision)), "cpu")
     assert packed._attention.keywords["attention"] is attention
-    assert packed.attend_by("two products") == packed.blocks
-    assert packed._attention.keywords["attention"] is attention_eager
+    other = packed.attending_by("eager")
+    assert other.blocks == packed.blocks
+    assert other._attention.keywords["attention"] is attention_eager
 
 
 def test_the_speed_of_a_matrix_product_is_positive_and_finite():

@@ -19,6 +19,7 @@ from danbooru_index.model.loading import load_model
 from danbooru_index.model.packed_model import PackedModel
 from danbooru_index.model.packing import pack, pack_calls
 from danbooru_index.model.tokenizer import Tokenizer
+from danbooru_index.model.tuning import EncoderTuning
 
 PADDING = 1
 
@@ -123,15 +124,14 @@ def test_a_gpu_finds_what_a_cpu_finds_in_every_kind_of_attention(checkpoint, bat
     expected = Encoder(str(checkpoint)).encode(batch)
     encoder = Encoder(str(checkpoint), Device.CUDA, Precision.FP16)
     for kind in encoder.attentions:
-        encoder.attend_by(kind)
-        found = encoder.encode(batch)
+        found = encoder.tuned(EncoderTuning(attention=kind)).encode(batch)
         assert (1 - (found.dense * expected.dense).sum(1)).max() < 1e-3, kind
         assert (1 - (found.colbert * expected.colbert).sum(1)).max() < 1e-3, kind
 
 
 @on_a_gpu
 def test_a_gpu_gives_the_same_bits_again_also_to_several_threads(checkpoint, batch):
-    encoder = Encoder(str(checkpoint), Device.CUDA, Precision.FP16, tokens_per_batch=1024)
+    encoder = Encoder(str(checkpoint), Device.CUDA, Precision.FP16, tuning=EncoderTuning(tokens_per_batch=1024))
     expected = encoder.encode(batch)
     with ThreadPoolExecutor(3) as threads:
         assert all(same(found, expected) for found in threads.map(lambda _: encoder.encode(batch), range(12)))
@@ -142,13 +142,15 @@ def test_a_call_of_more_texts_than_a_grid_has_rows(checkpoint):
     texts = [f"标签{number}" for number in range(70_000)]
     batch = Tokenizer(str(checkpoint), 512)(texts)
     few = Encoder(str(checkpoint), Device.CUDA, Precision.FP16).encode(batch)
-    many = Encoder(str(checkpoint), Device.CUDA, Precision.FP16, tokens_per_batch=2_000_000).encode(batch)
+    many = Encoder(
+        str(checkpoint), Device.CUDA, Precision.FP16, tuning=EncoderTuning(tokens_per_batch=2_000_000)
+    ).encode(batch)
     assert (1 - (few.dense * many.dense).sum(1)).max() < 1e-3
 
 
 @on_a_gpu
 def test_running_out_of_memory_halves_the_budget_and_goes_on(checkpoint, batch):
-    encoder = Encoder(str(checkpoint), Device.CUDA, Precision.FP16, tokens_per_batch=1 << 20)
+    encoder = Encoder(str(checkpoint), Device.CUDA, Precision.FP16, tuning=EncoderTuning(tokens_per_batch=1 << 20))
     expected = encoder.encode(batch)
     torch.cuda.empty_cache()
     held = torch.cuda.memory_reserved() + (4 << 20)

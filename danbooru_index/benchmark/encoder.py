@@ -16,10 +16,11 @@ import numpy as np
 from danbooru_index.benchmark.baselines import DEFAULT_BATCH_SIZE, FlagEmbedding
 from danbooru_index.benchmark.run import Bench, in_turn, ratio, summary
 from danbooru_index.config import Device, Precision
-from danbooru_index.embeddings import Embeddings, EncoderStats, TokenBatch
+from danbooru_index.embeddings import Embeddings, TokenBatch
 from danbooru_index.model.device import cpu_count
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.tokenizer import Tokenizer
+from danbooru_index.model.tuning import NEVER_FILL, EncoderTuning
 from danbooru_index.pipeline.projection import fit_and_measure
 
 MAX_LENGTH = 512
@@ -39,7 +40,7 @@ def encoder(bench: Bench) -> dict[str, Any]:
 
     def ours(precision: Precision) -> Callable[[], None]:
         def run() -> None:
-            encoders[precision].stats = EncoderStats()
+            encoders[precision].forget()
             outputs[precision.value] = encoders[precision].encode(tokenizer(bench.texts))
 
         return run
@@ -141,39 +142,18 @@ def packing(bench: Bench) -> dict[str, Any]:
     started = time.perf_counter()
     batch = tokenizer(bench.texts)
     tokenising = time.perf_counter() - started
-    default, blocks, streams = one.tokens_per_batch, one.blocks, one.streams
-
-    def encoding(
-        grouped: Callable[[TokenBatch], list[TokenBatch]] = lambda whole: [whole],
-        budget: int = default,
-        blocks: tuple[int, ...] = (),
-        streams: int = streams,
-        worth_filling: float | None = one.worth_filling,
-        attention: str = one.attentions[0],
-    ) -> Callable[[], None]:
-        def run() -> None:
-            one.attend_by(attention)
-            one.tokens_per_batch, one.streams, one.worth_filling = budget, streams, worth_filling
-            one.blocks = blocks or one.blocks
-            for rows in grouped(batch):
-                one.encode(rows)
-
-        return run
-
+    default = one.tokens_per_batch
     sizes = (default, default // 4, default // 2, default * 2)
-    contestants = {f"packed, {size} tokens a call": encoding(budget=size) for size in sizes}
-    contestants["one length a call"] = encoding(_by_length)
-    if blocks != (0,):
-        contestants["attention by length, not in blocks"] = encoding(blocks=(0,))
-        contestants["one call at a time, on all cores"] = encoding(streams=1)
-        contestants["neither blocks nor streams"] = encoding(blocks=(0,), streams=1)
-    contestants |= {f"attention by {kind}": encoding(attention=kind) for kind in one.attentions[1:]}
-    if one.worth_filling is not None:
-        contestants["one operation after the other, not fused"] = encoding(worth_filling=None)
-    for size in sizes:  # what each needs once is made before it is measured
-        one.tokens_per_batch = size
-        one.prepare(batch.tokens)
-    one.encode(batch.rows(0, min(WARM_UP, len(batch.lengths))))
+    tunings = {f"packed, {size} tokens a call": EncoderTuning(tokens_per_batch=size) for size in sizes}
+    if one.attentions[0] != "varlen":
+        tunings["attention by length, not in blocks"] = EncoderTuning(blocks=(0,))
+        tunings["one call at a time, on all cores"] = EncoderTuning(streams=1)
+        tunings["neither blocks nor streams"] = EncoderTuning(blocks=(0,), streams=1)
+    tunings |= {f"attention by {kind}": EncoderTuning(attention=kind) for kind in one.attentions[1:]}
+    if one.compiles:
+        tunings["one operation after the other, not fused"] = EncoderTuning(min_fill_ratio=NEVER_FILL)
+    contestants = {name: _encoding(one.tuned(tuning), [batch]) for name, tuning in tunings.items()}
+    contestants["one length a call"] = _encoding(one, _by_length(batch))
     seconds = in_turn(contestants, bench.config.repeats)
     first = next(iter(seconds))
     return {
@@ -183,6 +163,18 @@ def packing(bench: Bench) -> dict[str, Any]:
             name: ratio(times, seconds[first]) for name, times in seconds.items() if name != first
         },
     }
+
+
+def _encoding(encoder: Encoder, batches: list[TokenBatch]) -> Callable[[], None]:
+    """Encode these batches; what the first of them would have to wait for is made now."""
+    encoder.prepare(batches[0].tokens)
+    encoder.encode(batches[0].rows(0, min(WARM_UP, len(batches[0].lengths))))
+
+    def run() -> None:
+        for batch in batches:
+            encoder.encode(batch)
+
+    return run
 
 
 def _by_length(batch: TokenBatch) -> list[TokenBatch]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from danbooru_index.embeddings import Array, Embeddings, TokenBatch, ragged_take
-from danbooru_index.model.packing import PackedCall, Packing, pack
+from danbooru_index.model.packing import PackedCall, Packing, pack, pack_calls, padded
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 FEW_TOKENS = 256  # a query alone is not padded to a block
+MIN_CALLS_TO_FILL = 8  # in a batch: compiling layers for full calls takes the time of two
 
 
 class BatchPlan:
@@ -55,6 +57,25 @@ class BatchPlan:
         taken = place[self._unique_of]
         self.ways = {"dense": taken, "colbert": ragged_take(self.packing.lengths - 1, taken)}
 
+    def calls_of(self, budget: int, streams: int, padding_id: int, min_fill_ratio: float) -> list[PackedCall]:
+        """The device calls at a token budget, planned once; where several run at once, as many as end together.
+
+        They depend on nothing but the batch, so that it comes out the same whenever it is encoded.
+        """
+        if self.budget == budget:
+            return self.calls
+        self.budget = budget
+        if budget <= FEW_TOKENS:
+            self.pack((0,))
+        slots, fill_from = self.packing.slots, math.inf
+        if min_fill_ratio < math.inf and slots >= MIN_CALLS_TO_FILL * budget:
+            fill_from = min_fill_ratio * budget
+        elif slots > budget:
+            rounds = -(-slots // (budget * streams))
+            budget = min(budget, padded(-(-slots // (rounds * streams))))
+        self.calls = list(pack_calls(self.packing, budget, padding_id, fill_from))
+        return self.calls
+
     def assemble(self, out: dict[str, Array]) -> tuple[Embeddings, npt.NDArray[np.int64]]:
         """Device results of the unique rows, in the order of the last `pack`, but vectors by `ways` -> an `Embeddings` in
         input order, and the rows that are not finite."""
@@ -73,9 +94,3 @@ class BatchPlan:
             non_finite=np.empty(0, np.int64),
         )
         return encoding, np.flatnonzero(~out["finite"][taken])
-
-
-def in_input_order(outputs: dict[str, torch.Tensor], plan: BatchPlan) -> dict[str, Array]:
-    """Buffers as numpy arrays, put in order here: takes no memory of the device, and none that is pinned."""
-    arrays: dict[str, Array] = {name: value.cpu().numpy() for name, value in outputs.items()}
-    return arrays | {name: arrays[name].take(way, axis=0) for name, way in plan.ways.items()}

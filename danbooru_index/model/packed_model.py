@@ -7,13 +7,15 @@ matrix product is as large as the token budget, whatever the lengths are. Called
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from danbooru_index.errors import ModelError, first_line
 from danbooru_index.model import onednn
 from danbooru_index.model.attention import (
     Attention,
@@ -28,15 +30,14 @@ from danbooru_index.model.device import cpu_has_avx512_bf16_alone
 from danbooru_index.model.gemm import gemm_tflops
 from danbooru_index.model.layers import FusedLayer, Layer, arrange_layers
 from danbooru_index.model.packing import BLOCK_COSTS, PackedCall
+from danbooru_index.model.tuning import NEVER_FILL
 
 if TYPE_CHECKING:
     import torch
 
 
-WORTH_FILLING = {
-    4: 0.5,
-    2: 0.9,
-}  # share of a whole call, by a value's bytes, from which its empty slots cost less than they save
+# Minimum fill ratio, per dtype size, at which padding a call to full size is faster.
+MIN_FILL_RATIO = {4: 0.5, 2: 0.9}
 
 
 class PackedModel:
@@ -57,11 +58,11 @@ class PackedModel:
         varlen = has_varlen_kernel(self._layers[0].qkv)
         measured = device == "cpu" and cpu_has_avx512_bf16_alone()
         size = self._layers[0].qkv.dtype.itemsize
-        self.worth_filling = WORTH_FILLING[size] if measured and onednn.available() else None
-        self.fused: dict[int, list[FusedLayer]] = {}
-        by_block = ("two products", "blocks") if measured and size == 2 else ("blocks", "two products")
+        self.min_fill_ratio = MIN_FILL_RATIO[size] if measured and onednn.available() else NEVER_FILL
+        self._compiled: dict[int, list[FusedLayer]] = {}
+        by_block = ("eager", "sdpa") if measured and size == 2 else ("sdpa", "eager")
         self.attentions = ("varlen", *by_block) if varlen else by_block
-        self.blocks = self.attend_by(self.attentions[0])
+        self._attend_by(self.attentions[0])
 
     def __call__(self, call: PackedCall) -> tuple[torch.Tensor, ...]:
         """dense [n, D], sparse ids [T] and weights [T] in row order (0: not an entry; those of special tokens are in it),
@@ -88,32 +89,50 @@ class PackedModel:
         finite = torch.isfinite(dense.sum(1).index_add(0, rows, sums))
         return dense, *segment_max(ids[places], weights, rows), colbert, finite
 
-    def attend_by(self, kind: str) -> tuple[int, ...]:
-        """Take one of the `attentions`, and return the sizes of blocks that go with it."""
+    @classmethod
+    def arranged(cls, path: str, model: Any, device: str, projection: npt.NDArray[np.float32] | None) -> Self:
+        """The model of a folder; raise `ModelError` where this device cannot hold it arranged so."""
+        try:
+            return cls(model, device, projection)
+        except RuntimeError as error:
+            raise ModelError(f"{path}: cannot be arranged on this {device} device ({first_line(error)})") from None
+
+    def attending_by(self, kind: str) -> Self:
+        """The same model with another of the `attentions`, and nothing compiled yet."""
+        other = copy.copy(self)
+        other._compiled = {}
+        other._attend_by(kind)
+        return other
+
+    def _attend_by(self, kind: str) -> None:
         kinds: dict[str, Attention] = {
             "varlen": attention_varlen,
-            "blocks": partial(attention_blocked, attention=attention_sdpa),
-            "two products": partial(attention_blocked, attention=attention_eager),
+            "sdpa": partial(attention_blocked, attention=attention_sdpa),
+            "eager": partial(attention_blocked, attention=attention_eager),
         }
         self._attention = kinds[kind]
-        return (0,) if kind == "varlen" else tuple(BLOCK_COSTS)
+        self.blocks = (0,) if kind == "varlen" else tuple(BLOCK_COSTS)
 
-    def fuse(self, rows: int) -> None:
-        """Compile the layers for calls of so many slots, once; by a thread that has as many threads as those which will call.
+    def is_compiled(self, rows: int) -> bool:
+        """Whether calls of so many slots have their layers compiled."""
+        return rows in self._compiled
+
+    def compile(self, rows: int) -> None:
+        """Compile the layers for calls of so many slots, once; by a thread that has as many cores as those which will call.
 
         Takes the time of two such calls, and as much memory as the layers' weights.
         """
-        if rows in self.fused:
+        if rows in self._compiled:
             return
         hidden = self._layers[0].qkv.new_zeros(rows, self._layers[0].qkv.shape[1])
-        self.fused[rows] = [
+        self._compiled[rows] = [
             FusedLayer(onednn.fused(layer.project, hidden), onednn.fused(layer.finish_anew, hidden, hidden))
             for layer in self._layers
         ]
 
     def gemm_tflops(self, rows: int) -> float:
         """What this device reaches in the largest products of this model alone: the limit of a forward pass."""
-        layer, packed = self._layers[0], self.worth_filling is not None
+        layer, packed = self._layers[0], self.min_fill_ratio < NEVER_FILL
         kinds = (False, True) if packed else (False,)
         return max(gemm_tflops(weight, rows, packed=kind) for weight in (layer.inner, layer.outer) for kind in kinds)
 
@@ -121,7 +140,7 @@ class PackedModel:
         """The last layer's output for every token, [P, D]."""
         hidden: torch.Tensor = self._embeddings(input_ids=ids[None], position_ids=positions[None])[0] + self._first
         attend = self._attention(call, hidden)
-        layers: Sequence[Layer | FusedLayer] = self.fused[len(hidden)] if call.whole else self._layers
+        layers: Sequence[Layer | FusedLayer] = self._compiled[len(hidden)] if call.whole else self._layers
         for layer in layers:
             qkv = layer.project(hidden)
             attended = attend(*qkv.view(len(hidden), 3, self._heads, -1).unbind(1)).reshape(hidden.shape)

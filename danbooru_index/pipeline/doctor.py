@@ -19,7 +19,8 @@ from danbooru_index.errors import DanbooruIndexError, DeviceError, ModelError, S
 from danbooru_index.index.estimate import index_bytes
 from danbooru_index.model.checkpoint import Checkpoint, default_model, hidden_size, resolve_model, settings_of
 from danbooru_index.model.device import cpu_count, probe_device
-from danbooru_index.model.encoder import Encoder, gpu_tokens_per_batch
+from danbooru_index.model.encoder import Encoder
+from danbooru_index.model.shape import gpu_tokens_per_batch
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.storage.space import free_bytes
 from danbooru_index.versions import INSTALL, version_problems

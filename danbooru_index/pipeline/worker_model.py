@@ -11,6 +11,7 @@ from danbooru_index.index.codec import load_codec
 from danbooru_index.model.checkpoint import model_id, resolve_model, stamp_of
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.tokenizer import Tokenizer
+from danbooru_index.model.tuning import EncoderTuning
 from danbooru_index.pipeline.protocol import WorkerSettings
 from danbooru_index.storage.locate import locate
 
@@ -27,7 +28,7 @@ def load_encoder(settings: WorkerSettings) -> Encoder:
         local_model(settings),
         Device(settings.device),
         Precision(settings.precision),
-        tokens_per_batch=settings.tokens_per_batch,
+        tuning=EncoderTuning(tokens_per_batch=settings.tokens_per_batch),
         threads=settings.threads,
         half_output=True,
         projection=None if codec is None else codec.matrix,
