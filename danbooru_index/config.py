@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from danbooru_index.errors import UsageError
@@ -17,8 +18,10 @@ BASELINE_RECORDS = 1_386_373
 BASELINE_VRAM_GB = 4.2
 BASELINE_HARDWARE = "one RTX 4090"
 
+SAMPLE_TAGS = Path(__file__).with_name("sample_tags.jsonl")  # 468 tags, written for this project
+
 PRODUCTION_MODEL = "BAAI/bge-m3"
-EMBEDDED_MODEL = "m3-mini"
+BUNDLED_MODEL = "m3-mini"
 DEFAULT_SHARD_ROWS = 4096
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_MIN_FIDELITY = 0.7

@@ -14,7 +14,7 @@ from danbooru_index.config import BASELINE_TAGS_PER_SECOND
 
 LINE_EVERY_S = 10.0
 REDRAW_S = 0.2
-POINTS = 400
+TIMELINE_POINTS = 400
 
 
 class StepProgress:
@@ -48,7 +48,7 @@ class StepProgress:
 
 
 _moving = threading.Lock()  # held by whoever writes on stderr beside a line that moves
-_others = threading.Event()  # another library's bars are there
+_bars_elsewhere = threading.Event()  # another library's bars are there
 
 
 def tell(line: str) -> None:
@@ -62,13 +62,13 @@ def tell(line: str) -> None:
 def other_bars() -> Iterator[None]:
     """Another library shows bars of its own on stderr: no line moves meanwhile."""
     with _moving:
-        _others.set()
+        _bars_elsewhere.set()
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     try:
         yield
     finally:
-        _others.clear()
+        _bars_elsewhere.clear()
 
 
 class StartUp:
@@ -120,7 +120,7 @@ class StartUp:
             with _moving:
                 if self._ended.is_set():
                     return
-                if self._moving and _others.is_set():
+                if self._moving and _bars_elsewhere.is_set():
                     continue
                 if self._moving:
                     width = shutil.get_terminal_size().columns
@@ -192,10 +192,10 @@ class Progress:
         print(line, file=self._stream, flush=True)
 
     def _remember(self, at: float, records: int) -> None:
-        """Keep at most `POINTS` points, ever further apart."""
+        """Keep at most `TIMELINE_POINTS` points, ever further apart."""
         if not self.timeline and records:
             self.timeline.append((max(0.0, at - 1.0), 0))
         if records != self._last or not self.timeline:
             self.timeline.append((round(at, 3), records))
-        if len(self.timeline) > POINTS:
+        if len(self.timeline) > TIMELINE_POINTS:
             self.timeline = [self.timeline[0], *self.timeline[2:-1:2], self.timeline[-1]]

@@ -51,9 +51,9 @@ def interrupting_exit() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deaf() -> Iterator[None]:
+def signals_ignored() -> Iterator[None]:
     """SIGTERM and Ctrl-C change nothing in the block, but that `bounded_stops` hears them; SIGTERM not after it either,
-    until `restoring` ends.
+    until `sigterm_restored` ends.
 
     For the second in which Ray ends, with handlers of its own and for a moment with none: the work is done, or has
     failed, and the process is on its way out.
@@ -68,7 +68,7 @@ def deaf() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restoring() -> Iterator[None]:
+def sigterm_restored() -> Iterator[None]:
     """Afterwards SIGTERM has the handler that it had before, whatever the block has installed."""
     with _kept(signal.SIGTERM):
         yield

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from danbooru_index.cli.entry import guarded
 from danbooru_index.training.m3_mini import make_mini
-from danbooru_index.training.mini_recipe import MiniRecipe
+from danbooru_index.training.mini_vectors import MiniRecipe
 
 
 def main() -> int:

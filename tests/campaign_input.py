@@ -42,8 +42,7 @@ from danbooru_index.config import Filter, Mode, RejectLimit, Weights
 from danbooru_index.errors import DanbooruIndexError, UsageError
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import read_record, read_records, record_path
-from danbooru_index.index.prune import prune
-from danbooru_index.index.publish import rollback
+from danbooru_index.index.publish import prune, rollback
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.status import status, verify
 from danbooru_index.ingest.scan import scan

@@ -41,7 +41,7 @@ BUGS = {
     "documents written in place": Bug("storage/local", "        os.replace(temporary, self.path)\n", "        self.path.write_bytes(content); temporary.unlink()\n", "power-loss", 120),
     "Lance's manifests not synced": Bug("index/commit", "        sync_manifests(folder)\n", "", "power-loss", 80),
     "a compaction that is not synced": Bug("index/compaction", "    sync_manifests(folder)\n", "", "power-loss", 120),
-    "the record before the fragments": Bug("pipeline/encode_stage", "                parts = work.writer.finish()\n", "                parts = work.writer.parts\n                complete(locate(self._settings.generation), CompletionRecord(shard.id, self._settings.fingerprint, work.writer.attempt, work.kept, shard.rows, parts, work.rejects))\n                parts = work.writer.finish()\n", "failpoints", 1, "shard.flushed"),
+    "the record before the fragments": Bug("pipeline/encode_stage", "                parts = work.writer.finish()\n", "                parts = work.writer.parts\n                complete(self._settings.generation, CompletionRecord(shard.id, self._settings.fingerprint, work.writer.attempt, work.kept, shard.rows, parts, work.rejects))\n                parts = work.writer.finish()\n", "failpoints", 1, "shard.flushed"),
     "the fingerprint dropped": Bug("index/lifecycle", "old.fingerprint_digest == wanted.fingerprint_digest", "True", "never-mixed", 1, "max length"),
     "a lost reply taken for a loss": Bug("index/completion", "return found.attempt == record.attempt", "return False", "s3", 8, "lost"),
     "a lease that holds nobody off": Bug("storage/lease", "elif time.time() < note[\"until\"] or not self._take(version):", "elif not self._take(version):", "s3", 2),

@@ -17,7 +17,7 @@ from processes import ROOT, run_cli
 
 from danbooru_index.config import PRODUCTION_MODEL
 from danbooru_index.errors import ModelError
-from danbooru_index.model.checkpoint import EMBEDDED_MODEL, default_model, model_id, resolve_model
+from danbooru_index.model.checkpoint import BUNDLED_MODEL, default_model, model_id, resolve_model
 from danbooru_index.pipeline.worker_model import local_model
 
 TOKEN = "hf_" + "S3cretS3cret" * 3
@@ -130,7 +130,7 @@ def test_a_folder_that_is_not_there(name):
 def test_the_embedded_model_is_chosen_only_without_a_gpu_and_says_so(capfd):
     assert default_model("cuda") == PRODUCTION_MODEL
     assert capfd.readouterr().err == ""
-    assert default_model("cpu") == EMBEDDED_MODEL
+    assert default_model("cpu") == BUNDLED_MODEL
     assert "m3-mini, the small embedded model; --model BAAI/bge-m3" in capfd.readouterr().err
 
 

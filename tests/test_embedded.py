@@ -11,14 +11,13 @@ from processes import one_line, run_cli
 
 from danbooru_index.errors import InputError, UsageError
 from danbooru_index.ingest.fields import parse_line
-from danbooru_index.model.checkpoint import EMBEDDED_FOLDER, EMBEDDED_MODEL, longest_text, resolve_model
+from danbooru_index.model.checkpoint import BUNDLED_FOLDER, BUNDLED_MODEL, longest_text, resolve_model
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.training import m3_mini, mini_vectors
 from danbooru_index.training.m3_mini import _begin_work, make_mini
-from danbooru_index.training.mini_recipe import MiniRecipe
 from danbooru_index.training.mini_tokenizer import load_mini_tokenizer, token_rows, train_tokenizer
-from danbooru_index.training.mini_vectors import with_prior, with_rarity
+from danbooru_index.training.mini_vectors import MiniRecipe, with_prior, with_rarity
 from danbooru_index.training.mini_weights import write_base
 from danbooru_index.training.pairs import normal
 
@@ -27,20 +26,20 @@ WORDS = 64 - mini_vectors.RESERVED
 
 
 def test_it_is_small_and_whole():
-    sizes = {path.name: path.stat().st_size for path in EMBEDDED_FOLDER.iterdir()}
+    sizes = {path.name: path.stat().st_size for path in BUNDLED_FOLDER.iterdir()}
     assert sum(sizes.values()) <= LARGEST
     assert {"model.safetensors", "sparse_linear.pt", "colbert_linear.pt", "tokenizer.json", "README.md"} <= sizes.keys()
-    assert longest_text(resolve_model(EMBEDDED_MODEL)) == 512
+    assert longest_text(resolve_model(BUNDLED_MODEL)) == 512
 
 
 def test_flagembedding_loads_it_as_it_is(sample):
     from FlagEmbedding import BGEM3FlagModel
 
     texts = [record["text"] for record in sample[:32]]
-    theirs = BGEM3FlagModel(str(EMBEDDED_FOLDER), use_fp16=False, devices="cpu").encode(
+    theirs = BGEM3FlagModel(str(BUNDLED_FOLDER), use_fp16=False, devices="cpu").encode(
         texts, return_dense=True, return_sparse=True, return_colbert_vecs=True
     )
-    ours = Encoder(str(EMBEDDED_FOLDER)).encode(Tokenizer(str(EMBEDDED_FOLDER), 512)(texts))
+    ours = Encoder(str(BUNDLED_FOLDER)).encode(Tokenizer(str(BUNDLED_FOLDER), 512)(texts))
     np.testing.assert_allclose(ours.dense, theirs["dense_vecs"], atol=1e-5)
     for row in range(len(texts)):
         np.testing.assert_allclose(ours.colbert_row(row), theirs["colbert_vecs"][row], atol=1e-5)
@@ -58,7 +57,7 @@ def test_it_finds_tags_by_names_it_was_never_told():
     with gzip.open(SHARED / "data" / "danbooru_tags.jsonl.gz", "rt", encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines]
     records = [record for number, record in enumerate(records) if number % 20 == 0 or record["tag"] in wanted]
-    encoder, tokenizer = Encoder(str(EMBEDDED_FOLDER)), Tokenizer(str(EMBEDDED_FOLDER), 512)
+    encoder, tokenizer = Encoder(str(BUNDLED_FOLDER)), Tokenizer(str(BUNDLED_FOLDER), 512)
     texts = encoder.encode(tokenizer([record["text"] for record in records])).dense
     asked = encoder.encode(tokenizer([query["query"] for query in queries])).dense
     best = np.argsort(-asked @ texts.T, axis=1, kind="stable")[:, :10]

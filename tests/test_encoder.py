@@ -21,7 +21,7 @@ from danbooru_index.embeddings import EncoderStats
 from danbooru_index.errors import DeviceError, ModelError
 from danbooru_index.model import device as devices
 from danbooru_index.model.batch_plan import BatchPlan
-from danbooru_index.model.checkpoint import EMBEDDED_FOLDER
+from danbooru_index.model.checkpoint import BUNDLED_FOLDER
 from danbooru_index.model.device import cpu_has_bf16, nvidia_driver, probe_device
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.shape import ModelShape, gpu_tokens_per_batch
@@ -113,7 +113,7 @@ def test_the_tokenizer_is_the_one_that_auto_tokenizer_makes(checkpoint, tmp_path
 @pytest.mark.parametrize("model", ["checkpoint", "embedded"])
 def test_a_tokeniser_needs_no_torch(checkpoint, model):
     """A second less, and 0.2 GB, in every tokenising process."""
-    path = EMBEDDED_FOLDER if model == "embedded" else checkpoint
+    path = BUNDLED_FOLDER if model == "embedded" else checkpoint
     script = (
         "import sys; import danbooru_index.pipeline.tokenize_stage; from danbooru_index.model.tokenizer import Tokenizer; "
         f"assert Tokenizer({str(path)!r}, 512)(['cat ears']).tokens; assert 'torch' not in sys.modules"

@@ -126,7 +126,7 @@ def index(ray_session, sample_shards, checkpoint, tmp_path_factory):
 
 @pytest.mark.ray
 def test_ranking_many_is_ranking_one_by_one(index, monkeypatch):
-    monkeypatch.setattr("danbooru_index.search.batch.QUERIES_AT_ONCE", 3)
+    monkeypatch.setattr("danbooru_index.search.batch.QUERIES_PER_PASS", 3)
     generation = IndexRoot(index).current()
     reader, encode = GenerationReader(generation), QueryEncoder(generation, device=Device.CPU)
     asked = encode(["school uniform", "双马尾", "cat ears", "hair"])

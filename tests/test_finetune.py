@@ -16,7 +16,7 @@ from danbooru_index.model.checkpoint import model_id
 from danbooru_index.pipeline.build import build
 from danbooru_index.training.finetune import STATE, finetune
 from danbooru_index.training.finetune_config import FinetuneConfig
-from danbooru_index.training.state import FAILURE
+from danbooru_index.training.pairs import FAILURE
 from danbooru_index.training.worker_group import _failure
 
 SETTINGS = ("--lr", "2e-3", "--batch-size", "16", "--group-size", "3", "--device", "cpu")

@@ -10,11 +10,10 @@ import torch
 
 from danbooru_index.config import Precision
 from danbooru_index.model.attention import attention_blocked, attention_eager, attention_sdpa
-from danbooru_index.model.gemm import gemm_tflops
+from danbooru_index.model.device_run import OUTPUTS
 from danbooru_index.model.loading import load_model
 from danbooru_index.model.onednn import fused
-from danbooru_index.model.outputs import OUTPUTS
-from danbooru_index.model.packed_model import PackedModel, segment_max
+from danbooru_index.model.packed_model import PackedModel, gemm_tflops, segment_max
 from danbooru_index.model.packing import BLOCK_COSTS, pack, pack_calls, padded
 from danbooru_index.model.tuning import NEVER_FILL
 

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from processes import CLI, ROOT, one_line, run_cli, running, wait_for
 
-from danbooru_index.cluster import addresses, private_ray, upload
-from danbooru_index.cluster.addresses import Answer, ask_control_store, check_address
+from danbooru_index.cluster import private_ray, security, upload
 from danbooru_index.cluster.private_ray import _of_ray, _short_folder
+from danbooru_index.cluster.security import Answer, ask_control_store, check_address
 from danbooru_index.cluster.session import _why
 from danbooru_index.cluster.upload import measure_upload, refuse_large_upload, under_uv_run
 from danbooru_index.errors import ClusterError, StorageError, in_one_line
@@ -62,7 +62,7 @@ def test_what_is_no_control_store_is_named_in_seconds(silent, monkeypatch):
         check_address(f"127.0.0.1:{port}")
     with pytest.raises(ClusterError, match=r"nobody answers there .Connection refused.; check --address"):
         check_address(f"127.0.0.1:{port}")
-    monkeypatch.setattr(addresses, "ANSWER_S", 0.5)
+    monkeypatch.setattr(security, "ANSWER_S", 0.5)
     with pytest.raises(ClusterError, match="no answer in 0 s"):
         check_address(f"ray://127.0.0.1:{silent}")
     check_address("auto")
@@ -96,7 +96,7 @@ def test_an_http_address_in_the_environment_is_named(tmp_path, sample_shards, ch
 def test_a_dead_proxy_does_not_stand_between(monkeypatch, silent):
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{silent}")
-    monkeypatch.setattr(addresses, "ANSWER_S", 3.0)
+    monkeypatch.setattr(security, "ANSWER_S", 3.0)
     with http_server({}) as port:
         assert ask_control_store("127.0.0.1", port) is Answer.OTHER
 

@@ -24,10 +24,9 @@ from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.lance_io import table_path
 from danbooru_index.index.lifecycle import open_generation
 from danbooru_index.index.manifest import Fingerprint, Seal, describe_difference
-from danbooru_index.index.prune import prune
-from danbooru_index.index.publish import publish, rollback
+from danbooru_index.index.publish import prune, publish, rollback
 from danbooru_index.index.reader import GenerationReader
-from danbooru_index.index.schema import TableDigest, count_non_finite, pack, table_specs
+from danbooru_index.index.schema import TableDigest, count_non_finite, table_specs, to_rows
 from danbooru_index.index.status import status
 from danbooru_index.model.late_interaction import as_matrices, max_sim
 from danbooru_index.search.dense import DenseRetriever
@@ -218,7 +217,7 @@ def test_a_write_that_does_not_fit_is_an_error_and_leaves_nothing(index):
 def test_a_digest_does_not_depend_on_batches_and_notices_every_change():
     records, encoding = make_records(40), make_encoding(40)
     for spec in SPECS:
-        table = pack(spec, records, "s", encoding)
+        table = to_rows(spec, records, "s", encoding)
         whole, parts = TableDigest(), TableDigest()
         whole.update(table)
         for start in range(0, 40, 7):
@@ -228,7 +227,7 @@ def test_a_digest_does_not_depend_on_batches_and_notices_every_change():
         swapped.update(table.take([1, 0, *range(2, 40)]))
         assert swapped.hexdigest() != whole.hexdigest()
         other = TableDigest()
-        other.update(pack(spec, records, "t", encoding))
+        other.update(to_rows(spec, records, "t", encoding))
         assert other.hexdigest() != whole.hexdigest()
 
 
@@ -236,7 +235,7 @@ def test_non_finite_values_are_refused(index):
     generation = index.start(manifest(["a"]))
     encoding = make_encoding(5)
     encoding.colbert[2, 3] = np.inf
-    assert count_non_finite(pack(SPECS[2], make_records(5), "a", encoding), "vectors") == 1
+    assert count_non_finite(to_rows(SPECS[2], make_records(5), "a", encoding), "vectors") == 1
     with pytest.raises(StorageError, match="1 non-finite values for table colbert"):
         ShardWriter(generation.path, "a", SPECS).write(make_records(5), encoding)
 
@@ -488,7 +487,8 @@ def test_ragged_rows():
 def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, monkeypatch):
     """IVF_RQ over every row, durable and in the seal; small tables have none and are searched exactly."""
     from danbooru_index.index import vector_index
-    from danbooru_index.index.lifecycle import check_tables, seal_and_publish
+    from danbooru_index.index.lifecycle import seal_and_publish
+    from danbooru_index.pipeline.self_check import check_tables
 
     shards = [f"s{number}" for number in range(8)]
     generation = index.start(manifest(shards))

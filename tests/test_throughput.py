@@ -10,12 +10,11 @@ from xml.etree import ElementTree
 import pytest
 
 from danbooru_index import progress as progress_module
-from danbooru_index.cluster.environment import worker_environment
-from danbooru_index.index.completion import CompletionRecord, TablePart
+from danbooru_index.cluster.resources import worker_environment
+from danbooru_index.index.completion import CompletionRecord, ShardStats, TablePart, WorkerStats
 from danbooru_index.index.schema import TABLES
-from danbooru_index.index.shard_stats import ShardStats, WorkerStats
 from danbooru_index.pipeline.report import BuildReport
-from danbooru_index.pipeline.report_plot import draw, save_report
+from danbooru_index.pipeline.report_plot import draw_report, save_report
 from danbooru_index.pipeline.reporting import count_records, count_work
 from danbooru_index.progress import Progress, StartUp
 from danbooru_index.storage.local import LocalStorage
@@ -136,7 +135,7 @@ def test_the_picture_shows_the_baseline_and_is_saved_with_the_report(tmp_path):
     assert len(paths) > 50
     assert "#d62728" in (tmp_path / "report.svg").read_text(), "the baseline's line"
     assert json.loads((tmp_path / "report.json").read_text())["picture"] == str(tmp_path / "report.svg")
-    draw(BuildReport("i", "g", "s", "m", "a", "CPU", "fp32", "f"), tmp_path / "empty.png", "png")
+    draw_report(BuildReport("i", "g", "s", "m", "a", "CPU", "fp32", "f"), tmp_path / "empty.png", "png")
     assert (tmp_path / "empty.png").stat().st_size > 1000
 
 

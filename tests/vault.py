@@ -26,13 +26,14 @@ from danbooru_index.index import compaction
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import CompletionRecord, complete, read_records
 from danbooru_index.index.fragments import ShardWriter
-from danbooru_index.index.lifecycle import check_tables, open_generation, seal_and_publish
+from danbooru_index.index.lifecycle import open_generation, seal_and_publish
 from danbooru_index.index.manifest import Fingerprint, Manifest, ModelRef, Seal
-from danbooru_index.index.prune import prune
+from danbooru_index.index.publish import prune
 from danbooru_index.index.schema import table_specs
 from danbooru_index.ingest.fields import parse_line
 from danbooru_index.ingest.shards import to_table
 from danbooru_index.model.checkpoint import model_id
+from danbooru_index.pipeline.self_check import check_tables
 from danbooru_index.storage import lease
 
 DIM = 16

@@ -86,7 +86,7 @@ def chroma_script(dump: Path, model: str, out: Path, device: str) -> dict[str, f
     collection = chromadb.PersistentClient(str(out)).get_or_create_collection("tags", metadata={"hnsw:space": "cosine"})
     ready = time.perf_counter()
     total = 0
-    for records in _batches(dump, SCRIPT_BATCH):
+    for records in _script_batches(dump, SCRIPT_BATCH):
         texts = [record["text"] for record in records]
         vectors = embedder.encode(texts, batch_size=SCRIPT_BATCH, max_length=512)["dense_vecs"]
         collection.add(
@@ -98,7 +98,7 @@ def chroma_script(dump: Path, model: str, out: Path, device: str) -> dict[str, f
     return {"records": total, "startup": ready - started, "seconds": time.perf_counter() - ready}
 
 
-def _batches(dump: Path, size: int) -> Iterator[list[dict[str, Any]]]:
+def _script_batches(dump: Path, size: int) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
     with dump.open(encoding="utf-8") as lines:
         for line in lines:
@@ -110,7 +110,7 @@ def _batches(dump: Path, size: int) -> Iterator[list[dict[str, Any]]]:
         yield batch
 
 
-def main() -> None:
+def run_script() -> None:
     """Run the script in a process of its own; the last line is JSON."""
     dump, model, out, device = sys.argv[1:5]
     saved = os.dup(1)
@@ -121,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script()

@@ -17,7 +17,7 @@ from danbooru_index.benchmark.baselines import DEFAULT_BATCH_SIZE, FlagEmbedding
 from danbooru_index.benchmark.run import Bench, in_turn, ratio, summary
 from danbooru_index.config import Device, Precision
 from danbooru_index.embeddings import Embeddings, TokenBatch
-from danbooru_index.model.device import cpu_count
+from danbooru_index.machine import cpu_count
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.model.tuning import NEVER_FILL, EncoderTuning
@@ -33,7 +33,7 @@ QUESTIONS = 1000
 def encoder(bench: Bench) -> dict[str, Any]:
     """Texts to three outputs: this encoder in each precision, FlagEmbedding at its best and as it is often called."""
     tokenizer = Tokenizer(bench.checkpoint.path, MAX_LENGTH)
-    encoders = {precision: _load(bench, precision) for precision in bench.precisions}
+    encoders = {precision: _load_encoder(bench, precision) for precision in bench.precisions}
     outputs: dict[str, Any] = {}
 
     uses: dict[str, list[dict[str, float]]] = {precision.value: [] for precision in encoders}
@@ -93,7 +93,7 @@ def encoder(bench: Bench) -> dict[str, Any]:
     return measured
 
 
-def _load(bench: Bench, precision: Precision) -> Encoder:
+def _load_encoder(bench: Bench, precision: Precision) -> Encoder:
     half = precision is not Precision.FP32
     return Encoder(bench.checkpoint.path, Device(bench.device.kind), precision, threads=cpu_count(), half_output=half)
 
@@ -136,7 +136,7 @@ def _cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any,
 def packing(bench: Bench) -> dict[str, Any]:
     """What packing, the token budget, attention in blocks and streams are worth, in the device's best precision."""
     precision = bench.precisions[-1]
-    one = _load(bench, precision)
+    one = _load_encoder(bench, precision)
     tokenizer = Tokenizer(bench.checkpoint.path, MAX_LENGTH)
     tokenizer(bench.texts[:WARM_UP])
     started = time.perf_counter()
@@ -188,7 +188,7 @@ def _by_length(batch: TokenBatch) -> list[TokenBatch]:
 
 def colbert(bench: Bench) -> dict[str, Any]:
     """Bytes against fidelity: projections fitted on one half of the records, measured on the other."""
-    tokenizer, one = Tokenizer(bench.checkpoint.path, MAX_LENGTH), _load(bench, bench.precisions[-1])
+    tokenizer, one = Tokenizer(bench.checkpoint.path, MAX_LENGTH), _load_encoder(bench, bench.precisions[-1])
     fitted, measured = tokenizer(bench.texts[::2]), tokenizer(bench.texts[1::2])
     questions = [r.aliases[0] if r.aliases else r.tag.replace("_", " ") for r in bench.records if r.tag][:QUESTIONS]
     vectors = float((measured.lengths - 1).mean())

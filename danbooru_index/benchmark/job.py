@@ -10,17 +10,17 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.benchmark.run import Bench, in_turn, ratio, summary
+from danbooru_index.benchmark.run import Bench, in_turn, ratio, summary, write_dump
 from danbooru_index.config import Device, Precision, PrepareConfig
 from danbooru_index.errors import BuildFailedError
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.ingest.scan import scan
 from danbooru_index.ingest.shards import read_shard
-from danbooru_index.model.device import cpu_count
+from danbooru_index.machine import cpu_count
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.tokenizer import Tokenizer
 
@@ -34,7 +34,7 @@ def job(bench: Bench) -> dict[str, Any]:
     def ours() -> None:
         out = bench.scratch / f"ours-{next(rounds)}"
         _command("prepare", str(dump), "--out", str(out / "shards"))
-        report = _build(bench, out / "shards", out / "index")
+        report = _build_command(bench, out / "shards", out / "index")
         details["ours"] = {"seconds": report["seconds"], "records": report["records"]}
 
     def script() -> None:
@@ -59,20 +59,12 @@ def job(bench: Bench) -> dict[str, Any]:
     return measured | {"last_round": details}
 
 
-def write_dump(path: Path, records: Iterable[tuple[str, str]]) -> Path:
-    """JSON lines of (id, text)."""
-    with path.open("w", encoding="utf-8") as lines:
-        for record_id, text in records:
-            lines.write(json.dumps({"id": record_id, "text": text}, ensure_ascii=False) + "\n")
-    return path
-
-
 def _input(bench: Bench) -> Path:
     """The records of the benchmark as a dump."""
     return write_dump(bench.scratch / "tags.jsonl", ((record.id, record.text) for record in bench.records))
 
 
-def _build(bench: Bench, shards: Path, index: Path) -> dict[str, Any]:
+def _build_command(bench: Bench, shards: Path, index: Path) -> dict[str, Any]:
     """One `build` by its command; its report."""
     options = ["--model", bench.checkpoint.path, "--device", bench.device.kind, "--precision", bench.device.precision]
     return _command("build", str(shards), "--index", str(index), *options)
@@ -108,7 +100,7 @@ def overhead(bench: Bench) -> dict[str, Any]:
             one.encode(batch)
         rounds["bare"].append(time.perf_counter() - started)
         index = bench.scratch / f"index-{number}"
-        last = _build(bench, shards, index)
+        last = _build_command(bench, shards, index)
         rounds["job"].append(last["seconds"]["total"] - last["seconds"]["startup"])
     return {
         "seconds": {name: summary(times, len(bench.records), "records_per_second") for name, times in rounds.items()},

@@ -15,8 +15,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.benchmark.job import write_dump
-from danbooru_index.benchmark.run import Bench
+from danbooru_index.benchmark.run import Bench, write_dump
 from danbooru_index.benchmark.simulated import Simulation, make_shape
 from danbooru_index.config import BuildConfig, PrepareConfig, Tuning
 from danbooru_index.index.catalog import IndexRoot
@@ -24,11 +23,11 @@ from danbooru_index.index.commit import commit
 from danbooru_index.index.completion import read_records
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.ingest.scan import scan
-from danbooru_index.model.device import cpu_count
+from danbooru_index.machine import cpu_count
 from danbooru_index.pipeline.build import build
 from danbooru_index.pipeline.report import BuildReport
 
-OBJECT_STORE_BYTES = 200 << 20
+BENCHMARK_STORE_BYTES = 200 << 20
 DEFAULT_TUNING = Tuning()
 GPUS = (1, 2, 4, 8)
 SCALING_SHARDS = {2.0: 10, 0.2: 100}
@@ -57,7 +56,7 @@ def _cluster(gpus: int) -> Iterator[None]:
         address="local",
         num_cpus=cpu_count(),
         num_gpus=gpus,
-        object_store_memory=OBJECT_STORE_BYTES,
+        object_store_memory=BENCHMARK_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -156,7 +155,7 @@ def shards(bench: Bench) -> dict[str, Any]:
     """
     count = bench.rows
     folder = _shards(bench, SHARD_ROWS, count)
-    with _Watch() as watch, _cluster(1):
+    with _MemoryWatch() as watch, _cluster(1):
         report = _simulate(bench, "shards", folder, width=64, forward_s=0.0)
     generation = IndexRoot(bench.scratch / "index-shards").current()
     listed = [shard.id for shard in scan(str(folder)).shards]
@@ -186,7 +185,7 @@ def shards(bench: Bench) -> dict[str, Any]:
     }
 
 
-class _Watch:
+class _MemoryWatch:
     """Memory of the driver and of its largest actor (resident) and of the object store, once a second, and the driver's
     processor time, while the encoder is there."""
 
@@ -202,7 +201,7 @@ class _Watch:
         """Seconds of processor time of the driver, all its threads."""
         return self._cpu[-1] - self._cpu[0] if self._cpu else 0.0
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> _MemoryWatch:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()

@@ -6,10 +6,11 @@ spread are reported, never one time alone. The last line on stdout is one JSON d
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
@@ -17,14 +18,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.config import Choice, Device, DeviceInfo, Precision
+from danbooru_index.config import SAMPLE_TAGS, Choice, Device, DeviceInfo, Precision
 from danbooru_index.errors import InputError, UsageError
-from danbooru_index.ingest.sources import list_inputs, read_records
+from danbooru_index.ingest.sources import list_inputs, read_dump
 from danbooru_index.model.checkpoint import Checkpoint, resolve_model
 from danbooru_index.model.device import give_back_memory, probe_device
 from danbooru_index.records import Record
 
-SAMPLE = Path(__file__).parent.parent / "sample_tags.jsonl"
 ROWS = {"cpu": 2048, "cuda": 65_536}  # a GPU takes 2,048 tags in one call
 VERSIONS = ("torch", "transformers", "FlagEmbedding", "ray", "pylance", "pyarrow")
 
@@ -61,7 +61,7 @@ class BenchmarkConfig:
 
     model: str
     parts: tuple[Part, ...] = (Part.ENCODER,)
-    inputs: tuple[str, ...] = (str(SAMPLE),)
+    inputs: tuple[str, ...] = (str(SAMPLE_TAGS),)
     rows: int | None = None
     repeats: int = 3
     device: Device = Device.AUTO
@@ -120,7 +120,7 @@ class BenchmarkReport:
         lines = [f"{self.model} on {self.device}: {self.rows:,} records"]
         for part, measured in self.parts.items():
             rounds = f"{self.repeats} rounds of each" if Part(part) in IN_ROUNDS else "one run of each"
-            lines += [f"{part}, {rounds}", *(f"  {line}" for line in _lines(measured))]
+            lines += [f"{part}, {rounds}", *(f"  {line}" for line in _measurement_lines(measured))]
         return "\n".join(lines)
 
 
@@ -146,7 +146,7 @@ def _records(inputs: tuple[str, ...]) -> Any:
     """The valid records of dumps, each id once."""
     seen: set[str] = set()
     for path in list_inputs(inputs):
-        for _, item in read_records(path, {}):
+        for _, item in read_dump(path, {}):
             if isinstance(item, Record) and item.id not in seen:
                 seen.add(item.id)
                 yield item
@@ -191,15 +191,23 @@ def summary(seconds: list[float], count: int, unit: str = "texts_per_second") ->
     }
 
 
-def _lines(measured: dict[str, Any], prefix: str = "") -> list[str]:
+def _measurement_lines(measured: dict[str, Any], prefix: str = "") -> list[str]:
     """Nested measurements as `name value` lines; a small flat one on a line of its own."""
     lines = []
     for name, value in measured.items():
         label = f"{prefix}{name}"
         if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
-            lines += [label, *_lines(value, "  ")]
+            lines += [label, *_measurement_lines(value, "  ")]
         elif isinstance(value, dict):
             lines.append(f"{label:<34} " + ", ".join(f"{key} {inner}" for key, inner in value.items()))
         else:
             lines.append(f"{label:<34} {value}")
     return lines
+
+
+def write_dump(path: Path, records: Iterable[tuple[str, str]]) -> Path:
+    """JSON lines of (id, text)."""
+    with path.open("w", encoding="utf-8") as lines:
+        for record_id, text in records:
+            lines.write(json.dumps({"id": record_id, "text": text}, ensure_ascii=False) + "\n")
+    return path

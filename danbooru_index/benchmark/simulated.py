@@ -37,10 +37,10 @@ class SimulatedEncoder:
     def __init__(self, dim: int, colbert_dim: int, forward_s: float) -> None:
         self._forward_s = forward_s
         self._device = threading.Lock()
-        chance = np.random.default_rng(7)
-        self._dense = _unit(chance.normal(size=(TABLE, dim)))
-        self._colbert = _unit(chance.normal(size=(TABLE, colbert_dim)))
-        self._weights = (chance.random(TABLE) + 0.05).astype(np.float32)
+        rng = np.random.default_rng(7)
+        self._dense = _unit(rng.normal(size=(TABLE, dim)))
+        self._colbert = _unit(rng.normal(size=(TABLE, colbert_dim)))
+        self._weights = (rng.random(TABLE) + 0.05).astype(np.float32)
 
     def call_s(self, max_length: int) -> float:
         return 60.0

@@ -67,7 +67,7 @@ def add_prune(verbs: Any) -> None:
 
 def _prune(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.index.catalog import IndexRoot
-    from danbooru_index.index.prune import prune
+    from danbooru_index.index.publish import prune
 
     root = IndexRoot(arguments.index)
     root.require()

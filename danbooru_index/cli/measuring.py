@@ -36,7 +36,7 @@ def add_evaluate(verbs: Any) -> None:
 
 def _evaluate(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.evaluation.evaluate import EvaluateConfig, evaluate
-    from danbooru_index.evaluation.plot import draw
+    from danbooru_index.evaluation.report import draw_evaluation
 
     picture = Path(arguments.picture) if arguments.picture else None
     if picture and picture.suffix not in (".svg", ".png"):
@@ -58,7 +58,7 @@ def _evaluate(arguments: argparse.Namespace, out: TextIO) -> int:
         )
     )
     if picture:
-        draw(report, picture)
+        draw_evaluation(report, picture)
     print_report(report, arguments.json, out)
     return 0
 
@@ -99,7 +99,8 @@ def add_benchmark(verbs: Any) -> None:
 
 
 def _benchmark(arguments: argparse.Namespace, out: TextIO) -> int:
-    from danbooru_index.benchmark.run import SAMPLE, BenchmarkConfig, Part, benchmark
+    from danbooru_index.benchmark.run import BenchmarkConfig, Part, benchmark
+    from danbooru_index.config import SAMPLE_TAGS
 
     if arguments.against not in ("flagembedding", "nothing"):
         raise UsageError(f"--against takes flagembedding or nothing, not {arguments.against!r}")
@@ -107,7 +108,7 @@ def _benchmark(arguments: argparse.Namespace, out: TextIO) -> int:
         BenchmarkConfig(
             model=arguments.model,
             parts=tuple(Part.parse(word) for word in arguments.parts or ["encoder"]),
-            inputs=tuple(arguments.input or [str(SAMPLE)]),
+            inputs=tuple(arguments.input or [str(SAMPLE_TAGS)]),
             rows=arguments.rows,
             repeats=arguments.repeats,
             device=Device.parse(arguments.device),

@@ -48,7 +48,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-gpus", type=int, metavar="N", help="use at most N GPUs (default all)")
     parser.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|fp16")
     parser.add_argument(
-        "--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="N", help="tokens a text (default %(default)s)"
+        "--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="N", help="tokens per text (default %(default)s)"
     )
     parser.add_argument("--tokens-per-batch", type=int, metavar="N", help="tokens a device call (default: from memory)")
     parser.add_argument(

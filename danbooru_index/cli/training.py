@@ -11,14 +11,14 @@ from danbooru_index.config import Device, Precision
 from danbooru_index.errors import UsageError
 from danbooru_index.training.finetune_config import FinetuneConfig
 
-NUMBERS = {
+NUMERIC_OPTIONS = {
     "lr": "learning rate",
     "batch_size": "queries a device and step",
     "group_size": "texts a query: its answer and negatives",
     "epochs": "times that every pair is seen",
     "temperature": "what scores are divided by",
     "query_length": "tokens a query",
-    "passage_length": "tokens a text",
+    "passage_length": "tokens per text",
     "save_steps": "steps between checkpoints",
     "mined_share": "of the negatives; the others are drawn at random",
     "seed": "of order, negatives and dropout",
@@ -51,7 +51,7 @@ def add_finetune(verbs: Any) -> None:
         "--held-out", action="append", default=[], metavar="QUERIES", help="queries that are never trained on"
     )
     defaults: dict[str, Any] = {field.name: field.default for field in fields(FinetuneConfig)}
-    for name, what in NUMBERS.items():
+    for name, what in NUMERIC_OPTIONS.items():
         default = defaults[name]
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(
@@ -73,7 +73,7 @@ def _finetune(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.training.finetune import finetune
 
     given = vars(arguments)
-    plain = ("pairs", "out", "index", "model", "num_gpus", "address", *NUMBERS)
+    plain = ("pairs", "out", "index", "model", "num_gpus", "address", *NUMERIC_OPTIONS)
     config = FinetuneConfig(
         **{name: given[name] for name in plain},
         names=tuple(arguments.names),

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.cluster.environment import worker_environment
+from danbooru_index.cluster.resources import worker_environment
 from danbooru_index.errors import ClusterError, in_one_line
-from danbooru_index.model.device import cpu_count, uncollected
+from danbooru_index.machine import cpu_count, uncollected
 from danbooru_index.progress import tell
-from danbooru_index.signals import deaf, descendants, end_processes, interrupting_exit, terminable
+from danbooru_index.signals import descendants, end_processes, interrupting_exit, signals_ignored, terminable
 
 OBJECT_STORE_BYTES = 256 << 20
 TRIES = 3  # to start a private Ray: on a busy machine one may take longer than Ray waits
@@ -69,7 +69,7 @@ def start_private_ray() -> Any:
             with _environment(variables), _told_of_waiting(), interrupting_exit(), terminable():
                 return ray.init(**options)
         except Exception as error:
-            with deaf(), uncollected():
+            with signals_ignored(), uncollected():
                 ray.shutdown()
                 end_processes(_of_ray() - before)
             if attempt == TRIES or time.monotonic() - began < AT_ONCE_S:
@@ -77,9 +77,11 @@ def start_private_ray() -> Any:
                     f"no Ray can be started on this machine ({in_one_line(error)}); it needs a core, 1 GB of memory and "
                     f"space in {tempfile.gettempdir()}; danbooru-index doctor says what there is"
                 ) from None
-            tell(f"Ray has not started ({in_one_line(error, 160)}); {_load()}: tried again, {attempt + 1} of {TRIES}")
+            tell(
+                f"Ray has not started ({in_one_line(error, 160)}); {_machine_load()}: tried again, {attempt + 1} of {TRIES}"
+            )
         except BaseException:  # stopped while it starts
-            with deaf(), uncollected():
+            with signals_ignored(), uncollected():
                 ray.shutdown()
                 end_processes(_of_ray() - before)
             raise
@@ -99,7 +101,7 @@ def _told_of_waiting() -> Iterator[None]:
 
     def wait() -> None:
         while not ended.wait(TOLD_EVERY_S):
-            tell(f"waiting for Ray to start: {time.monotonic() - started:.0f} s; {_load()}")
+            tell(f"waiting for Ray to start: {time.monotonic() - started:.0f} s; {_machine_load()}")
 
     threading.Thread(target=wait, name="waiting", daemon=True).start()
     try:
@@ -108,7 +110,7 @@ def _told_of_waiting() -> Iterator[None]:
         ended.set()
 
 
-def _load() -> str:
+def _machine_load() -> str:
     return f"{os.getloadavg()[0]:.0f} programs want this machine's {cpu_count()} cores"
 
 

@@ -1,14 +1,156 @@
-"""Who may command a Ray: its token file, and heads that strangers could reach. Called before a cluster is used."""
+"""What answers at a Ray's address, known in seconds where Ray itself would try for minutes; and who may command it.
+
+Its token file, and heads that strangers could reach, are looked at before a cluster is used.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import ipaddress
+import os
+import re
 import socket
+from enum import Enum
+from pathlib import Path
 
-from danbooru_index.cluster.addresses import Answer, ask_control_store, serves_jobs, token_file
 from danbooru_index.errors import ClusterError
 from danbooru_index.progress import tell
+
+ANSWER_S = 10.0
+CONTROL_STORE_PORT = 6379
+CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+REMEDY = "check --address, or start a head node with ray start --head"
+NO_PROXY = (("grpc.enable_http_proxy", 0),)
+
+
+class Answer(Enum):
+    """Who is at a port. OPEN: a control store that asks for no token; GUARDED: one that asks for another."""
+
+    OPEN = "open"
+    GUARDED = "guarded"
+    CLIENT_SERVER = "client server"
+    SILENT = "silent"
+    OTHER = "other"
+
+
+def check_address(address: str) -> None:
+    """Raise `ClusterError` unless a Ray control store answers at `address` within seconds; name the right address where the
+    dashboard's was given. Not asked: `auto`, which Ray resolves itself."""
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"{address}: the address of a Ray dashboard and job server. A build joins a cluster by the address of its control "
+            f"store{_named_by(address.partition('://')[2].partition('/')[0])}; to submit a job there: ray job submit "
+            f"--address {address} --working-dir . -- python jobs/build.py ... (--address or RAY_ADDRESS says which)"
+        )
+    scheme, _, place = address.rpartition("://")
+    host, _, port = place.rpartition(":")
+    if not _is_port(port):
+        return
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # asked by Ray itself, which has the certificates
+        _refuse_nobody(address, host, int(port))
+        return
+    answer = ask_control_store(host, int(port))
+    if answer in (Answer.OPEN, Answer.GUARDED) or (scheme == "ray" and answer is Answer.CLIENT_SERVER):
+        return
+    _refuse_nobody(address, host, int(port))
+    raise ClusterError(f"Ray at {address}: {_what_is_there(host, int(port), answer)}")
+
+
+def _refuse_nobody(address: str, host: str, port: int) -> None:
+    """Raise `ClusterError` where no program listens."""
+    try:
+        socket.create_connection((host.strip("[]"), port), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise ClusterError(f"Ray at {address}: nobody answers there ({error.strerror or error}); {REMEDY}") from None
+
+
+def _is_port(word: str) -> bool:
+    return word.isascii() and word.isdigit()
+
+
+def _what_is_there(host: str, port: int, answer: Answer) -> str:
+    if answer is Answer.CLIENT_SERVER:
+        return f"that is the port of its client server: pass ray://{host}:{port}, or the control store's port"
+    if answer is Answer.SILENT:
+        return f"no answer in {ANSWER_S:.0f} s: not the control store of a Ray, or one that hangs; {REMEDY}"
+    if is_dashboard(host, port):
+        return (
+            f"that is the port of its dashboard and job server; pass the control store's{_named_by(f'{host}:{port}')}, or "
+            f"submit the job: ray job submit --address http://{host}:{port} --working-dir . -- python jobs/build.py ..."
+        )
+    return f"what answers there is not the control store of a Ray; {REMEDY}"
+
+
+def ask_control_store(host: str, port: int, *, token: bool = True) -> Answer:
+    """Who answers a control store's question whether it is alive, with this user's token or without. Ray has no public
+    call for this."""
+    import grpc
+
+    known = read_token() if token else ""
+    metadata = [("authorization", f"Bearer {known}")] if known else None
+    try:
+        with grpc.insecure_channel(f"{host}:{port}", options=NO_PROXY) as channel:
+            channel.unary_unary(CHECK_ALIVE)(b"", timeout=ANSWER_S, metadata=metadata)
+    except grpc.RpcError as error:
+        kinds = {
+            grpc.StatusCode.UNAUTHENTICATED: Answer.GUARDED,
+            grpc.StatusCode.UNIMPLEMENTED: Answer.CLIENT_SERVER,
+            grpc.StatusCode.DEADLINE_EXCEEDED: Answer.SILENT,
+        }
+        return kinds.get(error.code(), Answer.OTHER)
+    return Answer.OPEN
+
+
+def read_token() -> str:
+    """The token that Ray would send: of the environment, or of its file; empty where tokens are off, or there is none."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return ""
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    try:
+        return token_file().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def token_file() -> Path:
+    """Where Ray keeps a user's token."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named) if named else Path("~/.ray/auth_token").expanduser()
+
+
+def is_dashboard(host: str, port: int) -> bool:
+    """Whether a Ray dashboard answers there: it says to everybody which kind of authentication it wants."""
+    return b'"authentication_mode"' in _get(host, port, "/api/authentication_mode")
+
+
+def serves_jobs(host: str, port: int) -> bool:
+    """Whether a job server there lists its jobs to whoever asks, without a token."""
+    return bool(_get(host, port, "/api/jobs/"))
+
+
+def _named_by(dashboard: str) -> str:
+    """The control store's address, as far as its dashboard tells (in its processes' command lines), or as it usually is."""
+    host, _, port = dashboard.rpartition(":")
+    token = read_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    page = _get(host, int(port), "/nodes?view=summary", headers) if _is_port(port) else b""
+    found = re.search(rb"--gcs-address=([A-Za-z0-9.\[\]-]+:\d+)", page)
+    return f", {found[1].decode()}" if found else f", usually {host or dashboard}:{CONTROL_STORE_PORT}"
+
+
+def _get(host: str, port: int, path: str, headers: dict[str, str] | None = None) -> bytes:
+    """The body of an HTTP answer, empty unless it is a good one."""
+    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S / 2)
+    try:
+        connection.request("GET", path, headers=headers or {})
+        answer = connection.getresponse()
+        return (answer.read() or b" ") if answer.status == 200 else b""
+    except (OSError, http.client.HTTPException, ValueError):
+        return b""
+    finally:
+        connection.close()
 
 
 def protect_token() -> None:

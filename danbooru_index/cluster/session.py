@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.cluster.addresses import check_address
 from danbooru_index.cluster.private_ray import prepare_private_ray, start_private_ray
-from danbooru_index.cluster.quiet_ray import spend_warning
-from danbooru_index.cluster.security import protect_token, refuse_open_head
+from danbooru_index.cluster.security import check_address, protect_token, refuse_open_head
 from danbooru_index.cluster.upload import refuse_large_upload
 from danbooru_index.errors import ClusterError, in_one_line
-from danbooru_index.model.device import uncollected
-from danbooru_index.signals import deaf, interrupting_exit, restoring, terminable
+from danbooru_index.machine import uncollected
+from danbooru_index.signals import interrupting_exit, signals_ignored, sigterm_restored, terminable
+
+MEANINGLESS = re.compile(
+    rb"core_worker\.cc:\d+: Actor with class name: .* has constructor arguments in the object store"
+)
 
 
 @contextlib.contextmanager
@@ -45,7 +49,7 @@ def ray_session(address: str | None) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
-    with restoring():
+    with sigterm_restored():
         context = start_private_ray() if private else _join(str(named))
         try:
             with interrupting_exit(), terminable():  # after `ray.init`, which installs its own handlers
@@ -54,7 +58,7 @@ def ray_session(address: str | None) -> Iterator[bool]:
                 spend_warning()
                 yield private
         finally:
-            with deaf(), uncollected(), contextlib.suppress(Exception):
+            with signals_ignored(), uncollected(), contextlib.suppress(Exception):
                 ray.shutdown()
 
 
@@ -90,7 +94,7 @@ def _join(address: str) -> Any:
         raise ClusterError(f"Ray at {address}: {_why(error)}") from None
     finally:
         if not ray.is_initialized():
-            with deaf(), uncollected():
+            with signals_ignored(), uncollected():
                 ray.shutdown()
 
 
@@ -107,3 +111,34 @@ def _why(error: BaseException) -> str:
             "~/.ray/auth_token to the head's"
         )
     return f"{type(error).__name__}: {in_one_line(error)}"
+
+
+def spend_warning() -> None:
+    """Have Ray say into a file what it says once a process, as an error on stderr, of every pool of Ray Data: that an actor
+    may not restart, which means nothing here. Anything else that is said meanwhile goes to stderr after all.
+
+    The actor that it is said of asks for a resource that no node has, and is taken back at once.
+    """
+    import ray
+
+    if ray.util.client.ray.is_connected():
+        return
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            never = ray.remote(num_cpus=0, resources={"nowhere": 1}, max_restarts=-1)(_Never)
+            ray.kill(never.remote(ray.put(0)))
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+        said.seek(0)
+        for line in said:
+            if not MEANINGLESS.search(line):
+                os.write(2, line)
+
+
+class _Never:
+    """An actor that is never made."""
+
+    def __init__(self, _: Any) -> None: ...

@@ -19,7 +19,7 @@ IGNORE_FILES = (".gitignore", ".rayignore")
 LARGEST_SUBMISSION = 100 << 20  # of the job server, packed
 LARGEST_PACKAGE = 512 << 20  # of a driver that joins, packed
 MOST_FILES = 200_000
-NAMED = 3
+LARGEST_NAMED = 3
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Upload:
 
     def largest(self) -> str:
         """The entries that take most, with their sizes."""
-        return ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in self.sizes.most_common(NAMED))
+        return ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in self.sizes.most_common(LARGEST_NAMED))
 
 
 def measure_upload(folder: Path) -> Upload:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from danbooru_index.errors import UsageError
-from danbooru_index.evaluation.metrics import DEPTH, INSTALL, Run
+from danbooru_index.evaluation.metrics import DEPTH, INSTALL_EVALUATE, Run
 from danbooru_index.evaluation.queries import Query
 from danbooru_index.search.retriever import top_positive
 
@@ -65,4 +65,4 @@ def char_tfidf(texts: list[str], tags: list[str], queries: Sequence[Query]) -> R
 
 
 def _missing(package: str) -> UsageError:
-    return UsageError(f"the baselines need {package}: {INSTALL}, or --no-baselines")
+    return UsageError(f"the baselines need {package}: {INSTALL_EVALUATE}, or --no-baselines")

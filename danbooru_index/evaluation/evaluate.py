@@ -26,9 +26,9 @@ from danbooru_index.search.filters import allowed
 from danbooru_index.search.query_encoder import QueryEncoder
 from danbooru_index.search.retriever import EncodedQuery, Rows
 
-ENCODED_AT_ONCE = 1024
+QUERIES_PER_ENCODING = 1024
 
-PARTS, WITHOUT = ("dense", "sparse", "colbert"), "hybrid without "
+ABLATED, WITHOUT = ("dense", "sparse", "colbert"), "hybrid without "
 DEFAULT_WEIGHTS = Weights()
 
 
@@ -54,11 +54,11 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.ablation and Mode.HYBRID not in self.modes:
             raise UsageError("--ablation takes parts out of the hybrid score: pass --mode hybrid or --mode all")
-        if self.ablation and not all(self.without(part).total for part in PARTS):
+        if self.ablation and not all(self.without(part).total for part in ABLATED):
             raise UsageError("--ablation needs two --weights that are not 0")
 
     def without(self, part: str) -> Weights:
-        """The weights with one of `PARTS` at nothing."""
+        """The weights with one of `ABLATED` at nothing."""
         return replace(self.weights, **{part: 0.0})
 
 
@@ -85,7 +85,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         len({tag for query in queries for tag in query.relevant} - known),
     )
     encoded = _encoded(QueryEncoder(generation, config.model, config.device, config.instruction), queries)
-    runs = _runs(config, reader, encoded, PARTS if config.ablation else ())
+    runs = _runs(config, reader, encoded, ABLATED if config.ablation else ())
     scored = {name: per_query(queries, run) for name, run in runs.items()}
     counterparts = {name: Mode.HYBRID.value for name in scored if name.startswith(WITHOUT)}
     if config.against is not None:
@@ -106,8 +106,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
 
 def _encoded(encode: QueryEncoder, queries: list[Query]) -> list[EncodedQuery]:
     encoded: list[EncodedQuery] = []
-    for start in range(0, len(queries), ENCODED_AT_ONCE):
-        encoded += encode([query.text for query in queries[start : start + ENCODED_AT_ONCE]])
+    for start in range(0, len(queries), QUERIES_PER_ENCODING):
+        encoded += encode([query.text for query in queries[start : start + QUERIES_PER_ENCODING]])
     return encoded
 
 

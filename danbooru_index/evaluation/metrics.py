@@ -13,7 +13,7 @@ from danbooru_index.evaluation.queries import Query
 DEPTH = 100
 RESAMPLES = 2000
 MEASURES = ("R@1", "R@10", "R@100", "nDCG@10", "AP@10", "RR")
-INSTALL = "pip install -c constraints.txt -e '.[evaluate]'"
+INSTALL_EVALUATE = "pip install -c constraints.txt -e '.[evaluate]'"
 
 Run = list[list[str]]
 PerQuery = dict[str, np.ndarray[Any, Any]]
@@ -39,8 +39,8 @@ def per_query(queries: Sequence[Query], run: Run) -> PerQuery:
 
 def interval(values: np.ndarray[Any, Any]) -> list[float]:
     """[mean, low, high]: the mean of per-query values and its 95% bootstrap interval; the same values, the same interval."""
-    chance = np.random.default_rng(0)
-    means = np.array([values[chance.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)])
+    rng = np.random.default_rng(0)
+    means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)])
     low, high = np.percentile(means, [2.5, 97.5])
     return [round(float(values.mean()), 4), round(float(low), 4), round(float(high), 4)]
 
@@ -50,5 +50,5 @@ def import_ir_measures() -> Any:
     try:
         import ir_measures
     except ImportError:
-        raise UsageError(f"evaluate needs ir-measures: {INSTALL}") from None
+        raise UsageError(f"evaluate needs ir-measures: {INSTALL_EVALUATE}") from None
     return ir_measures

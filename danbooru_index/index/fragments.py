@@ -23,7 +23,7 @@ from danbooru_index.index.lance_io import (
     table_path,
     write_fragments,
 )
-from danbooru_index.index.schema import TableDigest, TableSpec, count_non_finite, pack
+from danbooru_index.index.schema import TableDigest, TableSpec, count_non_finite, to_rows
 from danbooru_index.storage.base import Storage
 
 
@@ -43,7 +43,7 @@ class ShardWriter:
     def write(self, records: pa.Table, encoding: Embeddings) -> None:
         """Add the next rows; raise `StorageError` when they cannot be written."""
         for spec in self._specs:
-            table = pack(spec, records, self._shard, encoding)
+            table = to_rows(spec, records, self._shard, encoding)
             if bad := count_non_finite(table, spec.column):
                 raise StorageError(f"shard {self._shard}: {bad} non-finite values for table {spec.name}")
             self._digests[spec.name].update(table)

@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pyarrow as pa
-
-from danbooru_index.errors import BuildFailedError, RejectedRecordsError, StorageError, first_line
+from danbooru_index.errors import RejectedRecordsError, StorageError
 from danbooru_index.failpoints import reach
 from danbooru_index.index.catalog import Generation, IndexRoot
 from danbooru_index.index.checks import metadata_checksums
@@ -19,11 +17,8 @@ from danbooru_index.index.codec import Codec
 from danbooru_index.index.commit import commit, sweep_orphans
 from danbooru_index.index.compaction import compact, drop_replaced
 from danbooru_index.index.completion import CompletionRecord, count_rejects
-from danbooru_index.index.lance_io import panics_as_errors
 from danbooru_index.index.manifest import Checks, Manifest, Seal, describe_difference
 from danbooru_index.index.publish import publish
-from danbooru_index.index.reader import GenerationReader
-from danbooru_index.index.schema import TABLES
 from danbooru_index.index.vector_index import build_index
 
 
@@ -159,27 +154,3 @@ class _Clock:
         now = time.monotonic()
         self.seconds[step] = self.seconds.get(step, 0.0) + now - self._last
         self._last = now
-
-
-def check_tables(generation: Generation, versions: Mapping[str, int], records: list[CompletionRecord]) -> Checks:
-    """The committed tables against the records: counts, unique ids, one order; raise `BuildFailedError` if they differ."""
-    expected = sum(record.rows for record in records)
-    problems = [
-        f"shard {record.shard}: {record.read} read, {record.rows} kept, {len(record.rejects)} left out"
-        for record in records
-        if record.rows + len(record.rejects) != record.read
-    ]
-    counts: dict[str, int] = {}
-    try:
-        with panics_as_errors():
-            reader = GenerationReader(generation, versions)
-            counts = reader.counts()
-            problems += [
-                f"{name}: {counts[name]} rows instead of {expected}" for name in TABLES if counts[name] != expected
-            ]
-            problems += [] if problems else reader.id_problems()
-    except (OSError, RuntimeError, pa.ArrowException) as error:  # a file that went, or is rotten
-        problems.append(f"the tables cannot be read back ({first_line(error)})")
-    if problems:
-        raise BuildFailedError(f"checks failed, nothing was published: {'; '.join(problems[:5])}")
-    return Checks(counts, ("counts", "ids"))

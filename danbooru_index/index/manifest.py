@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from danbooru_index.errors import StorageError, first_line
@@ -49,6 +50,11 @@ class ModelRef:
     path: str
     id: str
 
+    @property
+    def place(self) -> str:
+        """Where the model was on the machine that built the index, if that is here; else its name."""
+        return self.path if Path(self.path).is_dir() else self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Checks:
@@ -67,9 +73,9 @@ class Checks:
 
     @classmethod
     def from_json(cls, found: Any) -> Self:
-        values = _mapping(found)
-        counts = {str(name): _count(rows) for name, rows in _mapping(values.get("counts", {})).items()}
-        return cls(counts, _names(values.get("passed", [])), values.get("self_queries"))
+        values = _as_mapping(found)
+        counts = {str(name): _as_count(rows) for name, rows in _as_mapping(values.get("counts", {})).items()}
+        return cls(counts, _as_names(values.get("passed", [])), values.get("self_queries"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +99,9 @@ class Seal:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
-        versions = {name: _count(version) for name, version in _mapping(found["versions"]).items()}
-        parts = {str(name): TablePart(**part) for name, part in _mapping(found.get("compacted", {})).items()}
-        files = {name: _text(checksum) for name, checksum in _mapping(found.get("files", {})).items()}
+        versions = {name: _as_count(version) for name, version in _as_mapping(found["versions"]).items()}
+        parts = {str(name): TablePart(**part) for name, part in _as_mapping(found.get("compacted", {})).items()}
+        files = {name: _as_text(checksum) for name, checksum in _as_mapping(found.get("files", {})).items()}
         for part in parts.values():
             part.validate()
         if versions.keys() != set(TABLES) or not parts.keys() <= set(TABLES):
@@ -105,9 +111,9 @@ class Seal:
         return cls(
             sealed_at=float(found["sealed_at"]),
             versions=versions,
-            records=_count(found["records"]),
-            rejected={name: _count(rows) for name, rows in _mapping(found.get("rejected", {})).items()},
-            failed_shards=_shards(found.get("failed_shards", [])),
+            records=_as_count(found["records"]),
+            rejected={name: _as_count(rows) for name, rows in _as_mapping(found.get("rejected", {})).items()},
+            failed_shards=_as_shards(found.get("failed_shards", [])),
             checks=Checks.from_json(found.get("checks", {})),
             files=files,
             compacted=parts,
@@ -176,62 +182,62 @@ class Manifest:
         known = {f.name for f in fields(cls)} | UNSEALED.keys() | {"codec"}
         if strangers := found.keys() - known:
             raise ValueError(f"its fields are not those of a manifest ({', '.join(sorted(strangers))})")
-        fingerprint = _typed(Fingerprint, found["fingerprint"])
-        _count(fingerprint.max_length)
+        fingerprint = _as_dataclass(Fingerprint, found["fingerprint"])
+        _as_count(fingerprint.max_length)
         sealed = found.get("sealed_at") is not None
         return cls(
-            id=_text(found["id"]),
+            id=_as_text(found["id"]),
             fingerprint=fingerprint,
-            fingerprint_digest=_text(found["fingerprint_digest"]),
-            model=_typed(ModelRef, found["model"]),
-            dim=_count(found["dim"]),
-            colbert_dim=_count(found["colbert_dim"]),
-            input_digest=_text(found["input_digest"]),
-            shards=_shards(found["shards"]),
-            input=_text(found["input"]),
-            query_instruction=_text(found.get("query_instruction", "")),
+            fingerprint_digest=_as_text(found["fingerprint_digest"]),
+            model=_as_dataclass(ModelRef, found["model"]),
+            dim=_as_count(found["dim"]),
+            colbert_dim=_as_count(found["colbert_dim"]),
+            input_digest=_as_text(found["input_digest"]),
+            shards=_as_shards(found["shards"]),
+            input=_as_text(found["input"]),
+            query_instruction=_as_text(found.get("query_instruction", "")),
             created_at=float(found.get("created_at", 0.0)),
             seal=Seal.from_json(found) if sealed else None,
             fidelity=Fidelity(**found["codec"]) if found.get("codec") else None,
         )
 
 
-def _typed(kind: type[T], found: Any) -> T:
+def _as_dataclass(kind: type[T], found: Any) -> T:
     """A dataclass of plain values; raise where a field is missing, unknown, or no text where one is needed."""
-    made = kind(**_mapping(found))
+    made = kind(**_as_mapping(found))
     for f in fields(kind):  # type: ignore[arg-type]
         if f.type == "str":
-            _text(getattr(made, f.name))
+            _as_text(getattr(made, f.name))
     return made
 
 
-def _mapping(found: Any) -> dict[str, Any]:
+def _as_mapping(found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("a field is no object")
     return found
 
 
-def _text(found: Any) -> str:
+def _as_text(found: Any) -> str:
     if not isinstance(found, str):
         raise ValueError("a field is no text")
     return found
 
 
-def _count(found: Any) -> int:
+def _as_count(found: Any) -> int:
     if type(found) is not int or not 0 <= found < 1 << 62:
         raise ValueError("a field is no count")
     return found
 
 
-def _names(found: Any) -> tuple[str, ...]:
+def _as_names(found: Any) -> tuple[str, ...]:
     if not isinstance(found, list):
         raise ValueError("a field is no list")
-    return tuple(_text(name) for name in found)
+    return tuple(_as_text(name) for name in found)
 
 
-def _shards(found: Any) -> tuple[str, ...]:
+def _as_shards(found: Any) -> tuple[str, ...]:
     """Names of shards; none that could leave the generation's folder."""
-    names = _names(found)
+    names = _as_names(found)
     if not all(SHARD_NAME.fullmatch(name) for name in names):
         raise ValueError("names no shard")
     return names

@@ -1,14 +1,18 @@
-"""Publishing: which generation readers open, replaced atomically, and the way back. Called by the owner of the index only."""
+"""Publishing: which generation readers open, replaced atomically, and the way back; and pruning, what is deleted so that no
+generation is ever seen in part. Called by the owner of the index only.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
 
-from danbooru_index.errors import StorageError
+from danbooru_index.errors import StorageError, UsageError
 from danbooru_index.failpoints import reach
-from danbooru_index.index.catalog import Generation, IndexRoot
-from danbooru_index.storage.base import to_checked_json
+from danbooru_index.index.catalog import GENERATION_ID, Generation, IndexRoot
+from danbooru_index.storage.base import remove_temporary, to_checked_json
+
+GRACE_S = 900.0
 
 SUPERSEDED = "superseded_at"  # a generation's file that says when it was replaced
 REMEMBERED = 100  # publications, for `rollback`
@@ -53,3 +57,52 @@ def rollback(root: IndexRoot) -> Generation:
         damaged += [name] if name in known or name in unreadable else []
     more = f" but {', '.join(damaged)}, which {'is' if len(damaged) == 1 else 'are'} damaged" if damaged else ""
     raise StorageError(f"{root.path}: there is no earlier generation to go back to{more}")
+
+
+def prune(root: IndexRoot, keep: int, grace_s: float = GRACE_S) -> list[str]:
+    """Delete generations older than the last `keep` sealed ones, and unfinished ones that have a later one; never the
+    published one, nor one that a reader may have opened less than `grace_s` seconds ago; return the ids deleted."""
+    root.require()
+    if keep < 1:
+        raise UsageError(f"--keep must be at least 1, not {keep}")
+    current = root.current_id()
+    known = root.generations()
+    sealed = [g for g in known if g.manifest.sealed]
+    kept = {g.id for g in sealed[-keep:]} | {current}
+    newest = known[-1].id if known else ""
+    deleted = []
+    _clear_remains(root, newest)
+    for generation in known:
+        if generation.manifest.sealed:
+            left_alone = time.time() - _superseded_at(generation, sealed) < grace_s
+            stale = generation.id not in kept and not left_alone
+        else:
+            stale = generation.id < newest  # the owner is here, so nobody is building it
+        if stale:
+            _delete(generation)
+            deleted.append(generation.id)
+    return deleted
+
+
+def _clear_remains(root: IndexRoot, newest: str) -> None:
+    """Delete what a killed `prune` or `build` left: trash, and generations without a manifest."""
+    remove_temporary(root.path)
+    for path in (root.path / "generations").entries():
+        headless = GENERATION_ID.fullmatch(path.name) and path.name < newest
+        if path.name.startswith(".trash-") or (headless and not (path / "manifest.json").exists()):
+            path.remove_tree()
+
+
+def _superseded_at(generation: Generation, sealed: list[Generation]) -> float:
+    """When readers last could have opened a generation: when it was replaced, else when a later one was sealed."""
+    with contextlib.suppress(OSError, ValueError):
+        return float((generation.path / SUPERSEDED).read())
+    later = [g.manifest.need_seal().sealed_at for g in sealed if g.id > generation.id]
+    return min(later, default=time.time())
+
+
+def _delete(generation: Generation) -> None:
+    """Delete a generation so that none is ever seen in part: first its name goes, or its manifest."""
+    hidden = generation.path.hide("manifest.json")
+    reach("prune.renamed")
+    hidden.remove_tree()

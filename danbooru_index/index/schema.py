@@ -53,7 +53,7 @@ def table_specs(dim: int, colbert_dim: int) -> tuple[TableSpec, ...]:
     )
 
 
-def pack(spec: TableSpec, records: pa.Table, shard: str, encoding: Embeddings) -> pa.Table:
+def to_rows(spec: TableSpec, records: pa.Table, shard: str, encoding: Embeddings) -> pa.Table:
     """The rows of one table, in the order of `records`."""
     columns: dict[str, Any] = {"id": records["id"], "shard": pa.repeat(pa.scalar(shard), records.num_rows)}
     if spec.name == "dense":

@@ -31,7 +31,7 @@ from danbooru_index.ingest.output_folder import (
     replace_folder,
 )
 from danbooru_index.ingest.shards import LARGEST_SHARD_BYTES, to_table
-from danbooru_index.ingest.sources import list_inputs, read_records, read_translations
+from danbooru_index.ingest.sources import list_inputs, read_dump, read_translations
 from danbooru_index.records import Reason, Record, Reject, describe_rejects
 
 
@@ -163,7 +163,7 @@ def _accept(
     rejects: TextIO,
 ) -> Iterator[Record]:
     for path in files:
-        for line, item in read_records(path, translations):
+        for line, item in read_dump(path, translations):
             report.read += 1
             if isinstance(item, Record) and duplicates.is_duplicate(item.id):
                 item = Reject(Reason.DUPLICATE_ID, str(path), line, item.id, item.text[:2000])

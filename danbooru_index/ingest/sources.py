@@ -77,7 +77,7 @@ def files_in(folder: Path, leaving_out: Path | None = None) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def read_records(path: Path, translations: dict[str, str]) -> Iterator[Located]:
+def read_dump(path: Path, translations: dict[str, str]) -> Iterator[Located]:
     """Every record of one file, in order; a record that cannot be used comes as a `Reject`."""
     kind = _kind(path)
     try:

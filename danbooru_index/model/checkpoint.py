@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.config import EMBEDDED_MODEL, PRODUCTION_MODEL
+from danbooru_index.config import BUNDLED_MODEL, PRODUCTION_MODEL
 from danbooru_index.errors import ModelError, first_line
 from danbooru_index.model.checkpoint_files import (
     HEADS,
@@ -27,7 +27,7 @@ from danbooru_index.model.hub import fetch_model
 from danbooru_index.model.weights import check_weights
 from danbooru_index.progress import tell
 
-EMBEDDED_FOLDER = Path(__file__).parent / EMBEDDED_MODEL
+BUNDLED_FOLDER = Path(__file__).parent / BUNDLED_MODEL
 # The classes that BGE-M3's tokenizer is kept as, and the one that loads each.
 TOKENIZER_CLASSES = {
     "XLMRobertaTokenizer": "XLMRobertaTokenizer",
@@ -70,8 +70,8 @@ def find_model(name: str) -> Path:
 def locate_model(name: str) -> Path:
     """The folder of the model `name`, fetched where need be, not looked into. Raises `ModelError` where there is none."""
     folder = Path(os.path.expanduser(name))
-    if name == EMBEDDED_MODEL and not folder.is_dir():
-        folder = EMBEDDED_FOLDER
+    if name == BUNDLED_MODEL and not folder.is_dir():
+        folder = BUNDLED_FOLDER
     elif not folder.is_dir():
         if _looks_like_path(name):
             raise ModelError(f"--model {name}: no such folder; a folder in BGE-M3's format or a hub name is needed")
@@ -95,10 +95,10 @@ def default_model(device: str) -> str:
     if device == "cuda":
         return PRODUCTION_MODEL
     tell(
-        f"no --model and no GPU in use: {EMBEDDED_MODEL}, the small embedded model; --model {PRODUCTION_MODEL} is the "
+        f"no --model and no GPU in use: {BUNDLED_MODEL}, the small embedded model; --model {PRODUCTION_MODEL} is the "
         "better and slower choice"
     )
-    return EMBEDDED_MODEL
+    return BUNDLED_MODEL
 
 
 def hidden_size(checkpoint: Checkpoint) -> int:

@@ -13,7 +13,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")
 TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model")
 SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-NUMBERS = (
+SIZES = (
     "hidden_size",
     "intermediate_size",
     "max_position_embeddings",
@@ -29,7 +29,7 @@ FIXED = {
 }
 REFUSED = ("auto_map", "transformers_weights", "quantization_config")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-NAMED = 4  # tensors in a message
+FIRST_FEW = 4  # tensors in a message
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
@@ -63,7 +63,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "xlm-roberta":
         raise ModelError(f"{path}: model_type is {kind!r}; BGE-M3's format is 'xlm-roberta'")
-    numbers = {name: config.get(name) for name in NUMBERS} | {"type_vocab_size": config.get("type_vocab_size", 2)}
+    numbers = {name: config.get(name) for name in SIZES} | {"type_vocab_size": config.get("type_vocab_size", 2)}
     wrong = [name for name, value in numbers.items() if type(value) is not int or not 0 < value < 1 << 31]
     if wrong:
         raise ModelError(
@@ -97,5 +97,5 @@ def refuse_pointers(folder: Path, names: Iterable[str]) -> None:
 def first_few(names: Iterable[str]) -> str:
     """The first few of them, and how many more there are."""
     known = list(names)
-    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
-    return ", ".join(known[:NAMED]) + more
+    more = f" and {len(known) - FIRST_FEW} more" if len(known) > FIRST_FEW else ""
+    return ", ".join(known[:FIRST_FEW]) + more

@@ -8,11 +8,11 @@ import gc
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 from danbooru_index.config import Device, DeviceInfo, Precision
 from danbooru_index.errors import DeviceError, first_line
+from danbooru_index.machine import _cpuinfo, cpu_name
 
 CARD = Path("/dev/nvidia0")
 # The limits of oneDNN that leave no AVX512-BF16, and those that leave no AMX.
@@ -109,22 +109,6 @@ def give_back_memory() -> None:
         torch.cuda.empty_cache()
 
 
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """No search for garbage meanwhile: importing a large library makes a million objects, next to none of them garbage, and
-    a thread that collects a reference of Ray's while Ray ends has Ray end the process.
-
-    Measured: FlagEmbedding is imported in 4.1 s instead of 5.1, Ray in 0.9 instead of 1.1.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX; Arm bf16)."""
     flags = _instructions()
@@ -145,27 +129,3 @@ def _instructions() -> str:
         if limit in isas:
             flags = re.sub(rf"\b{hidden}\w*", "", flags)
     return flags
-
-
-def _cpuinfo() -> str:
-    """What Linux says of the processor; nothing elsewhere."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/cpuinfo").read_text()
-    return ""
-
-
-def cpu_name() -> str:
-    """The processor's name and its cores, such as `AMD EPYC (2 cores)`."""
-    name = "CPU"
-    with contextlib.suppress(IndexError):
-        name = _cpuinfo().split("model name")[1].split(":")[1].split("\n")[0].strip()
-    return f"{name} ({cpu_count()} cores)"
-
-
-def cpu_count() -> int:
-    """The cores this process may use: its affinity, and its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores

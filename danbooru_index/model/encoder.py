@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from danbooru_index.config import Device, Precision
 from danbooru_index.embeddings import Array, Embeddings, EncoderStats, TokenBatch, replace_rows
+from danbooru_index.machine import uncollected
 from danbooru_index.model.batch_plan import MIN_CALLS_TO_FILL, BatchPlan
-from danbooru_index.model.device import keep_buffers, uncollected
-from danbooru_index.model.device_run import DeviceRun
+from danbooru_index.model.device import keep_buffers
+from danbooru_index.model.device_run import OUTPUTS, DeviceRun
 from danbooru_index.model.loading import load_model
-from danbooru_index.model.outputs import OUTPUTS
 from danbooru_index.model.packed_model import PackedModel
 from danbooru_index.model.scheduler import Scheduler
 from danbooru_index.model.shape import ModelShape

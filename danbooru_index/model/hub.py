@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from danbooru_index.config import EMBEDDED_MODEL, PRODUCTION_MODEL
+from danbooru_index.config import BUNDLED_MODEL, PRODUCTION_MODEL
 from danbooru_index.errors import ModelError, UsageError, first_line
 from danbooru_index.model.checkpoint_files import HEADS, SETTINGS, needed_files
 from danbooru_index.progress import other_bars, tell
@@ -55,7 +55,7 @@ def fetch_model(name: str) -> str:
         problem = f"HF_ENDPOINT={endpoint}: {first_line(error)}"
     raise ModelError(
         f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or HF_TOKEN where one is needed, "
-        f"or pass --model a local folder, or --model {EMBEDDED_MODEL}"
+        f"or pass --model a local folder, or --model {BUNDLED_MODEL}"
     )
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from danbooru_index.embeddings import Array, Matrices
 
-QUERIES_AT_ONCE = 64
+QUERIES_PER_PRODUCT = 64
 
 
 def max_sim(queries: Matrices, records: Matrices) -> npt.NDArray[np.float32]:
@@ -23,8 +23,8 @@ def max_sim(queries: Matrices, records: Matrices) -> npt.NDArray[np.float32]:
     filled = np.flatnonzero(records.lengths)
     starts = (np.cumsum(records.lengths) - records.lengths)[filled]
     ends = np.cumsum(queries.lengths)
-    for first in range(0, len(queries.lengths), QUERIES_AT_ONCE):
-        sizes = queries.lengths[first : first + QUERIES_AT_ONCE]
+    for first in range(0, len(queries.lengths), QUERIES_PER_PRODUCT):
+        sizes = queries.lengths[first : first + QUERIES_PER_PRODUCT]
         asking = np.flatnonzero(sizes)
         if not len(asking):
             continue

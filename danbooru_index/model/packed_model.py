@@ -8,6 +8,7 @@ matrix product is as large as the token budget, whatever the lengths are. Called
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -27,13 +28,15 @@ from danbooru_index.model.attention import (
     on_device,
 )
 from danbooru_index.model.device import cpu_has_avx512_bf16_alone
-from danbooru_index.model.gemm import gemm_tflops
 from danbooru_index.model.layers import FusedLayer, Layer, arrange_layers
 from danbooru_index.model.packing import BLOCK_COSTS, PackedCall
 from danbooru_index.model.tuning import NEVER_FILL
 
 if TYPE_CHECKING:
     import torch
+
+
+GEMMS = 8
 
 
 # Minimum fill ratio, per dtype size, at which padding a call to full size is faster.
@@ -161,3 +164,28 @@ def segment_max(ids: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor) ->
     segment = first.long().cumsum(0) - 1
     highest = torch.zeros_like(weights).scatter_reduce_(0, segment, weights[places], reduce="amax")
     return keys & 0xFFFFFFFF, highest[segment].masked_fill(~first, 0.0)
+
+
+def gemm_tflops(weight: torch.Tensor, rows: int, seconds: float = 0.5, *, packed: bool = False) -> float:
+    """The median TFLOP/s of the matrix product [rows, D] x [D, N], one after another, with this weight [N, D]; `packed`: as
+    fused layers have it."""
+    import torch
+    from torch.nn.functional import linear
+
+    rates = []
+    with torch.inference_mode():
+        source = torch.randn(rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
+
+        def plain(rows: torch.Tensor) -> torch.Tensor:
+            return linear(rows, weight)
+
+        product = onednn.fused(plain, source) if packed else plain
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            for _ in range(GEMMS):
+                product(source)
+            if weight.is_cuda:
+                torch.cuda.synchronize()
+            rates.append(GEMMS * 2 * rows * weight.numel() / (time.perf_counter() - started) / 1e12)
+    return float(np.median(rates))

@@ -11,12 +11,12 @@ import numpy as np
 
 from danbooru_index.embeddings import TokenBatch
 from danbooru_index.errors import ModelError, first_line
+from danbooru_index.machine import uncollected
 from danbooru_index.model.checkpoint import TOKENIZER_CLASSES, read_tokenizer_settings, refuse_ids_beyond
 from danbooru_index.model.checkpoint_files import read_settings
-from danbooru_index.model.device import uncollected
 from danbooru_index.model.loading import quiet_loading
 
-SPECIAL_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")  # FlagEmbedding drops their weights
+UNWEIGHTED_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")  # FlagEmbedding drops their weights
 FEWEST_ENTRIES = 0.5  # of a tokenizer, for each embedding: a vocabulary is padded to a round number, never doubled
 PROBE = "a\ue000"  # a letter, and a character that no vocabulary has
 
@@ -61,7 +61,7 @@ def _tokenizer_class(path: str) -> Any:
 
 
 def _special_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
-    """The ids of `SPECIAL_TOKENS`, which get no sparse weight.
+    """The ids of `UNWEIGHTED_TOKENS`, which get no sparse weight.
 
     Raises `ModelError` unless every text begins with the first and ends with the second, and all ids are the model's own:
     else other vectors would be taken for a text's, and nobody would notice.
@@ -76,8 +76,8 @@ def _special_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
             f"{folder}: its tokenizer has {entries:,} entries, its model embeddings for {settings['vocab_size']:,}: they do "
             "not belong together"
         )
-    ids: list[Any] = [getattr(tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
-    if missing := [name for name, number in zip(SPECIAL_TOKENS, ids, strict=True) if number is None]:
+    ids: list[Any] = [getattr(tokenizer, f"{name}_id", None) for name in UNWEIGHTED_TOKENS]
+    if missing := [name for name, number in zip(UNWEIGHTED_TOKENS, ids, strict=True) if number is None]:
         raise ModelError(f"{folder}: its tokenizer names no {', '.join(missing)} (tokenizer_config.json)")
     try:
         probe = backend.encode(PROBE).ids

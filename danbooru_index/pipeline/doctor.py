@@ -14,11 +14,20 @@ from typing import Any, TypeVar
 from danbooru_index.cluster.resources import gpus_for, on_worker
 from danbooru_index.cluster.session import ray_session
 from danbooru_index.cluster.upload import LARGEST_SUBMISSION, measure_upload
-from danbooru_index.config import BASELINE_RECORDS, DEFAULT_MAX_LENGTH, PRODUCTION_MODEL, Device, DeviceInfo, Precision
+from danbooru_index.config import (
+    BASELINE_RECORDS,
+    DEFAULT_MAX_LENGTH,
+    PRODUCTION_MODEL,
+    SAMPLE_TAGS,
+    Device,
+    DeviceInfo,
+    Precision,
+)
 from danbooru_index.errors import DanbooruIndexError, DeviceError, ModelError, StorageError, UsageError
 from danbooru_index.index.estimate import index_bytes
+from danbooru_index.machine import cpu_count
 from danbooru_index.model.checkpoint import Checkpoint, default_model, hidden_size, resolve_model, settings_of
-from danbooru_index.model.device import cpu_count, probe_device
+from danbooru_index.model.device import probe_device
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.shape import gpu_tokens_per_batch
 from danbooru_index.model.tokenizer import Tokenizer
@@ -26,10 +35,9 @@ from danbooru_index.storage.space import free_bytes
 from danbooru_index.versions import INSTALL, version_problems
 
 SHOWN_VERSIONS = ("ray", "torch", "transformers", "FlagEmbedding", "pyarrow", "lancedb", "pylance")
-SAMPLE = Path(__file__).parent.parent / "sample_tags.jsonl"
 PRODUCTION_HIDDEN, PRODUCTION_BYTES = 1024, 1_140_000_000  # BGE-M3, in half precision
 SMALLEST_GPU_MEMORY = 2_500_000_000
-TOKENS_A_TEXT = 12.7  # measured on 925,428 tags
+TOKENS_PER_TAG = 12.7  # measured on 925,428 tags
 SMALL_COLBERT = 128
 
 T = TypeVar("T")
@@ -156,7 +164,7 @@ def _encode(checkpoint: Checkpoint, info: DeviceInfo) -> tuple[str, None]:
     """All three outputs of a few texts, twice: the first call warms up. Raises `ModelError`."""
     tokenizer = Tokenizer(checkpoint.path, DEFAULT_MAX_LENGTH)
     encoder = Encoder(checkpoint.path, Device(info.kind), Precision(info.precision))
-    texts = [json.loads(line)["text"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+    texts = [json.loads(line)["text"] for line in SAMPLE_TAGS.read_text(encoding="utf-8").splitlines()]
     batch = tokenizer(texts)
     encoder.encode(batch)
     started = time.perf_counter()
@@ -203,7 +211,9 @@ def _disk(config: DoctorConfig, hidden: int) -> tuple[str, None]:
         place = place.parent
     free = free_bytes(place)
     needed = {
-        dim: index_bytes(config.records, hidden, dim, TOKENS_A_TEXT) for dim in (hidden, SMALL_COLBERT) if dim <= hidden
+        dim: index_bytes(config.records, hidden, dim, TOKENS_PER_TAG)
+        for dim in (hidden, SMALL_COLBERT)
+        if dim <= hidden
     }
     sizes = ", ".join(f"{size / 1e9:,.1f} GB with ColBERT at {dim}" for dim, size in needed.items())
     found = f"{free / 1e9:,.1f} GB free at {place}; {config.records:,} records take {sizes}"

@@ -98,7 +98,7 @@ class _Run:
         told = ray.remote(num_cpus=0)(ProgressActor).remote()
         settings = replace(
             self.work.settings,
-            attempts=str(attempts),
+            attempts=attempts,
             attempt_limit=limit,
             progress=told,
         )

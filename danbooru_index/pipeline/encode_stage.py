@@ -20,17 +20,14 @@ from danbooru_index.config import HISTOGRAM_EDGES
 from danbooru_index.embeddings import EncoderStats, TokenBatch
 from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import arm, reach
-from danbooru_index.index.completion import CompletionRecord, complete
+from danbooru_index.index.completion import CompletionRecord, ShardStats, WorkerStats, complete
 from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.schema import table_specs
-from danbooru_index.index.shard_stats import ShardStats, WorkerStats
 from danbooru_index.ingest.shards import Shard
 from danbooru_index.pipeline.protocol import Outcome, ShardResult, TokenizedShard, WorkerSettings, describe
 from danbooru_index.pipeline.supervision import TooManyAttemptsError, Watchdog, check_attempts, note_loss, place
-from danbooru_index.pipeline.worker_metrics import WorkerMetrics
 from danbooru_index.pipeline.worker_model import load_encoder
 from danbooru_index.records import Reason, Reject
-from danbooru_index.storage.locate import locate
 
 LARGEST_SLICE_ROWS = 16_384
 TELL_EVERY_S = 0.5
@@ -79,7 +76,7 @@ class EncodeShard:
 
     def _encode(self, shard: Shard, given: TokenizedShard) -> CompletionRecord:
         """Slices of bounded size through the model and into fragments; then the completion record, last."""
-        work = _ShardWork(shard, given, ShardWriter(locate(self._settings.generation), shard.id, self._specs))
+        work = _ShardWork(shard, given, ShardWriter(self._settings.generation, shard.id, self._specs))
         try:
             report = self._reporter(shard.id, given.tokens)
             for start, stop in slices(given.tokens.lengths, self._settings.colbert_dim, self._settings.slice_bytes):
@@ -100,7 +97,7 @@ class EncodeShard:
             stats=work.stats(self._worker()),
         )
         reach("encode.before_record", shard.id)
-        if not complete(locate(self._settings.generation), record):
+        if not complete(self._settings.generation, record):
             work.writer.discard()
         reach("encode.after_record", shard.id)
         self._metrics.add(record)
@@ -209,3 +206,25 @@ def _non_finite(records: pa.Table, rows: list[int], shard: Shard) -> list[dict[s
         reject = Reject(Reason.NON_FINITE_OUTPUT, shard.path, 0, f"id {record['id']}", record["text"][:2000])
         rejects.append(json.loads(reject.to_json()))
     return rejects
+
+
+class WorkerMetrics:
+    """Three counters: `danbooru_index_records`, `danbooru_index_tokens`, `danbooru_index_seconds` by stage."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter
+
+        self._records = Counter("danbooru_index_records", description="Records written to all three tables")
+        self._tokens = Counter("danbooru_index_tokens", description="Tokens encoded")
+        self._seconds = Counter("danbooru_index_seconds", description="Seconds by stage", tag_keys=("stage",))
+
+    def add(self, record: CompletionRecord) -> None:
+        """Count a shard that is done. A counter takes no zero."""
+        stats = record.stats
+        if record.rows:
+            self._records.inc(record.rows)
+        if stats.tokens:
+            self._tokens.inc(stats.tokens)
+        for stage, seconds in (("read", stats.read), ("encode", stats.encode), ("write", stats.write)):
+            if seconds > 0:
+                self._seconds.inc(seconds, tags={"stage": stage})

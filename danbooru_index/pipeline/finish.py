@@ -14,13 +14,13 @@ import numpy as np
 from danbooru_index.errors import BuildFailedError, RejectedRecordsError
 from danbooru_index.index.catalog import Generation, IndexRoot
 from danbooru_index.index.completion import CompletionRecord, count_rejects
-from danbooru_index.index.lifecycle import SealTimes, check_tables, seal_and_publish
+from danbooru_index.index.lifecycle import SealTimes, seal_and_publish
 from danbooru_index.index.manifest import Checks
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.pipeline.driver import EncodeOutcome
 from danbooru_index.pipeline.plan import BuildPlan
 from danbooru_index.pipeline.resume import Work, done_records
-from danbooru_index.pipeline.self_check import self_queries
+from danbooru_index.pipeline.self_check import check_tables, self_queries
 from danbooru_index.records import describe_rejects
 
 

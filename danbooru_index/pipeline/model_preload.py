@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from danbooru_index.errors import ModelError
 from danbooru_index.ingest.sampling import InputSamples
 from danbooru_index.model.checkpoint import Checkpoint, check_model, identify, locate_model, required_files
-from danbooru_index.pipeline.background import in_background
 
-TOKENS_PER_TEXT = 40.0  # where there is no text, or no tokenizer file, to tell
+T = TypeVar("T")
+
+TOKENS_IF_UNKNOWN = 40.0  # where there is no text, or no tokenizer file, to tell
+
+
+def in_background(function: Callable[..., T], *arguments: Any, **named: Any) -> Future[T]:
+    """Call `function` in a daemon thread; `result()` waits for it, and raises what it raised."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*arguments, **named))
+        except Exception as error:  # handed over to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=work, name=function.__name__, daemon=True).start()
+    return future
 
 
 class ModelPreload:
@@ -46,7 +64,7 @@ def _tokens_per_text(model: Path, samples: Future[InputSamples], max_length: int
     tokenizer = model / "tokenizer.json"
     texts = list(samples.result().estimate)
     if not texts or not tokenizer.is_file():
-        return TOKENS_PER_TEXT
+        return TOKENS_IF_UNKNOWN
     from tokenizers import Tokenizer
 
     try:

@@ -10,6 +10,7 @@ import io
 import os
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.codec import FULL
 from danbooru_index.ingest.shards import RECORD_SCHEMA, Shard
+from danbooru_index.storage.base import Storage
+from danbooru_index.storage.local import LocalStorage
 
+NOWHERE = LocalStorage(Path())  # before there is a generation
 SAMPLES = "samples"  # the name of the task that is no shard
 
 TASK_SCHEMA = pa.schema(
@@ -82,10 +86,10 @@ class WorkerSettings:
     slice_bytes: int
     hang_s: float | None = None
     shard_tokens: int = 0
-    generation: str = ""
+    generation: Storage = NOWHERE
     fingerprint: str = ""
     codec: str = FULL
-    attempts: str = ""
+    attempts: Storage = NOWHERE
     attempt_limit: int = 1
     failpoints: tuple[Failpoint, ...] = ()
     progress: Any = None

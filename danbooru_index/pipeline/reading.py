@@ -11,8 +11,7 @@ from danbooru_index.ingest.sampling import InputSamples, draw_samples
 from danbooru_index.ingest.scan import InputScan, refuse_rejects, scan
 from danbooru_index.model.checkpoint import default_model
 from danbooru_index.model.device import nvidia_driver
-from danbooru_index.pipeline.background import in_background
-from danbooru_index.pipeline.model_preload import ModelPreload
+from danbooru_index.pipeline.model_preload import ModelPreload, in_background
 from danbooru_index.progress import StartUp
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from danbooru_index.config import BuildConfig, PrepareConfig
 from danbooru_index.errors import UsageError
 from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.prune import prune
+from danbooru_index.index.publish import prune
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.pipeline.build import build_owned, exit_code
 from danbooru_index.pipeline.report import BuildReport

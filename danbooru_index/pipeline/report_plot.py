@@ -17,12 +17,12 @@ def save_report(report: BuildReport, folder: Storage) -> None:
     """Write `report.json` and `report.svg` beside the generation's tables."""
     report.picture = str(folder / "report.svg")
     picture = io.BytesIO()
-    draw(report, picture, "svg")
+    draw_report(report, picture, "svg")
     (folder / "report.svg").replace(picture.getvalue())
     (folder / "report.json").replace((json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n").encode())
 
 
-def draw(report: BuildReport, out: Path | io.BytesIO, kind: str) -> None:
+def draw_report(report: BuildReport, out: Path | io.BytesIO, kind: str) -> None:
     """The run as a picture (SVG): tags/s over time against the baseline, time by stage, token lengths."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -80,5 +80,5 @@ def _draw_lengths(report: BuildReport, axes: Any) -> None:
     last = max((place for place, count in enumerate(counts) if count), default=0)
     labels = [str(edge - 1) for edge in HISTOGRAM_EDGES[: last + 1]]
     axes.bar(labels, counts[: last + 1], color="#9467bd")
-    axes.set(xlabel="tokens a text, up to", ylabel="texts", title="Token lengths")
+    axes.set(xlabel="tokens per text, up to", ylabel="texts", title="Token lengths")
     axes.tick_params(axis="x", labelrotation=45)

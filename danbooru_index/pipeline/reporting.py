@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from danbooru_index.config import HISTOGRAM_EDGES
 from danbooru_index.errors import first_line
-from danbooru_index.index.completion import CompletionRecord, count_rejects
-from danbooru_index.index.shard_stats import ShardStats
+from danbooru_index.index.completion import CompletionRecord, ShardStats, count_rejects
 from danbooru_index.pipeline.driver import EncodeOutcome
 from danbooru_index.pipeline.finish import Sealed
 from danbooru_index.pipeline.plan import BuildPlan

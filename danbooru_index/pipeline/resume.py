@@ -42,7 +42,7 @@ def find_work(plan: BuildPlan, root: IndexRoot) -> Work:
     generation = opened.generation
     records = done_records(plan, generation, sealed=opened.finished)
     pending = () if opened.finished else tuple(shard for shard in plan.scan.shards if shard.id not in records)
-    notes, settings = list(opened.notes), replace(plan.settings, generation=str(generation.path.absolute()))
+    notes, settings = list(opened.notes), replace(plan.settings, generation=generation.path.absolute())
     if pending:
         notes += _room(plan, generation, pending)
         largest = max(shard.rows for shard in pending)

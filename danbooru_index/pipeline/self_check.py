@@ -5,11 +5,20 @@ Called by `pipeline` on the committed tables, before they are sealed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import pyarrow as pa
 
 from danbooru_index.config import Mode
 from danbooru_index.embeddings import Embeddings
+from danbooru_index.errors import BuildFailedError, first_line
+from danbooru_index.index.catalog import Generation
+from danbooru_index.index.completion import CompletionRecord
+from danbooru_index.index.lance_io import panics_as_errors
+from danbooru_index.index.manifest import Checks
 from danbooru_index.index.reader import GenerationReader
+from danbooru_index.index.schema import TABLES
 from danbooru_index.ingest.sampling import Sample
 from danbooru_index.search.batch import dense_tops
 from danbooru_index.search.hybrid import retrievers
@@ -67,3 +76,27 @@ def _own_sparse(query: EncodedQuery) -> float:
 def _reaches(score: float, own: float) -> bool:
     """Whether a stored row's score is what the text scores against itself, within the precision of the build."""
     return bool(abs(float(score) - own) <= 0.02 * max(1.0, own))
+
+
+def check_tables(generation: Generation, versions: Mapping[str, int], records: list[CompletionRecord]) -> Checks:
+    """The committed tables against the records: counts, unique ids, one order; raise `BuildFailedError` if they differ."""
+    expected = sum(record.rows for record in records)
+    problems = [
+        f"shard {record.shard}: {record.read} read, {record.rows} kept, {len(record.rejects)} left out"
+        for record in records
+        if record.rows + len(record.rejects) != record.read
+    ]
+    counts: dict[str, int] = {}
+    try:
+        with panics_as_errors():
+            reader = GenerationReader(generation, versions)
+            counts = reader.counts()
+            problems += [
+                f"{name}: {counts[name]} rows instead of {expected}" for name in TABLES if counts[name] != expected
+            ]
+            problems += [] if problems else reader.id_problems()
+    except (OSError, RuntimeError, pa.ArrowException) as error:  # a file that went, or is rotten
+        problems.append(f"the tables cannot be read back ({first_line(error)})")
+    if problems:
+        raise BuildFailedError(f"checks failed, nothing was published: {'; '.join(problems[:5])}")
+    return Checks(counts, ("counts", "ids"))

@@ -10,7 +10,6 @@ import time
 
 from danbooru_index.errors import first_line
 from danbooru_index.pipeline.protocol import WorkerSettings
-from danbooru_index.storage.locate import locate
 
 SHORTEST_HANG_S = 60.0
 SLOWER = 20
@@ -22,7 +21,7 @@ class TooManyAttemptsError(Exception):
 
 def check_attempts(settings: WorkerSettings, shard: str, stage: str) -> None:
     """Count one more attempt at a shard, in files, which outlive the actor; raise `TooManyAttemptsError` at the limit."""
-    folder = locate(settings.attempts)
+    folder = settings.attempts
     folder.make_folder()
     for number in range(settings.attempt_limit):
         if (folder / f"{shard}.{stage}.{number}").create(b"", durable=False):
@@ -37,7 +36,7 @@ def note_loss(settings: WorkerSettings, shard: str, stage: str, error: Exception
     """Leave word of what ends this process, and where: of eight cards one may be bad."""
     said = f", the last time on {place(settings)}: {first_line(error)}"
     with contextlib.suppress(Exception):
-        (locate(settings.attempts) / f"{shard}.{stage}.why").replace(said.encode())
+        (settings.attempts / f"{shard}.{stage}.why").replace(said.encode())
 
 
 def place(settings: WorkerSettings) -> str:

@@ -13,7 +13,6 @@ from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.model.tuning import EncoderTuning
 from danbooru_index.pipeline.protocol import WorkerSettings
-from danbooru_index.storage.locate import locate
 
 
 def load_tokenizer(settings: WorkerSettings) -> Tokenizer:
@@ -23,7 +22,7 @@ def load_tokenizer(settings: WorkerSettings) -> Tokenizer:
 
 def load_encoder(settings: WorkerSettings) -> Encoder:
     """The real encoder, of BGE-M3's format. Raises `ModelError`, `DeviceError` or `StorageError` (for its codec)."""
-    codec = load_codec(locate(settings.generation), settings.codec)
+    codec = load_codec(settings.generation, settings.codec)
     encoder = Encoder(
         local_model(settings),
         Device(settings.device),

@@ -10,11 +10,11 @@ import numpy as np
 from danbooru_index.config import Filter, Mode, Weights
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.model.late_interaction import as_matrices, max_sim
-from danbooru_index.search.filters import Allowed, allowed
+from danbooru_index.search.filters import allowed
 from danbooru_index.search.hybrid import PARTS, candidates, combine, retrievers, union
-from danbooru_index.search.retriever import EncodedQuery, Rows, Scores
+from danbooru_index.search.retriever import Allowed, EncodedQuery, Rows, Scores
 
-QUERIES_AT_ONCE = 512
+QUERIES_PER_PASS = 512
 
 
 def rank_many(
@@ -81,7 +81,7 @@ def _in_parts(
     queries: Sequence[EncodedQuery], limit: int, mask: np.ndarray[Any, Any]
 ) -> list[tuple[Sequence[EncodedQuery], _Best]]:
     """The queries, so many at once that their scores with a block of rows take some 100 MB."""
-    parts = [queries[at : at + QUERIES_AT_ONCE] for at in range(0, len(queries), QUERIES_AT_ONCE)]
+    parts = [queries[at : at + QUERIES_PER_PASS] for at in range(0, len(queries), QUERIES_PER_PASS)]
     return [(part, _Best(len(part), limit, mask)) for part in parts]
 
 

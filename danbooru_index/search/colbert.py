@@ -9,8 +9,7 @@ import numpy as np
 from danbooru_index.embeddings import Matrices
 from danbooru_index.index.reader import SCAN_ROWS, GenerationReader
 from danbooru_index.model.late_interaction import as_matrices, max_sim
-from danbooru_index.search.filters import Allowed
-from danbooru_index.search.retriever import EncodedQuery, Rows, Scores, top
+from danbooru_index.search.retriever import Allowed, EncodedQuery, Rows, Scores, top
 
 
 @dataclass(frozen=True, slots=True)

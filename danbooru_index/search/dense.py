@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from danbooru_index.index.reader import GenerationReader
-from danbooru_index.search.filters import Allowed
-from danbooru_index.search.retriever import EncodedQuery, Rows, Scores
+from danbooru_index.search.retriever import Allowed, EncodedQuery, Rows, Scores
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import reduce
 from operator import and_
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from danbooru_index.config import Filter
 from danbooru_index.errors import UsageError
 from danbooru_index.index.reader import GenerationReader
-
-
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """The rows that a filter lets through: `mask` [rows], and the `expression` for Lance, None where all pass."""
-
-    mask: npt.NDArray[np.bool_]
-    expression: pc.Expression | None
+from danbooru_index.search.retriever import Allowed
 
 
 def allowed(reader: GenerationReader, wanted: Filter) -> Allowed:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from danbooru_index.config import Device, Precision
 from danbooru_index.errors import ModelError
 from danbooru_index.index.catalog import Generation
-from danbooru_index.index.manifest import ModelRef
 from danbooru_index.model.checkpoint import resolve_model
 from danbooru_index.model.device import probe_device
 from danbooru_index.model.encoder import Encoder
@@ -27,7 +24,7 @@ class QueryEncoder:
         instruction: str | None = None,
     ) -> None:
         built = generation.manifest.model
-        name = model or model_of(built)
+        name = model or built.place
         checkpoint = resolve_model(name)
         if checkpoint.model_id != built.id:
             raise ModelError(
@@ -51,8 +48,3 @@ class QueryEncoder:
                 f"the model has no finite output for the query {shortened(queries[int(encoding.non_finite[0])])!r}"
             )
         return [query_of(encoding, row) for row in range(len(queries))]
-
-
-def model_of(built: ModelRef) -> str:
-    """The model an index names: where it was on the machine that built it, else its name."""
-    return built.path if Path(built.path).is_dir() else built.name

@@ -7,12 +7,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from danbooru_index.embeddings import Embeddings
-from danbooru_index.search.filters import Allowed
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The rows that a filter lets through: `mask` [rows], and the `expression` for Lance, None where all pass."""
+
+    mask: npt.NDArray[np.bool_]
+    expression: pc.Expression | None
 
 
 @dataclass(frozen=True, slots=True)

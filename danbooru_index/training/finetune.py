@@ -6,37 +6,23 @@ built it. The result is a folder in BGE-M3's format with a model card. A killed 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import random
 import shutil
-import sys
 import time
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from danbooru_index.cluster.resources import gpus_for, on_worker
-from danbooru_index.cluster.session import ray_session
 from danbooru_index.errors import UsageError
-from danbooru_index.evaluation.queries import read_queries
-from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.reader import GenerationReader
-from danbooru_index.ingest.sources import list_inputs
 from danbooru_index.model.checkpoint import TOKENIZER_FILES, Checkpoint, longest_text, model_id, resolve_model
-from danbooru_index.progress import StepProgress
-from danbooru_index.search.query_encoder import QueryEncoder, model_of
 from danbooru_index.storage.local import LocalStorage
+from danbooru_index.training.data import held_out_queries, read_pairs, training_digest, write_pairs
 from danbooru_index.training.finetune_config import FinetuneConfig, FinetuneReport
 from danbooru_index.training.model_card import draw_curves, model_card, read_curves
-from danbooru_index.training.negatives import Mining, add_negatives
-from danbooru_index.training.pairs import Pair, check_held_out, read_names, read_training_data
-from danbooru_index.training.state import ASIDE, FINAL, LOG, PAIRS
-from danbooru_index.training.worker_group import train_on_workers
+from danbooru_index.training.negatives import mine, model_of_index
+from danbooru_index.training.pairs import ASIDE, FINAL, LOG, PAIRS
+from danbooru_index.training.worker_group import trainers
 
 STATE = ".training"
 REPORT = "report.json"
-ASIDE_SHARE, MOST_ASIDE = 0.02, 1000
 
 
 def finetune(config: FinetuneConfig) -> FinetuneReport:
@@ -47,11 +33,11 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
     """
     started = time.monotonic()
     out, state = Path(config.out), Path(config.out) / STATE
-    base = resolve_model(config.model or _index_model(config))
+    base = resolve_model(config.model or model_of_index(config.index or ""))
     if max(config.query_length, config.passage_length) > longest_text(base):
         raise UsageError(f"--query-length, --passage-length: {base.name} takes at most {longest_text(base)} tokens")
-    held_out = [query.text for path in config.held_out for query in read_queries(path)]
-    digest = _digest(config, base)
+    held_out = held_out_queries(config)
+    digest = training_digest(config, base.model_id)
     if (out / REPORT).is_file():
         return _finished(out, digest)
     if out.exists() and any(out.iterdir()) and not state.is_dir():
@@ -60,32 +46,15 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
     LocalStorage(state).make_folder()
     with LocalStorage(state).owned():
         _claim(state, digest)
-        data = None if (state / PAIRS).exists() else _read(config, held_out)
-        with ray_session(config.address):
-            gpus = gpus_for(config.device, config.num_gpus)
+        data = None if (state / PAIRS).exists() else read_pairs(config, held_out)
+        with trainers(config) as group:
             if data is not None:
                 if config.index is not None and config.group_size > 1:
-                    data = on_worker(1, 1, _mine, config, data) if gpus else _mine(config, data)
-                _write_pairs(config, data, held_out, state)
+                    data = group.call(mine, config, data)
+                write_pairs(config, data, held_out, state)
             if not (state / FINAL).is_dir():
-                train_on_workers(config, base, state, gpus)
+                group.train(base, state)
         return _finish(config, base, state, digest, len(held_out), time.monotonic() - started)
-
-
-def _index_model(config: FinetuneConfig) -> str:
-    return model_of(IndexRoot(config.index or "").current().manifest.model)
-
-
-def _digest(config: FinetuneConfig, base: Checkpoint) -> str:
-    """What makes two calls the same training: settings, base model, and the size and time of every file read."""
-    settings = config.decisive() | {"base": base.model_id}
-    files = [*list_inputs((config.pairs,)), *map(Path, (*config.names, *config.held_out))]
-    return hashlib.sha256(json.dumps([settings, stamps(files)], sort_keys=True).encode()).hexdigest()
-
-
-def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """The place, size and time of change of each file that is there."""
-    return [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
 
 
 def _finished(out: Path, digest: str) -> FinetuneReport:
@@ -110,43 +79,6 @@ def _claim(state: Path, digest: str) -> None:
             f"{state.parent}: holds an unfinished training with other settings or data; finish it with those, or choose "
             "another folder"
         )
-
-
-def _read(config: FinetuneConfig, held_out: list[str]) -> list[Pair]:
-    """The training pairs; raise `UsageError` where some have no negatives, and no index is given to mine them from."""
-    pairs = read_training_data(config.pairs, read_names(config.names), held_out)
-    print(f"{len(pairs):,} training pairs from {config.pairs}", file=sys.stderr)
-    alone = sum(1 for pair in pairs if not pair.neg)
-    if alone and config.index is None and config.group_size > 1:
-        raise UsageError(
-            f"{alone:,} pairs have no negatives: pass --index, to mine them; or --group-size 1, to train on the other texts "
-            "of a batch alone"
-        )
-    return pairs
-
-
-def _mine(config: FinetuneConfig, pairs: list[Pair]) -> list[Pair]:
-    """The pairs with negatives from the index, up to `group_size` - 1 each."""
-    generation = IndexRoot(config.index or "").current()
-    encoder = QueryEncoder(generation, device=config.device)
-    mining = Mining(config.group_size - 1, config.ranks, config.mined_share, config.seed)
-    with contextlib.closing(StepProgress("mining negatives", "pair", len(pairs))) as progress:
-        add_negatives(pairs, encoder, GenerationReader(generation), mining, progress.add)
-    return pairs
-
-
-def _write_pairs(config: FinetuneConfig, pairs: Sequence[Pair], held_out: Iterable[str], state: Path) -> None:
-    """Set a few pairs aside, with their queries; the others, in an order of their own, are what is trained on."""
-    check_held_out(pairs, held_out)
-    order = list(pairs)
-    random.Random(config.seed).shuffle(order)
-    aside = min(MOST_ASIDE, int(ASIDE_SHARE * len(order)))
-    apart = {pair.query for pair in order[:aside]}
-    kept = [pair for pair in order[aside:] if pair.query not in apart]
-    if len(kept) < config.batch_size:
-        raise UsageError(f"{len(kept):,} pairs do not fill one batch: lower --batch-size, or give more pairs")
-    LocalStorage(state / ASIDE).replace("".join(pair.to_json() + "\n" for pair in order[:aside]).encode())
-    LocalStorage(state / PAIRS).replace("".join(pair.to_json() + "\n" for pair in kept).encode())
 
 
 def _finish(

@@ -17,16 +17,16 @@ import torch
 
 from danbooru_index.errors import InputError, UsageError
 from danbooru_index.evaluation.queries import read_queries
-from danbooru_index.ingest.sources import list_inputs, read_records
+from danbooru_index.ingest.sources import list_inputs, read_dump
+from danbooru_index.machine import cpu_count
 from danbooru_index.model.checkpoint import model_id
-from danbooru_index.model.device import cpu_count
 from danbooru_index.records import Record
 from danbooru_index.storage.local import LocalStorage
-from danbooru_index.training.finetune import finetune, stamps
+from danbooru_index.training.data import stamps
+from danbooru_index.training.finetune import finetune
 from danbooru_index.training.finetune_config import FinetuneConfig, FinetuneReport
-from danbooru_index.training.mini_recipe import MiniRecipe
 from danbooru_index.training.mini_tokenizer import token_rows, train_tokenizer
-from danbooru_index.training.mini_vectors import WeightedPairs, learn_means, with_prior, with_rarity
+from danbooru_index.training.mini_vectors import MiniRecipe, WeightedPairs, learn_means, with_prior, with_rarity
 from danbooru_index.training.mini_weights import refit_sparse, ship, write_base
 from danbooru_index.training.pairs import Pair, bare, make_pairs, normal, read_names
 
@@ -42,7 +42,7 @@ def make_mini(
     work = out.with_name(f"{out.name}.work")
     inputs = list_inputs(tuple(records))
     _begin_work(work, [*inputs, *map(Path, (*names, *held_out))], recipe)
-    read = [item for path in inputs for _, item in read_records(path, {}) if isinstance(item, Record)]
+    read = [item for path in inputs for _, item in read_dump(path, {}) if isinstance(item, Record)]
     if not read:
         raise InputError(f"{', '.join(records)}: no usable record; see the reasons with danbooru-index prepare")
     called = read_names(names)
@@ -112,11 +112,11 @@ def _draw_weights(
 
 def _drawn(training: WeightedPairs, texts: list[str], recipe: MiniRecipe) -> Iterator[Pair]:
     """Pairs by their weights, each with texts at random that are not its answer: so that the prior is kept."""
-    chance = np.random.default_rng(recipe.seed)
-    for i in chance.choice(len(training.pairs), recipe.pairs, p=training.weights).tolist():
+    rng = np.random.default_rng(recipe.seed)
+    for i in rng.choice(len(training.pairs), recipe.pairs, p=training.weights).tolist():
         pair = training.pairs[i]
         answers = {bare(text) for text in pair.pos}
-        drawn = (texts[j] for j in chance.integers(len(texts), size=4 * recipe.negatives).tolist())
+        drawn = (texts[j] for j in rng.integers(len(texts), size=4 * recipe.negatives).tolist())
         others = [text for text in drawn if bare(text) not in answers]
         yield Pair(pair.query, pair.pos, others[: recipe.negatives])
 

@@ -13,7 +13,6 @@ import torch
 
 from danbooru_index.progress import StepProgress
 from danbooru_index.records import Record
-from danbooru_index.training.mini_recipe import MiniRecipe
 from danbooru_index.training.mini_tokenizer import TokenRows, category_token, load_mini_tokenizer
 from danbooru_index.training.pairs import Pair
 
@@ -23,6 +22,48 @@ DAMPING = 2.0
 LARGEST_SHARE = 0.5
 
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class MiniRecipe:
+    """Everything that decides the weights, with the data; the defaults are those of m3-mini.
+
+    `means_*`: the token vectors' own training, batches of `means_batch` pairs among `means_others` texts more; `gain`: how
+    much more of the mean than of itself a token takes in each layer at first; `prior`: how much a category's popularity
+    counts, `token_prior`: that of other tokens; `rarity`: the sparse weight of the rarest token at first,
+    `rarity_share`: of its length that says so.
+    `*_weight`: how often a pair is drawn, by its category and kind; `popularity`: the power of its post count by which it
+    is; `negatives`: texts at random beside each answer.
+    """
+
+    vocabulary: int = 20_000  # and a token for each category
+    hidden: int = 256
+    layers: int = 2
+    heads: int = 4
+    intermediate: int = 1024
+    positions: int = 514
+    gain: float = 4.0
+    prior: float = 12.0
+    token_prior: float = 0.07
+    rarity: float = 0.3
+    rarity_share: float = 0.35
+    means_steps: int = 4500
+    means_batch: int = 1024
+    means_others: int = 1024
+    means_lr: float = 0.06
+    means_temperature: float = 0.05
+    query_length: int = 24
+    passage_length: int = 40
+    artist_weight: float = 0.1
+    general_weight: float = 4.0
+    own_name_weight: float = 0.5
+    popularity: float = 0.2
+    pairs: int = 20_000
+    negatives: int = 2
+    batch_size: int = 256
+    lr: float = 1e-5
+    temperature: float = 0.05
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +78,7 @@ def learn_means(folder: Path, training: WeightedPairs, texts: list[str], recipe:
     """Token vectors [vocabulary, hidden] whose normalised mean over a query is near that over its answer, and not over
     the other answers of a batch or over texts at random (InfoNCE). The last dimensions, `RESERVED`, are left at zero."""
     torch.manual_seed(recipe.seed)
-    chance = np.random.default_rng(recipe.seed)
+    rng = np.random.default_rng(recipe.seed)
     tokenizer = load_mini_tokenizer(folder)
 
     def ids(texts: list[str], longest: int) -> list[list[int]]:
@@ -54,9 +95,9 @@ def learn_means(folder: Path, training: WeightedPairs, texts: list[str], recipe:
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.means_lr * min(1.0, step / 50) * max(0.02, 1 - step / steps)
-            chosen = chance.choice(len(queries), size, p=training.weights).tolist()
-            drawn = [answers[i][chance.integers(len(answers[i]))] for i in chosen]
-            drawn += [others[i] for i in chance.integers(len(others), size=recipe.means_others)]
+            chosen = rng.choice(len(queries), size, p=training.weights).tolist()
+            drawn = [answers[i][rng.integers(len(answers[i]))] for i in chosen]
+            drawn += [others[i] for i in rng.integers(len(others), size=recipe.means_others)]
             scores = _means(vectors, [queries[i] for i in chosen]) @ _means(vectors, drawn).T
             loss = torch.nn.functional.cross_entropy(scores / recipe.means_temperature, torch.arange(size))
             optimizer.zero_grad()

@@ -11,9 +11,14 @@ import numpy as np
 import torch
 
 from danbooru_index.progress import tell
-from danbooru_index.training.mini_recipe import MiniRecipe
 from danbooru_index.training.mini_tokenizer import SPECIAL_TOKENS, TokenRows
-from danbooru_index.training.mini_vectors import POPULARITY, identity_without_rarity, inverse_frequency, reserved_axis
+from danbooru_index.training.mini_vectors import (
+    POPULARITY,
+    MiniRecipe,
+    identity_without_rarity,
+    inverse_frequency,
+    reserved_axis,
+)
 
 RARITY_TEXTS = 5000
 RIDGE = 1e-3

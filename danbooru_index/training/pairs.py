@@ -16,9 +16,11 @@ from pathlib import Path
 
 from danbooru_index.errors import InputError
 from danbooru_index.ingest.parquet import KNOWN_FIELDS
-from danbooru_index.ingest.sources import LINE_SUFFIXES, list_inputs, read_records, text_lines
+from danbooru_index.ingest.sources import LINE_SUFFIXES, list_inputs, read_dump, text_lines
 from danbooru_index.progress import tell
 from danbooru_index.records import Record
+
+PAIRS, ASIDE, LOG, FAILURE, FINAL = "pairs.jsonl", "aside.jsonl", "log.jsonl", "failure.json", "final"  # of a training
 
 PAIR_FORM = '{"query": "...", "pos": ["..."], "neg": ["..."]}'
 BETWEEN_NAMES = re.compile(r"[。，、；（）()/,;|\n]")
@@ -62,7 +64,7 @@ def read_training_data(path: str, names: Mapping[str, Sequence[str]], held_out: 
             continue
         dumps += 1
         records: list[Record] = []
-        for line, item in read_records(file, {}):
+        for line, item in read_dump(file, {}):
             if isinstance(item, Record):
                 records.append(item)
             else:

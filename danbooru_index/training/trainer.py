@@ -24,13 +24,13 @@ from FlagEmbedding.finetune.embedder.encoder_only.m3.modeling import EncoderOnly
 from transformers import TrainerCallback
 
 from danbooru_index.config import Precision
-from danbooru_index.model.device import cpu_name
+from danbooru_index.machine import cpu_name
 from danbooru_index.model.weights import complete_weights
-from danbooru_index.training.state import ASIDE, FAILURE, FINAL, LOG, PAIRS
+from danbooru_index.training.pairs import ASIDE, FAILURE, FINAL, LOG, PAIRS
 
 CHECKPOINTS, COMPLETE = "checkpoints", "complete"
 KEPT_CHECKPOINTS = 2
-ENCODED_AT_ONCE = 256
+TEXTS_PER_ENCODING = 256
 RECALL_AT = 10
 
 
@@ -103,7 +103,7 @@ def _train(settings: dict[str, Any], state: Path) -> None:
         ),
         _arguments(settings, state),
     )
-    watch = _Watch(state, runner.model, runner.tokenizer, settings)
+    watch = _TrainingLog(state, runner.model, runner.tokenizer, settings)
     runner.trainer.add_callback(watch)
     runner.trainer.train(resume_from_checkpoint=None if last is None else str(last))
     spoilt = [name for name, value in runner.model.named_parameters() if not torch.isfinite(value).all()]
@@ -168,7 +168,7 @@ def last_checkpoint(state: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _TrainingLog(TrainerCallback):  # type: ignore[misc]
     """Writes the log: the loss as it goes, and how many of the pairs set aside are found, at each checkpoint."""
 
     def __init__(self, state: Path, model: UnifiedModel, tokenizer: Any, settings: dict[str, Any]) -> None:
@@ -227,9 +227,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         """Dense vectors [texts, hidden], and which texts have a sparse weight [texts]."""
         device = next(self._model.parameters()).device
         dense, weighted = [], []
-        for start in range(0, len(texts), ENCODED_AT_ONCE):
+        for start in range(0, len(texts), TEXTS_PER_ENCODING):
             some = self._tokenizer(
-                texts[start : start + ENCODED_AT_ONCE],
+                texts[start : start + TEXTS_PER_ENCODING],
                 truncation=True,
                 max_length=length,
                 padding=True,

@@ -5,24 +5,51 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
-from danbooru_index.cluster.environment import worker_environment
+from danbooru_index.cluster.resources import gpus_for, on_worker, worker_environment
+from danbooru_index.cluster.session import ray_session
 from danbooru_index.config import Device
 from danbooru_index.errors import BuildFailedError, first_line
+from danbooru_index.machine import cpu_count, uncollected
 from danbooru_index.model.checkpoint import Checkpoint
-from danbooru_index.model.device import cpu_count, probe_device, uncollected
+from danbooru_index.model.device import probe_device
 from danbooru_index.progress import StepProgress
 from danbooru_index.training.finetune_config import FinetuneConfig
 from danbooru_index.training.model_card import read_curves
-from danbooru_index.training.state import FAILURE, LOG
+from danbooru_index.training.pairs import FAILURE, LOG
 
 POLL_S = 1.0
+T = TypeVar("T")
 
 
-def train_on_workers(config: FinetuneConfig, base: Checkpoint, state: Path, gpus: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Trainers:
+    """The workers of a training: one on each of so many GPUs, or one on the CPU."""
+
+    config: FinetuneConfig
+    gpus: int
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function where a GPU is, if there is one."""
+        return cast(T, on_worker(1, 1, function, *arguments)) if self.gpus else function(*arguments)
+
+    def train(self, base: Checkpoint, state: Path) -> None:
+        """Train to the end; raise `BuildFailedError` that says what to do."""
+        _train_on_workers(self.config, base, state, self.gpus)
+
+
+@contextlib.contextmanager
+def trainers(config: FinetuneConfig) -> Iterator[Trainers]:
+    """The workers for a training, on a Ray that is there for the length of a block."""
+    with ray_session(config.address):
+        yield Trainers(config, gpus_for(config.device, config.num_gpus))
+
+
+def _train_on_workers(config: FinetuneConfig, base: Checkpoint, state: Path, gpus: int) -> None:
     """Run Ray Train's worker group to its end; raise `BuildFailedError` that says what to do."""
     with uncollected():
         from ray.train import FailureConfig, RunConfig, ScalingConfig
