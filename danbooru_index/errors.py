@@ -3,6 +3,9 @@
 A message says what happened, where, and what to do. The command line catches `DanbooruIndexError` and nothing else.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 def first_line(error: BaseException, limit: int = 200) -> str:
     """What an error of a library says, in one line; its kind where it says nothing."""
@@ -52,6 +55,19 @@ class DeviceError(DanbooruIndexError):
 
 class ClusterError(DanbooruIndexError):
     """A Ray cluster that cannot be reached, or lacks what the job needs."""
+
+
+@contextlib.contextmanager
+def as_model_error(message: str, limit: int = 300) -> Iterator[None]:
+    """Whatever a library raises while it loads a model's file, as `ModelError`: `message` with its reason in place of `{}`."""
+    try:
+        yield
+    except DanbooruIndexError:
+        raise
+    except Exception as error:  # torch, safetensors, transformers and tokenizers share no narrower class
+        reason = in_one_line(error, limit)
+        kind = type(error).__name__
+        raise ModelError(message.replace("{}", reason if reason == kind else f"{kind}: {reason}")) from None
 
 
 class StorageError(DanbooruIndexError):

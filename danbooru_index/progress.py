@@ -1,8 +1,13 @@
-"""What a person sees while a build runs: one tqdm bar on a terminal, a plain line every 10 s elsewhere. On stderr."""
+"""What a person sees while a build runs: one tqdm bar on a terminal, a plain line every 10 s elsewhere.
+
+Bars and moving lines are drawn on the stream they are given (stderr). Plain lines are logged, and shown where a
+program asks for it, as the command line does by `log_to_stderr`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import sys
 import threading
@@ -12,8 +17,11 @@ from typing import Any, Self, TextIO
 
 from danbooru_index.config import BASELINE_TAGS_PER_SECOND
 
+log = logging.getLogger(__name__)
+
 LINE_EVERY_S = 10.0
 REDRAW_S = 0.2
+ERASE = "\r\x1b[K"  # to the line's beginning, and clear it
 TIMELINE_POINTS = 400
 
 
@@ -41,7 +49,7 @@ class StepProgress:
         if self._bar.disable and time.monotonic() - self._told >= LINE_EVERY_S:
             self._told = time.monotonic()
             of = f" of {self.total:,} {self._unit}s" if self.total else f" {self._unit}s"
-            print(f"{self._name}: {done:,}{of}" + (f", {note}" if note else ""), file=sys.stderr, flush=True)
+            log.info(f"{self._name}: {done:,}{of}" + (f", {note}" if note else ""))
 
     def close(self) -> None:
         self._bar.close()
@@ -51,11 +59,22 @@ _moving = threading.Lock()  # held by whoever writes on stderr beside a line tha
 _bars_elsewhere = threading.Event()  # another library's bars are there
 
 
-def tell(line: str) -> None:
-    """A line on stderr, in the place of one that moves there."""
-    with _moving:
-        erase = "\r\x1b[K" if sys.stderr.isatty() else ""
-        print(f"{erase}{line}", file=sys.stderr, flush=True)
+class LineHandler(logging.Handler):
+    """Writes each record as a line on stderr, in the place of a line that moves there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with _moving:
+            erase = ERASE if sys.stderr.isatty() else ""
+            sys.stderr.write(f"{erase}{self.format(record)}\n")
+            sys.stderr.flush()
+
+
+def log_to_stderr() -> None:
+    """Show what this package logs, from INFO on, as plain lines on stderr."""
+    package = logging.getLogger("danbooru_index")
+    package.setLevel(logging.INFO)
+    if not any(isinstance(handler, LineHandler) for handler in package.handlers):
+        package.addHandler(LineHandler())
 
 
 @contextlib.contextmanager
@@ -64,7 +83,7 @@ def other_bars() -> Iterator[None]:
     with _moving:
         _bars_elsewhere.set()
         if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            _draw(sys.stderr, "")
     try:
         yield
     finally:
@@ -97,7 +116,7 @@ class StartUp:
         self._ended.set()
         with _moving:
             if self._moving:
-                print("\r\x1b[K", end="", file=self._stream, flush=True)
+                _draw(self._stream, "")
 
     def __enter__(self) -> Self:
         return self
@@ -117,16 +136,18 @@ class StartUp:
 
     def _tell(self) -> None:
         while not self._ended.wait(REDRAW_S if self._moving else LINE_EVERY_S):
+            if not self._moving:
+                log.info(self.line())
+                continue
             with _moving:
-                if self._ended.is_set():
-                    return
-                if self._moving and _bars_elsewhere.is_set():
-                    continue
-                if self._moving:
-                    width = shutil.get_terminal_size().columns
-                    print(f"\r\x1b[K{self.line()[: width - 1]}", end="", file=self._stream, flush=True)
-                else:
-                    print(self.line(), file=self._stream, flush=True)
+                if not self._ended.is_set() and not _bars_elsewhere.is_set():
+                    _draw(self._stream, self.line()[: shutil.get_terminal_size().columns - 1])
+
+
+def _draw(stream: TextIO, text: str) -> None:
+    """`text` in the place of the line that moves there."""
+    stream.write(f"{ERASE}{text}")
+    stream.flush()
 
 
 class Progress:
@@ -189,7 +210,7 @@ class Progress:
             f"{records:,} of {self._total:,} records ({records / self._total:.0%}), {rate:,.1f} tags/s, "
             f"{(self._total - records) / rate:,.0f} s left, {rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline"
         )
-        print(line, file=self._stream, flush=True)
+        log.info(line)
 
     def _remember(self, at: float, records: int) -> None:
         """Keep at most `TIMELINE_POINTS` points, ever further apart."""

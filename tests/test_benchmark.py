@@ -22,6 +22,11 @@ def test_ratios_are_of_rounds_not_of_medians():
     assert summary([2.0, 1.0, 4.0], 100) == {"seconds": 2.0, "fastest": 1.0, "slowest": 4.0, "texts_per_second": 50.0}
 
 
+@pytest.mark.parametrize("part", Part)
+def test_every_part_has_its_function(part):
+    assert part.measure.__name__ == part.value
+
+
 def test_wrong_usage_says_what_is_known(capsys):
     with pytest.raises(UsageError, match="choose one of encoder"):
         Part.parse("speed")

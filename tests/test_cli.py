@@ -238,3 +238,11 @@ def test_closed_streams_and_narrow_encodings_are_no_tracebacks(tmp_path):
         assert "Traceback" not in done.stderr
         assert len(done.stderr.splitlines()) == code
     assert "goes after --" in one_line(run_cli("search", tmp_path, "-_-"), 2)
+
+
+def test_an_object_store_without_its_library_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    assert main(["status", "s3://bucket/index"]) == 1
+    said = capsys.readouterr().err
+    assert "needs obstore: pip install" in said
+    assert "Traceback" not in said

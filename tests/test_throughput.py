@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 import time
 from collections import Counter
@@ -46,14 +47,14 @@ def test_a_bar_on_a_terminal(clock):
     assert "tag/s" in text
 
 
-def test_plain_lines_every_ten_seconds_elsewhere(clock):
-    stream = io.StringIO()
-    bar = Progress(96_300, 1000.0, stream)
+def test_plain_lines_every_ten_seconds_elsewhere(clock, caplog):
+    caplog.set_level("INFO", "danbooru_index")
+    bar = Progress(96_300, 1000.0, io.StringIO())
     for second in range(1, 36):
         clock[0] = 1000.0 + second
         bar.show((second - 1) * 963)
     bar.close()
-    lines = stream.getvalue().splitlines()
+    lines = caplog.messages
     assert len(lines) == 3
     shown = re.fullmatch(
         r"([\d,]+) of 96,300 records \((\d+)%\), ([\d,.]+) tags/s, ([\d,]+) s left, ([\d.]+)x baseline", lines[1]
@@ -171,14 +172,14 @@ def test_start_up_is_one_moving_line_with_its_steps():
     start_up.close()
 
 
-def test_start_up_is_a_line_every_ten_seconds_elsewhere(monkeypatch):
+def test_start_up_is_a_line_every_ten_seconds_elsewhere(monkeypatch, caplog):
+    caplog.set_level("INFO", "danbooru_index")
     monkeypatch.setattr(progress_module, "LINE_EVERY_S", 0.2)
-    stream = io.StringIO()
-    with StartUp(stream) as start_up:
+    with StartUp(io.StringIO()) as start_up:
         start_up.step("starting Ray")
         time.sleep(0.5)
     time.sleep(0.3)
-    lines = stream.getvalue().splitlines()
+    lines = caplog.messages
     assert 1 <= len(lines) <= 3
     assert set(lines) <= {"start-up 0 s, starting Ray ...", "start-up 1 s, starting Ray ..."}
 
@@ -187,10 +188,12 @@ def test_what_else_is_said_does_not_stand_in_the_moving_line(monkeypatch):
     """A line takes its place, another library's bar has the terminal for itself."""
     stream = Terminal()
     monkeypatch.setattr(progress_module.sys, "stderr", stream)
+    shown = logging.Logger("shown")
+    shown.addHandler(progress_module.LineHandler())
     with StartUp(stream) as start_up:
         start_up.step("checking the model")
         time.sleep(0.3)
-        progress_module.tell("model org/m3: 7 files")
+        shown.info("model org/m3: 7 files")
         with progress_module.other_bars():
             before = stream.getvalue()
             time.sleep(0.5)

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.errors import ModelError, UsageError, first_line
+from danbooru_index.errors import UsageError, as_model_error
 from danbooru_index.model.weights import complete_weights
 
 BATCH_SIZES = {"cpu": (16, 32, 64, 128, 256), "cuda": (64, 128, 256, 512, 1024, 2048, 4096)}
@@ -32,11 +32,9 @@ class FlagEmbedding:
 
         module = import_module(BGEM3FlagModel.__module__)
         vars(module).update(tqdm=lambda rows, **_: rows, trange=lambda *bounds, **_: range(*bounds))  # no progress bar
-        try:
+        with as_model_error(f"{path}: FlagEmbedding cannot load this model ({{}})"):
             self._model = BGEM3FlagModel(path, use_fp16=device == "cuda", devices=device, trust_remote_code=False)
             complete_weights(self._model.model, Path(path))
-        except Exception as error:  # the library raises no narrower one
-            raise ModelError(f"{path}: FlagEmbedding cannot load this model ({first_line(error)})") from None
         self._max_length = max_length
         self._device, self._sizes, self._swept_texts = device, BATCH_SIZES[device], SWEEP_TEXTS[device]
         self.batch_size = self._sizes[0]

@@ -212,10 +212,12 @@ class _MemoryWatch:
         self._thread.join()
 
     def _watch(self) -> None:
+        import psutil
         import ray
+        from ray.exceptions import RayError
 
         while not self._ended.wait(1.0):
-            with contextlib.suppress(Exception):  # a process that ends meanwhile, a Ray that does
+            with contextlib.suppress(psutil.Error, RayError, OSError):  # a process that ends meanwhile, a Ray that does
                 workers = [p for p in self._own.children(recursive=True) if "EncodeShard" in "".join(p.cmdline())]
                 if not workers and not self._cpu:
                     continue

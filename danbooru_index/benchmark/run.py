@@ -30,7 +30,7 @@ VERSIONS = ("torch", "transformers", "FlagEmbedding", "ray", "pylance", "pyarrow
 
 
 class Part(Choice):
-    """What can be measured, and where it is: `module:function`."""
+    """What can be measured, each by the function of its name in one of this room's modules."""
 
     ENCODER = "encoder"
     PACKING = "packing"
@@ -44,7 +44,10 @@ class Part(Choice):
 
     @property
     def measure(self) -> Callable[[Bench], dict[str, Any]]:
-        module = "encoder" if self in (Part.ENCODER, Part.PACKING, Part.COLBERT) else "job"
+        if self in (Part.ENCODER, Part.PACKING, Part.COLBERT):
+            module = "encoder"
+        else:
+            module = "job" if self in (Part.JOB, Part.OVERHEAD) else "orchestration"
         function: Callable[[Bench], dict[str, Any]] = getattr(
             import_module(f"danbooru_index.benchmark.{module}"), self.value
         )

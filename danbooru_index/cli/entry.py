@@ -20,6 +20,7 @@ from danbooru_index.cli.options import Command
 from danbooru_index.cli.searching import add_search
 from danbooru_index.cli.training import add_finetune
 from danbooru_index.errors import DanbooruIndexError, UsageError
+from danbooru_index.progress import log_to_stderr
 from danbooru_index.signals import bounded_stops, terminable
 from danbooru_index.versions import check_versions
 
@@ -64,7 +65,8 @@ def _open_closed_streams() -> None:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """The exit code of `run`, or of what it raises, said in one line on stderr."""
+    """The exit code of `run`, or of what it raises, said in one line on stderr; what the library logs is shown there."""
+    log_to_stderr()
     try:
         return run()
     except DanbooruIndexError as error:

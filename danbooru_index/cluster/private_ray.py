@@ -18,8 +18,9 @@ from typing import Any
 from danbooru_index.cluster.resources import worker_environment
 from danbooru_index.errors import ClusterError, in_one_line
 from danbooru_index.machine import cpu_count, uncollected
-from danbooru_index.progress import tell
 from danbooru_index.signals import descendants, end_processes, interrupting_exit, signals_ignored, terminable
+
+log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 256 << 20
 TRIES = 3  # to start a private Ray: on a busy machine one may take longer than Ray waits
@@ -66,26 +67,31 @@ def start_private_ray() -> Any:
         began = time.monotonic()
         try:
             variables = worker_environment() | _short_folder() | _own_port()
-            with _environment(variables), _told_of_waiting(), interrupting_exit(), terminable():
-                return ray.init(**options)
-        except Exception as error:
-            with signals_ignored(), uncollected():
-                ray.shutdown()
-                end_processes(_of_ray() - before)
+            with contextlib.ExitStack() as unless_started:
+                unless_started.callback(_end_ray, before)  # after a failure, and after a stop
+                with _environment(variables), _told_of_waiting(), interrupting_exit(), terminable():
+                    context = ray.init(**options)
+                unless_started.pop_all()
+                return context
+        except Exception as error:  # Ray has a class for each way in which it does not start, and Python's own
             if attempt == TRIES or time.monotonic() - began < AT_ONCE_S:
                 raise ClusterError(
                     f"no Ray can be started on this machine ({in_one_line(error)}); it needs a core, 1 GB of memory and "
                     f"space in {tempfile.gettempdir()}; danbooru-index doctor says what there is"
                 ) from None
-            tell(
+            log.warning(
                 f"Ray has not started ({in_one_line(error, 160)}); {_machine_load()}: tried again, {attempt + 1} of {TRIES}"
             )
-        except BaseException:  # stopped while it starts
-            with signals_ignored(), uncollected():
-                ray.shutdown()
-                end_processes(_of_ray() - before)
-            raise
     raise AssertionError("every try returns or raises")
+
+
+def _end_ray(before: set[int]) -> None:
+    """Ends the Ray that is starting, with each of its processes that was not there before."""
+    import ray
+
+    with signals_ignored(), uncollected():
+        ray.shutdown()
+        end_processes(_of_ray() - before)
 
 
 def _of_ray() -> set[int]:
@@ -101,7 +107,7 @@ def _told_of_waiting() -> Iterator[None]:
 
     def wait() -> None:
         while not ended.wait(TOLD_EVERY_S):
-            tell(f"waiting for Ray to start: {time.monotonic() - started:.0f} s; {_machine_load()}")
+            log.info(f"waiting for Ray to start: {time.monotonic() - started:.0f} s; {_machine_load()}")
 
     threading.Thread(target=wait, name="waiting", daemon=True).start()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -12,7 +13,8 @@ from typing import Any
 from danbooru_index.config import BuildConfig, Device
 from danbooru_index.errors import ClusterError, DeviceError, in_one_line
 from danbooru_index.model.device import nvidia_driver
-from danbooru_index.progress import tell
+
+log = logging.getLogger(__name__)
 
 HF_VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH")
 
@@ -65,7 +67,7 @@ def on_worker(num_gpus: int, num_cpus: float, function: Callable[..., Any], *arg
     reference = remote.remote(*arguments)
     try:
         while not ray.wait([reference], timeout=PATIENCE_S)[0]:
-            tell("waiting for a worker of the cluster (other jobs may hold its GPUs)")
+            log.info("waiting for a worker of the cluster (other jobs may hold its GPUs)")
         return ray.get(reference)
     except RayError as error:
         raise ClusterError(f"a worker of this cluster cannot run the job: {in_one_line(error)}") from None
@@ -137,7 +139,7 @@ def nodes_at_work(
             )
         if now - told > PATIENCE_S / 4:
             told = now
-            tell("waiting for the first node of the cluster that can work")
+            log.info("waiting for the first node of the cluster that can work")
         time.sleep(pause_s)
 
 

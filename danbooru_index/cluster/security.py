@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ipaddress
+import logging
 import os
 import re
 import socket
@@ -15,7 +16,8 @@ from enum import Enum
 from pathlib import Path
 
 from danbooru_index.errors import ClusterError
-from danbooru_index.progress import tell
+
+log = logging.getLogger(__name__)
 
 ANSWER_S = 10.0
 CONTROL_STORE_PORT = 6379
@@ -160,7 +162,7 @@ def protect_token() -> None:
         mode = path.stat().st_mode
         if mode & 0o077:
             path.chmod(0o600)
-            tell(f"{path}: was readable by others; now only by you (mode 600)")
+            log.warning(f"{path}: was readable by others; now only by you (mode 600)")
 
 
 def refuse_open_head(gcs_address: str, dashboard: str | None) -> None:
@@ -177,7 +179,7 @@ def refuse_open_head(gcs_address: str, dashboard: str | None) -> None:
                 f"the Ray head at {gcs_address} asks for no token, and whoever reaches it can run any command: {remedy}"
             )
         if any(_is_open(other, int(port)) for other in _own_addresses()):
-            tell(f"warning: the Ray head at {gcs_address} answers other addresses too, without a token")
+            log.warning(f"warning: the Ray head at {gcs_address} answers other addresses too, without a token")
     where, _, web_port = (dashboard or "").rpartition(":")
     for other in {where, *_own_addresses()} if web_port.isdigit() else ():
         if not _is_loopback(other) and serves_jobs(other, int(web_port)):

@@ -58,7 +58,7 @@ def ray_session(address: str | None) -> Iterator[bool]:
                 spend_warning()
                 yield private
         finally:
-            with signals_ignored(), uncollected(), contextlib.suppress(Exception):
+            with signals_ignored(), uncollected(), contextlib.suppress(Exception):  # whatever ended it, this ends
                 ray.shutdown()
 
 
@@ -90,7 +90,7 @@ def _join(address: str) -> Any:
     try:
         with interrupting_exit():
             return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
+    except Exception as error:  # Ray has a class for each way in which it does not connect, and Python's own
         raise ClusterError(f"Ray at {address}: {_why(error)}") from None
     finally:
         if not ray.is_initialized():

@@ -31,7 +31,7 @@ def panics_as_errors() -> Iterator[None]:
     """A panic inside Lance (on rotten bytes, on a failing disk) as `OSError`: by itself it is no Exception."""
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # a panic is no Exception, and its class cannot be imported
         if type(error).__name__ != "PanicException":
             raise
         raise OSError(f"Lance panicked: {lance_reason(error)}") from None
@@ -58,7 +58,7 @@ def read_fragments(folder: Storage, fragments: list[dict[str, Any]]) -> Iterator
                     yield batch
         except StorageError:
             raise
-        except Exception as error:
+        except (OSError, ValueError, RuntimeError, LookupError, pa.ArrowException) as error:
             raise StorageError(f"{path}: cannot be read ({lance_reason(error)})") from None
 
 

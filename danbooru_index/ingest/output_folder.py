@@ -72,8 +72,7 @@ def replace_folder(staging: Path, out: Path) -> None:
         if out.exists():
             out.rename(old)
         staging.rename(out)
-    except BaseException:
+    finally:
         if old.exists() and not out.exists():
             old.rename(out)
-        raise
     shutil.rmtree(old, ignore_errors=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ from danbooru_index.model.checkpoint_files import (
 )
 from danbooru_index.model.hub import fetch_model
 from danbooru_index.model.weights import check_weights
-from danbooru_index.progress import tell
+
+log = logging.getLogger(__name__)
 
 BUNDLED_FOLDER = Path(__file__).parent / BUNDLED_MODEL
 # The classes that BGE-M3's tokenizer is kept as, and the one that loads each.
@@ -94,7 +96,7 @@ def default_model(device: str) -> str:
     """The model of a machine on which none was asked for: BAAI/bge-m3 on a GPU, else the embedded one, and said so."""
     if device == "cuda":
         return PRODUCTION_MODEL
-    tell(
+    log.info(
         f"no --model and no GPU in use: {BUNDLED_MODEL}, the small embedded model; --model {PRODUCTION_MODEL} is the "
         "better and slower choice"
     )

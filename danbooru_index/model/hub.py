@@ -7,6 +7,7 @@ copies, one copy of the weights.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from pathlib import Path
 from danbooru_index.config import BUNDLED_MODEL, PRODUCTION_MODEL
 from danbooru_index.errors import ModelError, UsageError, first_line
 from danbooru_index.model.checkpoint_files import HEADS, SETTINGS, needed_files
-from danbooru_index.progress import other_bars, tell
+from danbooru_index.progress import other_bars
+
+log = logging.getLogger(__name__)
 
 HUB_TIMEOUT_S = 30
 
@@ -47,7 +50,7 @@ def fetch_model(name: str) -> str:
         if not offline:
             with contextlib.suppress(OSError):
                 cached = _cached(name)
-                tell(f"model {name}: {endpoint} cannot be used now; taken from the cache")
+                log.warning(f"model {name}: {endpoint} cannot be used now; taken from the cache")
                 return cached
             said = f"answered {status}" if status else f"cannot be reached ({type(error).__name__})"
             problem = f"{name}: {endpoint} {said}"
@@ -80,7 +83,7 @@ def _download(name: str) -> str:
     if missing:
         raise ModelError(f"{name}: {' and '.join(missing)} missing in this repository: not in BGE-M3's format")
     total = sum(sizes[file] for file in needed)
-    tell(f"model {name}: {len(needed)} files, {total / 1e9:.2f} GB")
+    log.info(f"model {name}: {len(needed)} files, {total / 1e9:.2f} GB")
     with _bars_on_stderr(), other_bars():
         return snapshot_download(name, allow_patterns=needed)  # by branch: so that offline use finds it
 

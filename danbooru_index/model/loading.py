@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danbooru_index.config import Precision
-from danbooru_index.errors import ModelError
+from danbooru_index.errors import ModelError, as_model_error
 from danbooru_index.model.weights import complete_weights
 
 if TYPE_CHECKING:
@@ -44,21 +44,16 @@ def load_model(path: str, device: str, precision: Precision) -> Any:
     )
 
     kinds = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
-    try:
-        with quiet_loading():
-            parts = EncoderOnlyEmbedderM3Runner.get_model(
-                path, trust_remote_code=False, torch_dtype=kinds.get(precision, torch.float32)
-            )
-            model = EncoderOnlyEmbedderM3ModelForInference(parts)
-            complete_weights(model, Path(path))
-        model.to(device).eval()
-    except ModelError:
-        raise
-    except torch.OutOfMemoryError:
-        raise ModelError(f"{path}: the model does not fit the memory of this {device} device") from None
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: FlagEmbedding cannot load this model ({type(error).__name__}: {reason})") from None
+    with quiet_loading(), as_model_error(f"{path}: FlagEmbedding cannot load this model ({{}})"):
+        parts = EncoderOnlyEmbedderM3Runner.get_model(
+            path, trust_remote_code=False, torch_dtype=kinds.get(precision, torch.float32)
+        )
+        model = EncoderOnlyEmbedderM3ModelForInference(parts)
+        complete_weights(model, Path(path))
+        try:
+            model.to(device).eval()
+        except torch.OutOfMemoryError:
+            raise ModelError(f"{path}: the model does not fit the memory of this {device} device") from None
     model.model.pooler = None
     return model
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danbooru_index.errors import ModelError, first_line
+from danbooru_index.errors import ModelError, as_model_error
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ FLOAT_STORAGES = ("DoubleStorage", "FloatStorage", "HalfStorage", "BFloat16Stora
 def read_shapes(path: Path) -> Shapes:
     """The shape of each tensor in one file, by name. Raises `ModelError` for a file that is not whole, or holds other
     things than tensors."""
-    try:
+    with as_model_error(f"{path}: cannot be read as tensors ({{}}): fetch it again"):
         if path.suffix == ".safetensors":
             from safetensors import safe_open
 
@@ -36,10 +36,6 @@ def read_shapes(path: Path) -> Shapes:
             return known
         tensors = load_tensors(path, device="meta").items()
         return {name: _typed(str(t.dtype), t.is_floating_point() and t.itemsize > 1, t.shape) for name, t in tensors}
-    except ModelError:
-        raise
-    except Exception as error:  # safetensors has an error of its own for each way to be damaged, torch many
-        raise ModelError(f"{path}: cannot be read as tensors ({first_line(error)}): fetch it again") from None
 
 
 class _ShapeReader(pickle.Unpickler):
@@ -93,16 +89,15 @@ def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
         return dict(load_file(path, device=device))
     import torch
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with as_model_error(f"{path}: cannot be read as tensors ({{}}): fetch it again", 80), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             found = torch.load(path, map_location=device, weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError:  # torch's own advice is to switch `weights_only` off
-        raise ModelError(
-            f"{path}: holds more than tensors, which could run code and is never loaded: save its state_dict, or safetensors"
-        ) from None
-    except Exception as error:  # torch has no narrower one for a damaged file
-        raise ModelError(f"{path}: cannot be read as tensors ({first_line(error, 80)}): fetch it again") from None
+        except pickle.UnpicklingError:  # torch's own advice is to switch `weights_only` off
+            raise ModelError(
+                f"{path}: holds more than tensors, which could run code and is never loaded: save its state_dict, or "
+                "safetensors"
+            ) from None
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
     ):

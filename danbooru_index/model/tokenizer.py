@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from danbooru_index.embeddings import TokenBatch
-from danbooru_index.errors import ModelError, first_line
+from danbooru_index.errors import ModelError, as_model_error
 from danbooru_index.machine import uncollected
 from danbooru_index.model.checkpoint import TOKENIZER_CLASSES, read_tokenizer_settings, refuse_ids_beyond
 from danbooru_index.model.checkpoint_files import read_settings
@@ -26,14 +26,8 @@ class Tokenizer:
 
     @uncollected()
     def __init__(self, path: str, max_length: int) -> None:
-        try:
-            with quiet_loading():
-                tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
-        except ModelError:
-            raise
-        except Exception as error:  # the library raises no narrower one
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise ModelError(f"{path}: cannot load the tokenizer ({reason})") from None
+        with quiet_loading(), as_model_error(f"{path}: cannot load the tokenizer ({{}})"):
+            tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
         self._max_length = max_length
         # Called without transformers' own wrapping, which costs two thirds as much again.
         self.backend = tokenizer.backend_tokenizer
@@ -79,10 +73,8 @@ def _special_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
     ids: list[Any] = [getattr(tokenizer, f"{name}_id", None) for name in UNWEIGHTED_TOKENS]
     if missing := [name for name, number in zip(UNWEIGHTED_TOKENS, ids, strict=True) if number is None]:
         raise ModelError(f"{folder}: its tokenizer names no {', '.join(missing)} (tokenizer_config.json)")
-    try:
+    with as_model_error(f"{folder}: its tokenizer cannot take an unknown character ({{}})"):
         probe = backend.encode(PROBE).ids
-    except Exception as error:  # the library raises no narrower one
-        raise ModelError(f"{folder}: its tokenizer cannot take an unknown character ({first_line(error)})") from None
     padding = settings.get("pad_token_id", 1)
     if len(probe) < 3 or [probe[0], probe[-1], padding] != ids[:3]:
         raise ModelError(

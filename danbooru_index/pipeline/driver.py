@@ -113,7 +113,7 @@ class _Run:
                 f"Ray went away ({first_line(error)}); completed shards are kept: run the same command to go on"
             ) from None
         finally:
-            with contextlib.suppress(Exception):  # Ray may be gone, and the actor with it
+            with contextlib.suppress(RayError):  # Ray may be gone, and the actor with it
                 ray.kill(told)
 
 

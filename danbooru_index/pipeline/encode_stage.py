@@ -77,15 +77,14 @@ class EncodeShard:
     def _encode(self, shard: Shard, given: TokenizedShard) -> CompletionRecord:
         """Slices of bounded size through the model and into fragments; then the completion record, last."""
         work = _ShardWork(shard, given, ShardWriter(self._settings.generation, shard.id, self._specs))
-        try:
+        with contextlib.ExitStack() as unless_done:
+            unless_done.callback(work.writer.discard)  # after a stop too: nothing names these files
             report = self._reporter(shard.id, given.tokens)
             for start, stop in slices(given.tokens.lengths, self._settings.colbert_dim, self._settings.slice_bytes):
                 self._encode_slice(work, start, stop, report)
             with work.writing():
                 parts = work.writer.finish()
-        except BaseException:  # also a stop: nothing names these files
-            work.writer.discard()
-            raise
+            unless_done.pop_all()
         record = CompletionRecord(
             shard=shard.id,
             fingerprint=self._settings.fingerprint,

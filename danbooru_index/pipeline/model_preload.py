@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from danbooru_index.errors import ModelError
+from danbooru_index.errors import as_model_error
 from danbooru_index.ingest.sampling import InputSamples
 from danbooru_index.model.checkpoint import Checkpoint, check_model, identify, locate_model, required_files
 
@@ -67,11 +67,9 @@ def _tokens_per_text(model: Path, samples: Future[InputSamples], max_length: int
         return TOKENS_IF_UNKNOWN
     from tokenizers import Tokenizer
 
-    try:
+    with as_model_error(f"{tokenizer}: not a tokenizer ({{}})", 160):
         fast = Tokenizer.from_file(str(tokenizer))
         fast.no_padding()
         fast.no_truncation()
         encodings = fast.encode_batch(texts)
-    except Exception as error:  # the library raises no narrower one
-        raise ModelError(f"{tokenizer}: not a tokenizer ({' '.join(str(error).split())[:160]})") from None
     return float(np.mean([min(len(encoding.ids), max_length) for encoding in encodings]))

@@ -6,6 +6,7 @@ over, so that a build goes on where it was.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.late_interaction import max_sim
 from danbooru_index.pipeline.protocol import WorkerSettings
 from danbooru_index.pipeline.worker_model import load_encoder, load_tokenizer
-from danbooru_index.progress import tell
+
+log = logging.getLogger(__name__)
 
 SMALL = 2048  # records: fewer are not divided into those that are fitted on and those that are measured
 
@@ -47,7 +49,7 @@ def obtain(
     found = _known(root, fingerprint, input_digest, settings.colbert_dim)
     if found is not None:
         return found
-    tell(f"fitting the projection of ColBERT vectors to {settings.colbert_dim} values")
+    log.info(f"fitting the projection of ColBERT vectors to {settings.colbert_dim} values")
     texts, questions = list(samples.projection), list(samples.questions)
     answer: Projection | str = on_worker(plan.num_gpus, plan.num_cpus, fit_on_worker, settings, texts, questions)
     if isinstance(answer, str):

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 
-from danbooru_index.errors import first_line
+from danbooru_index.errors import StorageError, first_line
 from danbooru_index.pipeline.protocol import WorkerSettings
 
 SHORTEST_HANG_S = 60.0
@@ -35,7 +35,7 @@ def check_attempts(settings: WorkerSettings, shard: str, stage: str) -> None:
 def note_loss(settings: WorkerSettings, shard: str, stage: str, error: Exception) -> None:
     """Leave word of what ends this process, and where: of eight cards one may be bad."""
     said = f", the last time on {place(settings)}: {first_line(error)}"
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(OSError, StorageError):
         (settings.attempts / f"{shard}.{stage}.why").replace(said.encode())
 
 

@@ -44,7 +44,7 @@ def leased(root: str, path: Versioned) -> Iterator[None]:
     keeper.start()
     try:
         yield
-    except BaseException:
+    except BaseException:  # also Ctrl-C, which is how a lost lease stops its owner
         if lease.lost:
             raise StorageError(
                 f"{root}: this process no longer owns the index: its lease could not be renewed in {LEASE_S:.0f} s, or another "

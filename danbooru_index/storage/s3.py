@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from danbooru_index.errors import InstallationError, UsageError, first_line
@@ -83,13 +84,13 @@ class S3Storage:
         return io.BytesIO(self.read())
 
     def size(self) -> int:
-        import obstore
+        obstore = _obstore()
 
         with _as_os_errors(self):
             return int(obstore.head(_store(self.bucket), self.key)["size"])
 
     def entries(self) -> list[S3Storage]:
-        import obstore
+        obstore = _obstore()
 
         with _as_os_errors(self):
             found = obstore.list_with_delimiter(_store(self.bucket), self._prefix())
@@ -103,7 +104,7 @@ class S3Storage:
 
     def create(self, content: bytes, *, durable: bool = True) -> bool:
         """After a lost reply the client asks again and is told that the object is there: False for one of its own."""
-        import obstore
+        obstore = _obstore()
         from obstore.exceptions import AlreadyExistsError
 
         if durable:
@@ -118,7 +119,7 @@ class S3Storage:
         return True
 
     def replace(self, content: bytes) -> None:
-        import obstore
+        obstore = _obstore()
 
         reach("replace.before_rename")
         with _as_os_errors(self):
@@ -127,7 +128,7 @@ class S3Storage:
 
     def swap(self, content: bytes, version: str) -> str | None:
         """Replace the object if it is still the version given (its e-tag); return the new one, None if it was not."""
-        import obstore
+        obstore = _obstore()
         from obstore.exceptions import PreconditionError
 
         with _as_os_errors(self):
@@ -139,7 +140,7 @@ class S3Storage:
 
     def read_version(self) -> tuple[bytes, str]:
         """The content and its e-tag."""
-        import obstore
+        obstore = _obstore()
 
         with _as_os_errors(self):
             found = obstore.get(_store(self.bucket), self.key)
@@ -147,14 +148,14 @@ class S3Storage:
 
     def rename(self, name: str) -> None:
         """Copy one object, then delete it."""
-        import obstore
+        obstore = _obstore()
 
         with _as_os_errors(self):
             obstore.copy(_store(self.bucket), self.key, (self.parent / name).key)
             obstore.delete(_store(self.bucket), self.key)
 
     def delete(self) -> None:
-        import obstore
+        obstore = _obstore()
 
         with contextlib.suppress(FileNotFoundError), _as_os_errors(self):
             obstore.delete(_store(self.bucket), self.key)
@@ -191,7 +192,7 @@ class S3Storage:
         return f"{self.key}/" if self.key else ""
 
     def _under(self, chunk: int) -> Iterator[Any]:
-        import obstore
+        obstore = _obstore()
 
         with _as_os_errors(self):
             for part in obstore.list(_store(self.bucket), self._prefix(), chunk_size=chunk):
@@ -205,12 +206,17 @@ def _endpoint() -> dict[str, str]:
     return {"aws_endpoint": url} | ({"allow_http": "true"} if url.startswith("http://") else {})
 
 
-@lru_cache(maxsize=16)
-def _store(bucket: str) -> S3Store:
+def _obstore() -> Any:
     try:
-        from obstore.store import S3Store
+        return import_module("obstore")
     except ModuleNotFoundError:
         raise InstallationError("s3:// needs obstore: pip install -c constraints.txt -e '.[s3]'") from None
+
+
+@lru_cache(maxsize=16)
+def _store(bucket: str) -> S3Store:
+    from obstore.store import S3Store
+
     options: dict[str, Any] = dict(_endpoint())
     client = {"allow_http": True} if options.pop("allow_http", None) else {}
     retry = {"retry_timeout": timedelta(seconds=RETRY_S)}
@@ -219,14 +225,11 @@ def _store(bucket: str) -> S3Store:
 
 @contextlib.contextmanager
 def _as_os_errors(path: S3Storage) -> Iterator[None]:
+    exceptions = _obstore().exceptions
     try:
         yield
-    except Exception as error:  # the library has a class for each status; those that are not its own go on
-        from obstore.exceptions import BaseError, NotFoundError
-
-        if isinstance(error, (FileNotFoundError, NotFoundError)):
-            raise FileNotFoundError(2, "no such object", str(path)) from None
-        if isinstance(error, BaseError):
-            said = f"cannot be used ({first_line(error, 240)}); check the bucket, AWS_ENDPOINT_URL and the credentials"
-            raise OSError(5, said, str(path)) from None
-        raise
+    except (FileNotFoundError, exceptions.NotFoundError):
+        raise FileNotFoundError(2, "no such object", str(path)) from None
+    except exceptions.BaseError as error:
+        said = f"cannot be used ({first_line(error, 240)}); check the bucket, AWS_ENDPOINT_URL and the credentials"
+        raise OSError(5, said, str(path)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 from danbooru_index.errors import UsageError
 from danbooru_index.evaluation.queries import read_queries
 from danbooru_index.ingest.sources import list_inputs
-from danbooru_index.progress import tell
 from danbooru_index.storage.local import LocalStorage
 from danbooru_index.training.finetune_config import FinetuneConfig
 from danbooru_index.training.pairs import ASIDE, PAIRS, Pair, check_held_out, read_names, read_training_data
+
+log = logging.getLogger(__name__)
 
 ASIDE_SHARE, MOST_ASIDE = 0.02, 1000
 
@@ -39,7 +41,7 @@ def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
 def read_pairs(config: FinetuneConfig, held_out: list[str]) -> list[Pair]:
     """The training pairs; raise `UsageError` where some have no negatives, and no index is given to mine them from."""
     pairs = read_training_data(config.pairs, read_names(config.names), held_out)
-    tell(f"{len(pairs):,} training pairs from {config.pairs}")
+    log.info(f"{len(pairs):,} training pairs from {config.pairs}")
     alone = sum(1 for pair in pairs if not pair.neg)
     if alone and config.index is None and config.group_size > 1:
         raise UsageError(

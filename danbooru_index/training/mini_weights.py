@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from danbooru_index.progress import tell
 from danbooru_index.training.mini_tokenizer import SPECIAL_TOKENS, TokenRows
 from danbooru_index.training.mini_vectors import (
     POPULARITY,
@@ -19,6 +19,8 @@ from danbooru_index.training.mini_vectors import (
     inverse_frequency,
     reserved_axis,
 )
+
+log = logging.getLogger(__name__)
 
 RARITY_TEXTS = 5000
 RIDGE = 1e-3
@@ -125,4 +127,4 @@ def ship(tuned: Path, out: Path) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "colbert_linear.pt", "sparse_linear.pt"):
         shutil.copyfile(tuned / name, out / name)
     size = sum(path.stat().st_size for path in out.iterdir())
-    tell(f"{out}: {size / 1e6:.1f} MB")
+    log.info(f"{out}: {size / 1e6:.1f} MB")

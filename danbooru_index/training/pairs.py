@@ -7,6 +7,7 @@ evaluation never get in, whatever their spelling: compared after NFKC, casefoldi
 from __future__ import annotations
 
 import json
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -17,8 +18,9 @@ from pathlib import Path
 from danbooru_index.errors import InputError
 from danbooru_index.ingest.parquet import KNOWN_FIELDS
 from danbooru_index.ingest.sources import LINE_SUFFIXES, list_inputs, read_dump, text_lines
-from danbooru_index.progress import tell
 from danbooru_index.records import Record
+
+log = logging.getLogger(__name__)
 
 PAIRS, ASIDE, LOG, FAILURE, FINAL = "pairs.jsonl", "aside.jsonl", "log.jsonl", "failure.json", "final"  # of a training
 
@@ -77,7 +79,7 @@ def read_training_data(path: str, names: Mapping[str, Sequence[str]], held_out: 
         found = f"{rejected.total():,} of its lines cannot be read; the first: {first}" if rejected else "none in it"
         raise InputError(f"{path}: no pair to train on, {PAIR_FORM} a line or tag records with names: {found}")
     if rejected:
-        tell(f"{path}: {rejected.total():,} lines left out; the first: {first}")
+        log.warning(f"{path}: {rejected.total():,} lines left out; the first: {first}")
     return pairs
 
 

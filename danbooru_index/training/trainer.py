@@ -81,7 +81,7 @@ def train(settings: dict[str, Any]) -> None:
     state = Path(settings["state"])
     try:
         _train(settings, state)
-    except Exception as error:
+    except Exception as error:  # the note tells the driver of any failure, which then goes its way
         memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         note = {"memory": memory, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         (state / FAILURE).write_text(json.dumps(note))
