@@ -129,11 +129,12 @@ def test_a_folder_that_is_not_there(name):
         resolve_model(name)
 
 
-def test_the_embedded_model_is_chosen_only_without_a_gpu_and_says_so(capfd):
+def test_the_embedded_model_is_chosen_only_without_a_gpu_and_says_so(caplog):
+    caplog.set_level("INFO", "danbooru_index")
     assert default_model("cuda") == PRODUCTION_MODEL
-    assert capfd.readouterr().err == ""
+    assert not caplog.messages
     assert default_model("cpu") == BUNDLED_MODEL
-    assert "m3-mini, the small embedded model; --model BAAI/bge-m3" in capfd.readouterr().err
+    assert "m3-mini, the small embedded model; --model BAAI/bge-m3" in caplog.text
 
 
 def test_a_folder_of_another_model_is_refused(checkpoint, tmp_path):

@@ -44,7 +44,11 @@ def make_encoding(count, seed=0):
     chance = np.random.default_rng(seed)
     lengths = chance.integers(1, 6, count)
     sparse = chance.integers(0, 4, count)
-    unit = lambda shape: (v := chance.normal(size=shape)) / np.linalg.norm(v, axis=-1, keepdims=True)  # noqa: E731
+
+    def unit(shape):
+        vectors = chance.normal(size=shape)
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
     return Embeddings(
         dense=unit((count, DIM)).astype(np.float16),
         sparse_ids=np.concatenate([np.sort(chance.choice(np.arange(4, 64), n, replace=False)) for n in sparse]).astype(
