@@ -1,7 +1,8 @@
 """danbooru_index: a Danbooru tag dump -> a searchable BGE-M3 index, by a distributed Ray job.
 
-The flow, one module a step: `prepare` (dumps -> Parquet shards), `shards`, `workers` (tokenise; encode, write),
-`pipeline` (Ray Data, commit, checks, publishing), `generations` (what readers open), `search`.
+The flow, one module a step: `prepare` (dumps -> Parquet shards), `shards`, `workers` (tokenise;
+encode, write), `pipeline` (Ray Data, commit, checks, publishing), `generations` (what readers
+open), `search`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
     from danbooru_index.search.tag_index import Hit, TagIndex
 
 __version__ = "0.1.0"
-__all__ = ["BuildConfig", "DanbooruIndexError", "Hit", "PrepareConfig", "TagIndex", "build", "prepare"]
+__all__ = [
+    "BuildConfig",
+    "DanbooruIndexError",
+    "Hit",
+    "PrepareConfig",
+    "TagIndex",
+    "build",
+    "prepare",
+]
 
 _HOMES = {
     "BuildConfig": "config",

@@ -42,7 +42,9 @@ class Choice(str, Enum):
             return cls(word.strip().lower())
         except ValueError:
             known = ", ".join(member.value for member in cls)
-            raise UsageError(f"unknown {cls.__name__.lower()} {word!r}: choose one of {known}") from None
+            raise UsageError(
+                f"unknown {cls.__name__.lower()} {word!r}: choose one of {known}"
+            ) from None
 
 
 class Device(Choice):
@@ -84,7 +86,9 @@ class Mode(Choice):
 
 @dataclass(frozen=True, slots=True)
 class RejectLimit:
-    """How many rejected records count as a clean run: a number, or a percentage of the records read."""
+    """How many rejected records count as a clean run: a number, or a percentage of the records
+    read.
+    """
 
     count: int | None = None
     percent: float | None = None
@@ -96,7 +100,9 @@ class RejectLimit:
         try:
             limit = cls(percent=float(text[:-1])) if text.endswith("%") else cls(count=int(text))
         except ValueError:
-            raise UsageError(f"--max-rejects takes a number or a percentage (20 or 0.5%), not {word!r}") from None
+            raise UsageError(
+                f"--max-rejects takes a number or a percentage (20 or 0.5%), not {word!r}"
+            ) from None
         if (limit.count or 0) < 0 or not 0 <= (limit.percent or 0) <= 100:
             raise UsageError(f"--max-rejects {word!r} is out of range")
         return limit
@@ -121,13 +127,17 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         if not self.inputs:
-            raise UsageError("prepare needs at least one INPUT: a .jsonl, .csv or .parquet file, or a folder of them")
+            raise UsageError(
+                "prepare needs at least one INPUT: a .jsonl, .csv or .parquet file, or a folder of"
+                " them"
+            )
         if not 1 <= self.shard_rows <= 1 << 20:
             raise UsageError(f"--shard-rows must be between 1 and 1048576, not {self.shard_rows}")
 
 
 class EncoderFactory(Protocol):
-    """Builds an encoder on a worker, from that worker's settings: what may take the place of the model's forward pass.
+    """Builds an encoder on a worker, from that worker's settings: what may take the place of the
+    model's forward pass.
 
     `device`: what it runs on, where it says so itself; None: what the worker finds.
     """
@@ -140,11 +150,13 @@ class EncoderFactory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How a build uses its machines; the defaults are what was measured best, and no option sets them.
+    """How a build uses its machines; the defaults are what was measured best, and no option sets
+    them.
 
-    `calls_at_once`: the fewest and the most shards that an encoder has in hand, two on the device, others written.
-    `tasks_in_flight`: shards waiting for a tokeniser. `slice_bytes`: ColBERT bytes encoded before they are written.
-    `hang_s`: seconds after which a device call hangs; None: from the model's size and the calls measured.
+    `calls_at_once`: the fewest and the most shards that an encoder has in hand, two on the device,
+    others written. `tasks_in_flight`: shards waiting for a tokeniser. `slice_bytes`: ColBERT bytes
+    encoded before they are written. `hang_s`: seconds after which a device call hangs; None: from
+    the model's size and the calls measured.
     """
 
     calls_at_once: tuple[int, int] = (3, 10)
@@ -157,11 +169,12 @@ class Tuning:
 class BuildConfig:
     """What `build` is asked to do. `model` None: BAAI/bge-m3 on a usable GPU, an error elsewhere.
 
-    `colbert_dim` None: ColBERT vectors in full; else projected to so many values, and refused where fewer than
-    `min_fidelity` of the full top 10 are found again.
+    `colbert_dim` None: ColBERT vectors in full; else projected to so many values, and refused where
+    fewer than `min_fidelity` of the full top 10 are found again.
 
-    `failpoints`, `tuning` and `encoder` have no option: faults for tests; how machines are used; and a factory that takes
-    the place of the model's forward pass, for tests and benchmarks of everything around it.
+    `failpoints`, `tuning` and `encoder` have no option: faults for tests; how machines are used;
+    and a factory that takes the place of the model's forward pass, for tests and benchmarks of
+    everything around it.
     """
 
     shards: str
@@ -185,24 +198,34 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         if not 8 <= self.max_length <= LONGEST_MAX_LENGTH:
-            raise UsageError(f"--max-length must be between 8 and {LONGEST_MAX_LENGTH}, not {self.max_length}")
+            raise UsageError(
+                f"--max-length must be between 8 and {LONGEST_MAX_LENGTH}, not {self.max_length}"
+            )
         if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
             raise UsageError(f"--tokens-per-batch must be positive, not {self.tokens_per_batch}")
         if self.num_gpus is not None and self.num_gpus < 1:
-            raise UsageError(f"--num-gpus must be at least 1, not {self.num_gpus}; without GPUs use --device cpu")
+            raise UsageError(
+                f"--num-gpus must be at least 1, not {self.num_gpus}; without GPUs use --device cpu"
+            )
         if self.colbert_dim is not None and self.colbert_dim < SMALLEST_COLBERT_DIM:
-            raise UsageError(f"--colbert-dim must be at least {SMALLEST_COLBERT_DIM}, not {self.colbert_dim}")
+            raise UsageError(
+                f"--colbert-dim must be at least {SMALLEST_COLBERT_DIM}, not {self.colbert_dim}"
+            )
         if not 0 <= self.min_fidelity <= 1:
             raise UsageError(f"--min-fidelity must be between 0 and 1, not {self.min_fidelity}")
         if self.device is Device.CPU and self.num_gpus is not None:
             raise UsageError("--num-gpus and --device cpu contradict each other: leave one out")
         if self.device is Device.CPU and self.precision is Precision.FP16:
-            raise UsageError("--precision fp16 on a CPU is 8 times slower than fp32 there: use bf16 or fp32")
+            raise UsageError(
+                "--precision fp16 on a CPU is 8 times slower than fp32 there: use bf16 or fp32"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weight of each mode in a hybrid score, in FlagEmbedding's order: dense, sparse, ColBERT."""
+    """The weight of each mode in a hybrid score, in FlagEmbedding's order: dense, sparse,
+    ColBERT.
+    """
 
     dense: float = 0.4
     sparse: float = 0.2
@@ -210,13 +233,22 @@ class Weights:
 
     @classmethod
     def parse(cls, word: str) -> Weights:
-        """Read `0.4,0.2,0.4`; raise `UsageError` unless three finite numbers, none negative, not all zero."""
+        """Read `0.4,0.2,0.4`; raise `UsageError` unless three finite numbers, none negative, not
+        all zero.
+        """
         try:
             values = [float(part) for part in word.split(",")]
         except ValueError:
             values = []
-        if len(values) != 3 or not all(v >= 0 for v in values) or not 0 < sum(values) < float("inf"):
-            raise UsageError(f"--weights takes three numbers, dense,sparse,colbert, such as 0.4,0.2,0.4; not {word!r}")
+        if (
+            len(values) != 3
+            or not all(v >= 0 for v in values)
+            or not 0 < sum(values) < float("inf")
+        ):
+            raise UsageError(
+                "--weights takes three numbers, dense,sparse,colbert, such as 0.4,0.2,0.4; not"
+                f" {word!r}"
+            )
         return cls(*values)
 
     @property
@@ -231,10 +263,11 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which records may answer: of one of `categories` (any, where empty), with so many posts, safe for work or not.
+    """Which records may answer: of one of `categories` (any, where empty), with so many posts, safe
+    for work or not.
 
-    Values, never an expression: what a user types is compared, not parsed. `min_post_count` leaves out records whose
-    count is not known.
+    Values, never an expression: what a user types is compared, not parsed. `min_post_count` leaves
+    out records whose count is not known.
     """
 
     categories: tuple[str, ...] = ()

@@ -1,4 +1,6 @@
-"""What travels between tokeniser, encoder and tables, in flat buffers: token batches and embeddings; what an encoder is."""
+"""What travels between tokeniser, encoder and tables, in flat buffers: token batches and
+embeddings; what an encoder is.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """The tokens of N texts: `token_ids` int32 [T] flat, `lengths` int32 [N]; T is the sum of `lengths`.
+    """The tokens of N texts: `token_ids` int32 [T] flat, `lengths` int32 [N]; T is the sum of
+    `lengths`.
 
     `special`: the ids of the tokenizer's special tokens, which never become sparse entries.
     """
@@ -31,7 +34,9 @@ class TokenBatch:
     def rows(self, start: int, stop: int) -> TokenBatch:
         """The texts `start` to `stop`."""
         offsets = np.concatenate(([0], np.cumsum(self.lengths)))
-        return TokenBatch(self.token_ids[offsets[start] : offsets[stop]], self.lengths[start:stop], self.special)
+        return TokenBatch(
+            self.token_ids[offsets[start] : offsets[stop]], self.lengths[start:stop], self.special
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +51,10 @@ class Matrices:
 class Embeddings:
     """The three outputs for N texts, in their order.
 
-    `dense` [N, D], L2-normalised. `sparse_ids` int32 and `sparse_weights` float32, flat, `sparse_lengths` [N]: each
-    row's token ids ascending and unique, weights positive. `colbert` [sum(colbert_lengths), C], rows L2-normalised,
-    without the first token. `non_finite`: rows that stayed non-finite even in fp32.
+    `dense` [N, D], L2-normalised. `sparse_ids` int32 and `sparse_weights` float32, flat,
+    `sparse_lengths` [N]: each row's token ids ascending and unique, weights positive. `colbert`
+    [sum(colbert_lengths), C], rows L2-normalised, without the first token. `non_finite`: rows that
+    stayed non-finite even in fp32.
     """
 
     dense: Array
@@ -87,19 +93,29 @@ class Embeddings:
         """The weights of one text by token id."""
         stop = int(self.sparse_lengths[: row + 1].sum())
         span = slice(stop - int(self.sparse_lengths[row]), stop)
-        return dict(zip(self.sparse_ids[span].tolist(), self.sparse_weights[span].tolist(), strict=True))
+        return dict(
+            zip(self.sparse_ids[span].tolist(), self.sparse_weights[span].tolist(), strict=True)
+        )
 
 
-def ragged_take(counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Flat positions of the chosen `rows` of a ragged array whose rows hold `counts` values each."""
+def ragged_take(
+    counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Flat positions of the chosen `rows` of a ragged array whose rows hold `counts` values
+    each.
+    """
     starts = np.cumsum(counts) - counts
     taken = counts[rows]
     before = np.cumsum(taken) - taken
     return np.repeat(starts[rows] - before, taken) + np.arange(int(taken.sum()))
 
 
-def replace_rows(encoding: Embeddings, rows: npt.NDArray[np.int64], again: list[tuple[Embeddings, bool]]) -> Embeddings:
-    """`encoding` with some rows replaced by their recomputed ones; rows still not finite become zeros, listed as such."""
+def replace_rows(
+    encoding: Embeddings, rows: npt.NDArray[np.int64], again: list[tuple[Embeddings, bool]]
+) -> Embeddings:
+    """`encoding` with some rows replaced by their recomputed ones; rows still not finite become
+    zeros, listed as such.
+    """
     replaced = {int(row): one for row, (one, finite) in zip(rows, again, strict=True) if finite}
     dense, colbert = encoding.dense.copy(), encoding.colbert.copy()
     stops = np.cumsum(encoding.colbert_lengths)
@@ -122,8 +138,10 @@ def replace_rows(encoding: Embeddings, rows: npt.NDArray[np.int64], again: list[
 
 @dataclass(slots=True)
 class EncoderStats:
-    """What an encoder has done: `tokens` of the texts, `computed` of them (equal rows once), `processed` on the device
-    (with empty slots and tails), seconds in the forward pass, useful floating-point operations."""
+    """What an encoder has done: `tokens` of the texts, `computed` of them (equal rows once),
+    `processed` on the device (with empty slots and tails), seconds in the forward pass, useful
+    floating-point operations.
+    """
 
     tokens: int = 0
     computed: int = 0
@@ -144,5 +162,8 @@ class TextEncoder(Protocol):
     def call_s(self, max_length: int) -> float: ...
 
     def encode(
-        self, batch: TokenBatch, on_rows: Callable[[int], None] | None = None, stats: EncoderStats | None = None
+        self,
+        batch: TokenBatch,
+        on_rows: Callable[[int], None] | None = None,
+        stats: EncoderStats | None = None,
     ) -> Embeddings: ...

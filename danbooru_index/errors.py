@@ -1,6 +1,7 @@
 """The one error family that users see: each carries the exit code its command ends with.
 
-A message says what happened, where, and what to do. The command line catches `DanbooruIndexError` and nothing else.
+A message says what happened, where, and what to do. The command line catches `DanbooruIndexError`
+and nothing else.
 """
 
 import contextlib
@@ -13,7 +14,9 @@ def first_line(error: BaseException, limit: int = 200) -> str:
 
 
 def in_one_line(error: BaseException, limit: int = 600) -> str:
-    """All that an error says, on one line, cut after a whole sentence: a remedy is of no use in half."""
+    """All that an error says, on one line, cut after a whole sentence: a remedy is of no use in
+    half.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     if len(text) <= limit:
         return text
@@ -59,15 +62,20 @@ class ClusterError(DanbooruIndexError):
 
 @contextlib.contextmanager
 def as_model_error(message: str, limit: int = 300) -> Iterator[None]:
-    """Whatever a library raises while it loads a model's file, as `ModelError`: `message` with its reason in place of `{}`."""
+    """Whatever a library raises while it loads a model's file, as `ModelError`: `message` with its
+    reason in place of `{}`.
+    """
     try:
         yield
     except DanbooruIndexError:
         raise
-    except Exception as error:  # torch, safetensors, transformers and tokenizers share no narrower class
+    except Exception as error:
+        # torch, safetensors, transformers and tokenizers share no narrower class
         reason = in_one_line(error, limit)
         kind = type(error).__name__
-        raise ModelError(message.replace("{}", reason if reason == kind else f"{kind}: {reason}")) from None
+        raise ModelError(
+            message.replace("{}", reason if reason == kind else f"{kind}: {reason}")
+        ) from None
 
 
 class StorageError(DanbooruIndexError):
@@ -79,4 +87,6 @@ class IndexBusyError(StorageError):
 
 
 class BuildFailedError(DanbooruIndexError):
-    """Some shards failed for good, or a check did: nothing was published, the build can be resumed."""
+    """Some shards failed for good, or a check did: nothing was published, the build can be
+    resumed.
+    """

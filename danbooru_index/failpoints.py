@@ -1,7 +1,8 @@
-"""Named points of the protocol where a test may inject a fault. They cost nothing when off, and no option sets them.
+"""Named points of the protocol where a test may inject a fault. They cost nothing when off, and no
+option sets them.
 
-A driver arms its own process; actors get theirs with their settings, since a driver's environment does not reach a
-running cluster.
+A driver arms its own process; actors get theirs with their settings, since a driver's environment
+does not reach a running cluster.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ DRIVER_POINTS = (
     "replace.before_rename",  # a manifest or CURRENT.json is durable under a temporary name
     "replace.after_rename",  # it is in place; its folder is not durable yet
     "build.before_publish",  # sealed
-    "publish.superseded",  # the old generation knows that it is replaced; CURRENT.json still names it
+    # the old generation knows that it is replaced; CURRENT.json still names it
+    "publish.superseded",
     "build.after_publish",
 )
 RACE_POINTS = (
@@ -62,10 +64,11 @@ _reached: Counter[str] = Counter()
 
 @dataclass(frozen=True, slots=True)
 class Failpoint:
-    """At `name` (and only for `shard`, where one is given) do `action`: kill, hang, pause, error or stop.
+    """At `name` (and only for `shard`, where one is given) do `action`: kill, hang, pause, error or
+    stop.
 
-    `token`: a path; the fault happens only for the process that creates it, so once. Empty: every time.
-    `skip`: pass the point this many times first, counted in each process.
+    `token`: a path; the fault happens only for the process that creates it, so once. Empty: every
+    time. `skip`: pass the point this many times first, counted in each process.
     """
 
     name: str

@@ -1,4 +1,6 @@
-"""This machine, as far as every room needs to know it: the cores that a process may use, and a pause of the collector."""
+"""This machine, as far as every room needs to know it: the cores that a process may use, and a
+pause of the collector.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """No search for garbage meanwhile: importing a large library makes a million objects, next to none of them garbage, and
-    a thread that collects a reference of Ray's while Ray ends has Ray end the process.
+    """No search for garbage meanwhile: importing a large library makes a million objects, next to
+    none of them garbage, and a thread that collects a reference of Ray's while Ray ends has Ray end
+    the process.
 
     Measured: FlagEmbedding is imported in 4.1 s instead of 5.1, Ray in 0.9 instead of 1.1.
     """
@@ -42,7 +45,9 @@ def cpu_name() -> str:
 
 def cpu_count() -> int:
     """The cores this process may use: its affinity, and its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, max(1, int(quota) // int(period)))

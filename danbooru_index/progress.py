@@ -1,7 +1,8 @@
-"""What a person sees while a build runs: one tqdm bar on a terminal, a plain line every 10 s elsewhere.
+"""What a person sees while a build runs: one tqdm bar on a terminal, a plain line every 10 s
+elsewhere.
 
-Bars and moving lines are drawn on the stream they are given (stderr). Plain lines are logged, and shown where a
-program asks for it, as the command line does by `log_to_stderr`.
+Bars and moving lines are drawn on the stream they are given (stderr). Plain lines are logged, and
+shown where a program asks for it, as the command line does by `log_to_stderr`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ TIMELINE_POINTS = 400
 
 
 class StepProgress:
-    """Counts steps of a long task: one tqdm bar on a terminal, a plain line every 10 s elsewhere."""
+    """Counts steps of a long task: one tqdm bar on a terminal, a plain line every 10 s
+    elsewhere.
+    """
 
     def __init__(self, name: str, unit: str, total: int) -> None:
         from tqdm import tqdm
@@ -34,7 +37,13 @@ class StepProgress:
         self.total = total
         self._name, self._unit = name, unit
         self._done, self._told = 0, time.monotonic()
-        self._bar = tqdm(desc=name, unit=unit, total=total or None, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self._bar = tqdm(
+            desc=name,
+            unit=unit,
+            total=total or None,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
 
     def add(self, count: int) -> None:
         """`count` more are done."""
@@ -91,7 +100,8 @@ def other_bars() -> Iterator[None]:
 
 
 class StartUp:
-    """What a command does before its first record is done: one moving line on a terminal, a line every 10 s elsewhere.
+    """What a command does before its first record is done: one moving line on a terminal, a line
+    every 10 s elsewhere.
 
     A step lasts until the next begins, or all end with `close`.
     """
@@ -125,14 +135,24 @@ class StartUp:
         self.close()
 
     def line(self) -> str:
-        """How long it has taken so far, each step that is done with its seconds, and the one that is not."""
+        """How long it has taken so far, each step that is done with its seconds, and the one that
+        is not.
+        """
         now = time.monotonic()
         steps = list(self._steps)
         ends = [*(at for _, at in steps[1:]), now]
         done = [
-            f"{name} {end - at:.0f} s" for (name, at), end in zip(steps[:-1], ends, strict=False) if end - at >= 0.5
+            f"{name} {end - at:.0f} s"
+            for (name, at), end in zip(steps[:-1], ends, strict=False)
+            if end - at >= 0.5
         ]
-        return ", ".join([f"start-up {now - self._began:.0f} s", *done, *(f"{name} ..." for name, _ in steps[-1:])])
+        return ", ".join(
+            [
+                f"start-up {now - self._began:.0f} s",
+                *done,
+                *(f"{name} ..." for name, _ in steps[-1:]),
+            ]
+        )
 
     def _tell(self) -> None:
         while not self._ended.wait(REDRAW_S if self._moving else LINE_EVERY_S):
@@ -151,11 +171,16 @@ def _draw(stream: TextIO, text: str) -> None:
 
 
 class Progress:
-    """Counts records of this run, once the first is done (till then `start_up` is shown); also keeps the timeline for the
-    report's picture."""
+    """Counts records of this run, once the first is done (till then `start_up` is shown); also
+    keeps the timeline for the report's picture.
+    """
 
     def __init__(
-        self, total: int, started: float, stream: TextIO | None = None, start_up: StartUp | None = None
+        self,
+        total: int,
+        started: float,
+        stream: TextIO | None = None,
+        start_up: StartUp | None = None,
     ) -> None:
         self._stream = stream or sys.stderr
         self._start_up = start_up
@@ -176,7 +201,9 @@ class Progress:
         self._remember(now - self._started, records)
         rate = records / (now - self._begun) if self._begun and now > self._begun else 0.0
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline", refresh=False)
+            self._bar.set_postfix_str(
+                f"{rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline", refresh=False
+            )
             self._bar.update(records - self._last)
             if self._bar.disable and rate and now - self._told >= LINE_EVERY_S:
                 self._told = now
@@ -207,8 +234,9 @@ class Progress:
 
     def _line(self, records: int, rate: float) -> None:
         line = (
-            f"{records:,} of {self._total:,} records ({records / self._total:.0%}), {rate:,.1f} tags/s, "
-            f"{(self._total - records) / rate:,.0f} s left, {rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline"
+            f"{records:,} of {self._total:,} records ({records / self._total:.0%}), {rate:,.1f}"
+            f" tags/s, {(self._total - records) / rate:,.0f} s left,"
+            f" {rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline"
         )
         log.info(line)
 

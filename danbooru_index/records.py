@@ -1,6 +1,8 @@
-"""A tag record: its fields, how it is parsed and checked, and the reasons for which one is rejected.
+"""A tag record: its fields, how it is parsed and checked, and the reasons for which one is
+rejected.
 
-Used by `shards` (which reads and writes records) and by everything after it, which may trust that a `Record` is valid.
+Used by `shards` (which reads and writes records) and by everything after it, which may trust that a
+`Record` is valid.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 
-# What leaves no mark though Unicode calls it a letter, a symbol or a mark: fillers, the empty Braille cell, selectors.
-INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10)))
+# What leaves no mark though Unicode calls it a letter, a symbol or a mark: fillers, the empty
+# Braille cell, selectors.
+INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(
+    map(chr, range(0xFE00, 0xFE10))
+)
 VISIBLE = rf"[^\p{{Cc}}\p{{Cf}}\p{{Z}}{INVISIBLE}]"  # as a regular expression of RE2
 
 _TEXT_FORM = re.compile(r"【(?P<category>[^】]*)】(?P<rest>.*)", re.DOTALL)
@@ -52,7 +57,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A record that was left out: why, where it stood (`line` counts from 1), and what it looked like."""
+    """A record that was left out: why, where it stood (`line` counts from 1), and what it looked
+    like.
+    """
 
     reason: Reason
     source: str
@@ -73,7 +80,9 @@ class Reject:
 
 
 class RejectedError(Exception):
-    """Raised by the parsers below for a record that must be left out; callers turn it into a `Reject`."""
+    """Raised by the parsers below for a record that must be left out; callers turn it into a
+    `Reject`.
+    """
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason.value}: {detail}")
@@ -91,7 +100,9 @@ class TextParts:
 
 
 def parse_text(text: str) -> TextParts:
-    """Split `【category】tag - explanation` at its first ` - `; parts that are not there are empty."""
+    """Split `【category】tag - explanation` at its first ` - `; parts that are not there are
+    empty.
+    """
     match = _TEXT_FORM.fullmatch(text)
     category, rest = (match["category"], match["rest"]) if match else ("", text)
     tag, _, explanation = rest.partition(" - ")
@@ -99,8 +110,12 @@ def parse_text(text: str) -> TextParts:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen: spaces, control, format and other invisible characters only."""
-    return all(c in INVISIBLE or unicodedata.category(c) in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in text)
+    """Whether nothing of a text can be seen: spaces, control, format and other invisible characters
+    only.
+    """
+    return all(
+        c in INVISIBLE or unicodedata.category(c) in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in text
+    )
 
 
 def describe_rejects(rejected: Counter[str]) -> str:

@@ -1,5 +1,6 @@
-"""SIGTERM as Ctrl-C: what a command, and again a Ray session (Ray installs a handler of its own), runs inside; and an end to
-stops that take too long."""
+"""SIGTERM as Ctrl-C: what a command, and again a Ray session (Ray installs a handler of its own),
+runs inside; and an end to stops that take too long.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 @contextlib.contextmanager
 def _kept(*signals: signal.Signals) -> Iterator[Callable[[signal.Signals, Handler], object]]:
-    """Afterwards these signals have the handlers that they had before. Yields what installs one: nothing outside the
-    main thread, where Python allows none."""
+    """Afterwards these signals have the handlers that they had before. Yields what installs one:
+    nothing outside the main thread, where Python allows none.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda _signal, _handler: None
         return
@@ -43,7 +45,9 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupting_exit() -> Iterator[None]:
-    """The exit that Ray's own handler of SIGTERM makes, in place while Ray starts, as `KeyboardInterrupt`."""
+    """The exit that Ray's own handler of SIGTERM makes, in place while Ray starts, as
+    `KeyboardInterrupt`.
+    """
     try:
         yield
     except SystemExit:
@@ -52,11 +56,11 @@ def interrupting_exit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_ignored() -> Iterator[None]:
-    """SIGTERM and Ctrl-C change nothing in the block, but that `bounded_stops` hears them; SIGTERM not after it either,
-    until `sigterm_restored` ends.
+    """SIGTERM and Ctrl-C change nothing in the block, but that `bounded_stops` hears them; SIGTERM
+    not after it either, until `sigterm_restored` ends.
 
-    For the second in which Ray ends, with handlers of its own and for a moment with none: the work is done, or has
-    failed, and the process is on its way out.
+    For the second in which Ray ends, with handlers of its own and for a moment with none: the work
+    is done, or has failed, and the process is on its way out.
     """
 
     def nothing(_signal: int, _frame: FrameType | None) -> None: ...
@@ -76,10 +80,12 @@ def sigterm_restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def bounded_stops(last_words: str, grace_s: float = STOP_S) -> Iterator[None]:
-    """After SIGTERM or Ctrl-C the block has so many seconds to end. Then this process says its last words, ends all that it
-    has started and itself, with 1: whatever the main thread waits for, in code that never looks at signals.
+    """After SIGTERM or Ctrl-C the block has so many seconds to end. Then this process says its last
+    words, ends all that it has started and itself, with 1: whatever the main thread waits for, in
+    code that never looks at signals.
 
-    Python's own handler writes the signal's number to a pipe, also while the main thread is inside a library.
+    Python's own handler writes the signal's number to a pipe, also while the main thread is inside
+    a library.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -108,7 +114,9 @@ def bounded_stops(last_words: str, grace_s: float = STOP_S) -> Iterator[None]:
 
 
 def descendants(of: str = "") -> set[int]:
-    """The ids of all processes that this one has started, and that they have; `of`: whose command lines hold this word."""
+    """The ids of all processes that this one has started, and that they have; `of`: whose command
+    lines hold this word.
+    """
     import psutil
 
     found: set[int] = set()

@@ -1,4 +1,6 @@
-"""The oldest versions that are safe: checked at the start of every command, since a resolver may have been overruled."""
+"""The oldest versions that are safe: checked at the start of every command, since a resolver may
+have been overruled.
+"""
 
 from __future__ import annotations
 

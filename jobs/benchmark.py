@@ -3,7 +3,8 @@
     ray job submit --address http://HEAD:8265 --working-dir . -- \
         python jobs/benchmark.py encoder job --model BAAI/bge-m3 --input TAGS.jsonl
 
-Takes the options of `danbooru-index benchmark`; the last line is one JSON document. See BENCHMARKS.md.
+Takes the options of `danbooru-index benchmark`; the last line is one JSON document. See
+BENCHMARKS.md.
 """
 
 import sys

@@ -3,7 +3,8 @@
     ray job submit --address http://HEAD:8265 --working-dir . -- \
         python jobs/build.py SHARDS --index INDEX --model BAAI/bge-m3
 
-SHARDS, INDEX and a model folder are paths on storage that every node sees. Takes the options of `danbooru-index build`.
+SHARDS, INDEX and a model folder are paths on storage that every node sees. Takes the options of
+`danbooru-index build`.
 """
 
 import sys

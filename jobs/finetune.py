@@ -3,7 +3,8 @@
     ray job submit --address http://HEAD:8265 --working-dir . -- \
         python jobs/finetune.py PAIRS --index INDEX --out MODEL
 
-PAIRS, INDEX and MODEL are paths on storage that every node sees. Takes the options of `danbooru-index finetune`.
+PAIRS, INDEX and MODEL are paths on storage that every node sees. Takes the options of
+`danbooru-index finetune`.
 """
 
 import sys

@@ -1,9 +1,11 @@
 """Make m3-mini, the embedded model, from tag dumps: the recipe with its seed.
 
-    python jobs/train_m3_mini.py danbooru_tags.jsonl.gz --names names_ja.jsonl.gz --held-out queries_dev.jsonl --out m3-mini
+    python jobs/train_m3_mini.py danbooru_tags.jsonl.gz --names names_ja.jsonl.gz \\
+        --held-out queries_dev.jsonl --out m3-mini
 
-Ten minutes on two CPU cores with AMX (2026-11-21, 137,317 tags). Started again after a kill, it goes on where
-it was; the same inputs and seed give the same recipe, and weights that differ by rounding.
+Ten minutes on two CPU cores with AMX (2026-11-21, 137,317 tags). Started again after a kill, it
+goes on where it was; the same inputs and seed give the same recipe, and weights that differ by
+rounding.
 """
 
 import argparse
@@ -23,7 +25,11 @@ def main() -> int:
     parser.add_argument("--held-out", action="append", default=[], metavar="QUERIES")
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
-    print(make_mini(arguments.records, arguments.names, arguments.held_out, arguments.out, MiniRecipe()).to_text())
+    print(
+        make_mini(
+            arguments.records, arguments.names, arguments.held_out, arguments.out, MiniRecipe()
+        ).to_text()
+    )
     return 0
 
 

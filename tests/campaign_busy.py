@@ -1,4 +1,6 @@
-"""A busy machine: programs that want every core while Ray starts, while shards are encoded, while a build is stopped."""
+"""A busy machine: programs that want every core while Ray starts, while shards are encoded, while a
+build is stopped.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def heavy_load():
 
 
 def busy(seed: int, count: int, folder: Path) -> Outcome:
-    """Two builds at once beside heavy load; then `count` small shards, stopped on the way by SIGTERM, and gone on with."""
+    """Two builds at once beside heavy load; then `count` small shards, stopped on the way by
+    SIGTERM, and gone on with.
+    """
     outcome = Outcome()
     bench = make_workbench(folder)
     straight = bench.index("straight")
@@ -55,7 +59,9 @@ def busy(seed: int, count: int, folder: Path) -> Outcome:
             builds[index] = start(light_build(bench, index))
         for index, process in builds.items():
             code = finish(process, 600)
-            outcome.expect(code == 0, f"{index.name} beside heavy load: {code}: {said(process)[-500:]}")
+            outcome.expect(
+                code == 0, f"{index.name} beside heavy load: {code}: {said(process)[-500:]}"
+            )
             outcome.problems += compare(index, expected)
             outcome.add("builds at once beside heavy load")
         outcome.add("seconds of the two", round(time.monotonic() - began, 1))
@@ -89,7 +95,10 @@ def _small_shards(outcome: Outcome, seed: int, count: int, folder: Path) -> None
     rows = contents(index)
     for name, found in rows.items():
         ids = [row["id"] for row in found]
-        outcome.expect(len(ids) == len(set(ids)) == bench.records, f"{name}: {len(ids)} rows, {len(set(ids))} ids")
+        outcome.expect(
+            len(ids) == len(set(ids)) == bench.records,
+            f"{name}: {len(ids)} rows, {len(set(ids))} ids",
+        )
 
 
 def _loops():

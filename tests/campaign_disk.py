@@ -1,7 +1,9 @@
-"""Disks that fail: writes that do not fit, injected errors, power loss at any moment, rot. The real storage code.
+"""Disks that fail: writes that do not fit, injected errors, power loss at any moment, rot. The real
+storage code.
 
-A power loss is modelled from a system-call trace of the real process: a file is what was in it at its last fsync (or
-cut somewhere after), a folder what it held at its last fsync (and any number of the changes since, in their order).
+A power loss is modelled from a system-call trace of the real process: a file is what was in it at
+its last fsync (or cut somewhere after), a folder what it held at its last fsync (and any number of
+the changes since, in their order).
 """
 
 from __future__ import annotations
@@ -30,7 +32,16 @@ STRACE = ["strace", "-f", "-qq", "--seccomp-bpf"]
 
 
 def vault_command(index: Path, model: str, *options: object) -> list:
-    return [sys.executable, TESTS / "vault.py", index, "--shards", SHARDS, "--model", model, *options]
+    return [
+        sys.executable,
+        TESTS / "vault.py",
+        index,
+        "--shards",
+        SHARDS,
+        "--model",
+        model,
+        *options,
+    ]
 
 
 # ---- failed writes ----
@@ -43,7 +54,9 @@ INJECTED = {
 
 
 def failed_writes(seed: int, count: int, folder: Path) -> Outcome:
-    """Limits on the size of files, a disk that is full, and errors of single system calls, in turn."""
+    """Limits on the size of files, a disk that is full, and errors of single system calls,
+    in turn.
+    """
     outcome = Outcome()
     base = folder / "base"
     vault.build(base, vault.shard_names(SHARDS), model="a")
@@ -54,29 +67,38 @@ def failed_writes(seed: int, count: int, folder: Path) -> Outcome:
     kinds = [_file_limit, _full_disk, _injected]
     for number in range(count):
         chance = chance_of(seed, "failed-writes", number)
-        kinds[number % len(kinds)](outcome, folder / f"case{number}", base, expected, chance, number)
+        kinds[number % len(kinds)](
+            outcome, folder / f"case{number}", base, expected, chance, number
+        )
         shutil.rmtree(folder / f"case{number}", ignore_errors=True)
     return outcome
 
 
 def _judge(outcome, index, process, code, expected, case, *, mute=False, room=None):
-    """Exit 0 means whole; anything else one line, the old generation still there, and the same command goes on."""
+    """Exit 0 means whole; anything else one line, the old generation still there, and the same
+    command goes on.
+    """
     words = said(process)
     outcome.add("points")
     if code == 0:
         outcome.add("written all the same")
-        outcome.problems += [f"{case}: exit 0, but {problem}" for problem in compare(index, expected["b"])]
+        outcome.problems += [
+            f"{case}: exit 0, but {problem}" for problem in compare(index, expected["b"])
+        ]
         return
     outcome.add("refused")
     outcome.expect(code == 1 or mute, f"{case}: exit {code}: {words[-300:]}")
     lines = words.splitlines()
-    if any("panicked at" in line for line in lines):  # Rust reports a panic on stderr by itself; the last line is ours
+    if any("panicked at" in line for line in lines):
+        # Rust reports a panic on stderr by itself; the last line is ours
         outcome.add("panics of Lance")
         lines = lines[-1:]
     said_it = len(lines) == 1 and lines[0].startswith("danbooru-index: "[:room])
     outcome.expect(said_it or mute, f"{case}: {words[-600:]}")
     current = IndexRoot(index).current().manifest.model.id[0]
-    outcome.problems += [f"{case}, then: {problem}" for problem in compare(index, expected[current])]
+    outcome.problems += [
+        f"{case}, then: {problem}" for problem in compare(index, expected[current])
+    ]
     again = start(vault_command(index, "b"))
     outcome.expect(finish(again) == 0, f"{case}: does not go on: {said(again)[-300:]}")
     outcome.problems += [f"{case}, gone on: {problem}" for problem in compare(index, expected["b"])]
@@ -89,13 +111,23 @@ def _file_limit(outcome, place, base, expected, chance, number):
     code = finish(process)
     outcome.add("of file size")
     # stderr is a file too: of the line there is as much as fits.
-    _judge(outcome, place, process, code, expected, f"point {number}, files of at most {limit} bytes", room=limit)
+    _judge(
+        outcome,
+        place,
+        process,
+        code,
+        expected,
+        f"point {number}, files of at most {limit} bytes",
+        room=limit,
+    )
 
 
 def _full_disk(outcome, place, base, expected, chance, number):
     size = 4096 * chance.randrange(1, 60)
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={4 << 20}", "tmpfs", place], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={4 << 20}", "tmpfs", place], capture_output=True
+    )
     if mounted.returncode != 0:
         outcome.add("no right to mount a tmpfs: file size instead")
         place.rmdir()
@@ -126,7 +158,15 @@ def _injected(outcome, place, base, expected, chance, number):
     while not gate.exists():
         time.sleep(0.005)
     tracer = start(
-        [*STRACE[:3], "-o", "/dev/null", "-p", process.pid, "-e", f"inject={call}:error={error}:when={when}"]
+        [
+            *STRACE[:3],
+            "-o",
+            "/dev/null",
+            "-p",
+            process.pid,
+            "-e",
+            f"inject={call}:error={error}:when={when}",
+        ]
     )
     _wait_until_traced(process.pid)
     gate.unlink()
@@ -134,11 +174,22 @@ def _injected(outcome, place, base, expected, chance, number):
     kill(tracer.pid)
     tracer.wait()
     outcome.add("of injected errors")
-    # Where no write works any more, none to stderr does; and where the threads of Lance cannot wake each other it aborts.
-    aborted = code == -signal.SIGABRT and "non-unwinding panic" in process.err.read_text(errors="replace")
+    # Where no write works any more, none to stderr does; and where the threads of Lance cannot wake
+    # each other it aborts.
+    aborted = code == -signal.SIGABRT and "non-unwinding panic" in process.err.read_text(
+        errors="replace"
+    )
     outcome.add("aborts of Lance", aborted)
     mute = call == "write" and (str(when).endswith("+") or aborted)
-    _judge(outcome, place, process, code, expected, f"point {number}, {call} {when} gives {error}", mute=mute)
+    _judge(
+        outcome,
+        place,
+        process,
+        code,
+        expected,
+        f"point {number}, {call} {when} gives {error}",
+        mute=mute,
+    )
 
 
 def _wait_until_traced(pid):
@@ -154,7 +205,7 @@ def _wait_until_traced(pid):
 
 # ---- power loss ----
 
-CALLS = "openat,creat,write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat,ftruncate,rmdir,close,copy_file_range,sendfile,fallocate"  # noqa: E501
+CALLS = "openat,creat,write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat,ftruncate,rmdir,close,copy_file_range,sendfile,fallocate"
 
 
 @dataclass
@@ -241,7 +292,9 @@ class Disk:
             elif node is not None:
                 node.durable = bytes(node.data)
         elif call == "ftruncate":
-            if self.inside(_text(named[0])) and isinstance(node := self.find(_text(named[0])), File):
+            if self.inside(_text(named[0])) and isinstance(
+                node := self.find(_text(named[0])), File
+            ):
                 size = int(arguments.rstrip(")").rsplit(",", 1)[1])
                 node.data[:] = node.data[:size].ljust(size, b"\0")
         elif call.startswith(("rename", "link")):
@@ -256,7 +309,11 @@ class Disk:
             if self.inside(path):
                 folder, name = self.parent(path)
                 folder.change({name: Folder()})
-        elif call in ("writev", "copy_file_range", "sendfile", "fallocate") and named and self.inside(_text(named[0])):
+        elif (
+            call in ("writev", "copy_file_range", "sendfile", "fallocate")
+            and named
+            and self.inside(_text(named[0]))
+        ):
             raise RuntimeError(f"the model of the disk does not know {call}")
 
     def _move(self, old, new, keep):
@@ -298,7 +355,9 @@ class Disk:
 
 
 def _left(file, chance):
-    """The content of a file after the loss: what was synced, or more of it, or zeros where its blocks never came."""
+    """The content of a file after the loss: what was synced, or more of it, or zeros where its
+    blocks never came.
+    """
     if bytes(file.data) == file.durable:
         return file.durable
     kind = chance.random()
@@ -352,7 +411,9 @@ YOUNG = tuple(_hex(name) for name in ("_versions", "_transactions", "CURRENT.jso
 
 
 def power_loss(seed: int, count: int, folder: Path) -> Outcome:
-    """Crash states of two builds over a published index, at random moments; each must open, be whole, and go on."""
+    """Crash states of two builds over a published index, at random moments; each must open, be
+    whole, and go on.
+    """
     outcome = Outcome()
     index, trace = folder / "index", folder / "trace"
     vault.build(index, vault.shard_names(SHARDS), model="a")
@@ -361,7 +422,9 @@ def power_loss(seed: int, count: int, folder: Path) -> Outcome:
     steps = []
     for model in "bc":
         command = vault_command(index, model, *(["--keep", 2] if model == "c" else []))
-        traced = start([*STRACE, "-xx", "-y", "-s", "10000000", "-e", f"trace={CALLS}", "-o", trace, *command])
+        traced = start(
+            [*STRACE, "-xx", "-y", "-s", "10000000", "-e", f"trace={CALLS}", "-o", trace, *command]
+        )
         if finish(traced) != 0:
             raise RuntimeError(said(traced)[-1000:])
         expected[model] = contents(index)
@@ -369,7 +432,9 @@ def power_loss(seed: int, count: int, folder: Path) -> Outcome:
                   arguments.replace("\\x", "")]  # fmt: skip
     _crash_everywhere(outcome, seed, count, folder, disk, steps, expected)
     disk.write(folder / "replayed")
-    outcome.expect(_tree(folder / "replayed") == _tree(index), "the model of the disk differs from the disk")
+    outcome.expect(
+        _tree(folder / "replayed") == _tree(index), "the model of the disk differs from the disk"
+    )
     return outcome
 
 
@@ -378,16 +443,22 @@ def _tree(folder):
 
 
 def _crash_everywhere(outcome, seed, count, folder, disk, steps, expected):
-    # Half of the moments anywhere, half around the commits and publishes, where Lance's own files are young.
+    # Half of the moments anywhere, half around the commits and publishes, where Lance's own files
+    # are young.
     young = [n for n, (_, words) in enumerate(steps) if any(mark in words for mark in YOUNG)]
     chance = chance_of(seed, "power-loss")
-    moments = sorted(chance.choices(range(len(steps)), k=count - count // 2) + chance.choices(young, k=count // 2))
+    moments = sorted(
+        chance.choices(range(len(steps)), k=count - count // 2)
+        + chance.choices(young, k=count // 2)
+    )
     published, number = "a", 0
     for at, (call, arguments) in enumerate(steps):
         while number < len(moments) and moments[number] == at:
             place = folder / f"crash{number}"
             disk.crash(place, chance_of(seed, "power-loss", number))
-            _judge_crash(outcome, place, published, expected, f"state {number}, before step {at} ({call})")
+            _judge_crash(
+                outcome, place, published, expected, f"state {number}, before step {at} ({call})"
+            )
             shutil.rmtree(place)
             number += 1
         disk.step(call, arguments)
@@ -412,13 +483,17 @@ def _judge_crash(outcome, place, published, expected, case):
     except StorageError as error:
         outcome.problems.append(f"{case}: generation {published} does not open: {error}")
         return
-    outcome.expect(current >= published, f"{case}: generation {published} was published, {current} is there")
+    outcome.expect(
+        current >= published, f"{case}: generation {published} was published, {current} is there"
+    )
     outcome.add("states where a publish was under way", current > published)
     outcome.problems += [f"{case}: {problem}" for problem in compare(place, expected[current])]
     following = chr(ord(current) + 1) if current < "c" else current
     try:
         vault.build(place, vault.shard_names(SHARDS), model=following)
-        outcome.problems += [f"{case}, gone on: {problem}" for problem in compare(place, expected[following])]
+        outcome.problems += [
+            f"{case}, gone on: {problem}" for problem in compare(place, expected[following])
+        ]
     except Exception as error:
         outcome.problems.append(f"{case}: cannot go on: {type(error).__name__}: {error}")
 
@@ -427,7 +502,9 @@ def _judge_crash(outcome, place, published, expected, case):
 
 
 def rot(seed: int, count: int, folder: Path) -> Outcome:
-    """One flipped bit, or a file cut short, in any file of a published generation: `verify` must name that file."""
+    """One flipped bit, or a file cut short, in any file of a published generation: `verify` must
+    name that file.
+    """
     outcome = Outcome()
     index = folder / "index"
     vault.build(index, vault.shard_names(SHARDS), model="a")
@@ -451,6 +528,9 @@ def rot(seed: int, count: int, folder: Path) -> Outcome:
         outcome.add("damages")
         outcome.add(f"in {path.suffix or path.name} files")
         name = path.relative_to(index)
-        outcome.expect(any(path.name in problem for problem in said_of), f"{number}: {name} not noticed: {said_of}")
+        outcome.expect(
+            any(path.name in problem for problem in said_of),
+            f"{number}: {name} not noticed: {said_of}",
+        )
     outcome.expect(not verify(str(index)).problems, "after all repairs the index does not pass")
     return outcome

@@ -1,4 +1,6 @@
-"""What must never be mixed; encoders that fail; stops. Builds under one real Ray, with the light encoder mostly."""
+"""What must never be mixed; encoders that fail; stops. Builds under one real Ray, with the light
+encoder mostly.
+"""
 
 from __future__ import annotations
 
@@ -101,13 +103,17 @@ def _other_score(bench, index):
 
 
 def _in_manifest(name, value):
-    """As a program of another version left it: the unfinished generation with one field of its fingerprint changed."""
+    """As a program of another version left it: the unfinished generation with one field of its
+    fingerprint changed.
+    """
 
     def edit(bench, index):
         generation = IndexRoot(index).generations()[-1]
         old = generation.manifest
         digest = f"{random.Random(name).getrandbits(128):032x}"
-        edited = replace(old, fingerprint=replace(old.fingerprint, **{name: value}), fingerprint_digest=digest)
+        edited = replace(
+            old, fingerprint=replace(old.fingerprint, **{name: value}), fingerprint_digest=digest
+        )
         replace(generation, manifest=edited).save()
         return {}
 
@@ -132,7 +138,8 @@ def _other_text(paths, pq):
     texts = table["text"].to_pylist()
     texts[5] += "!"
     pq.write_table(
-        table.set_column(table.schema.get_field_index("text"), table.schema.field("text"), [texts]), paths[2]
+        table.set_column(table.schema.get_field_index("text"), table.schema.field("text"), [texts]),
+        paths[2],
     )
 
 
@@ -140,7 +147,10 @@ def _repeated_id(paths, pq):
     first, table = pq.read_table(paths[0]), pq.read_table(paths[2])
     ids = table["id"].to_pylist()
     ids[5] = first["id"][0].as_py()
-    pq.write_table(table.set_column(table.schema.get_field_index("id"), table.schema.field("id"), [ids]), paths[2])
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("id"), table.schema.field("id"), [ids]),
+        paths[2],
+    )
 
 
 def _swapped(paths, pq):
@@ -172,9 +182,13 @@ EDITS = {
 
 
 def never_mixed(seed: int, count: int, folder: Path) -> Outcome:
-    """An unfinished build, one edit, the same command: another generation, which names the edit and holds no old row."""
+    """An unfinished build, one edit, the same command: another generation, which names the edit and
+    holds no old row.
+    """
     outcome = Outcome()
-    names = list(EDITS) if count >= len(EDITS) else chance_of(seed, "edits").sample(list(EDITS), count)
+    names = (
+        list(EDITS) if count >= len(EDITS) else chance_of(seed, "edits").sample(list(EDITS), count)
+    )
     if chosen := os.environ.get("CHAOS_NAMES"):
         names = chosen.split(",")
     with one_ray():
@@ -200,7 +214,10 @@ def _leave_unfinished(bench, index):
 
 def _edit(outcome, base, place, name):
     shutil.copytree(base, place)
-    bench, index = type("Bench", (), {"shards": place / "shards", "model": place / "model"}), place / "index"
+    bench, index = (
+        type("Bench", (), {"shards": place / "shards", "model": place / "model"}),
+        place / "index",
+    )
     edit, words = EDITS[name]
     options = edit(bench, index)
     old = IndexRoot(index).generations()[-1]
@@ -210,7 +227,9 @@ def _edit(outcome, base, place, name):
     outcome.add("detected and named", said_it)
     outcome.expect(said_it, f"{name}: {report.notes}")
     outcome.expect(report.generation != old.id, f"{name}: went on with {old.id}")
-    outcome.expect(report.shards.skipped == 0, f"{name}: {report.shards.skipped} shards were taken over")
+    outcome.expect(
+        report.shards.skipped == 0, f"{name}: {report.shards.skipped} shards were taken over"
+    )
     outcome.problems += [f"{name}: {problem}" for problem in verify(str(index)).problems]
     manifest = IndexRoot(index).current().manifest
     shards = {row["shard"] for row in contents(index)["dense"]}
@@ -218,19 +237,30 @@ def _edit(outcome, base, place, name):
 
 
 def _edits_under_way(outcome, base, folder):
-    """Edits while a build runs, after its driver has looked: a model file, a shard; and a stranger's completion record."""
-    for name, word in (("model", "is not the model this build began with"), ("shard", "changed since the build began")):
+    """Edits while a build runs, after its driver has looked: a model file, a shard; and a
+    stranger's completion record.
+    """
+    for name, word in (
+        ("model", "is not the model this build began with"),
+        ("shard", "changed since the build began"),
+    ):
         place = folder / f"while-{name}"
         shutil.copytree(base, place)
         shutil.rmtree(place / "index")
         target = (
-            place / "model/sparse_linear.pt" if name == "model" else sorted((place / "shards").glob("*.parquet"))[4]
+            place / "model/sparse_linear.pt"
+            if name == "model"
+            else sorted((place / "shards").glob("*.parquet"))[4]
         )
         pause = Failpoint("generation.started", action="pause")
         editor = threading.Thread(target=_append_when_begun, args=(place / "index", target))
         editor.start()
         try:
-            build(light_config(place / "shards", place / "index", place / "model", failpoints=(pause,)))
+            build(
+                light_config(
+                    place / "shards", place / "index", place / "model", failpoints=(pause,)
+                )
+            )
             outcome.problems.append(f"a {name} changed under way: not noticed")
         except DanbooruIndexError as error:
             outcome.add("detected and named", word in str(error))
@@ -243,12 +273,17 @@ def _edits_under_way(outcome, base, folder):
     shard = generation.manifest.shards[2]
     record, _ = read_record(generation.path, shard)
     record.fingerprint = "0" * 32
-    record_path(generation.path, shard).local_path().write_bytes(CompletionRecord(**_fields(record)).to_bytes())
+    record_path(generation.path, shard).local_path().write_bytes(
+        CompletionRecord(**_fields(record)).to_bytes()
+    )
     report = build(light_config(place / "shards", place / "index", place / "model"))
     outcome.add("edits")
     set_aside = Path(record_path(generation.path, shard)).with_name(f"{shard}.json.bad-1").exists()
     outcome.add("detected and named", set_aside)
-    outcome.expect(set_aside and report.shards.done == 1, "a completion record of another fingerprint was believed")
+    outcome.expect(
+        set_aside and report.shards.done == 1,
+        "a completion record of another fingerprint was believed",
+    )
     other = make_other_model(base / "model", folder / "other")
     try:
         with TagIndex.open(place / "index", model=str(other)) as tags:
@@ -281,7 +316,9 @@ def _append_when_begun(index, target):
 
 
 class NonFinite:
-    """The real encoder, whose low-precision pass spoils chosen texts; for some of them fp32 does not help either."""
+    """The real encoder, whose low-precision pass spoils chosen texts; for some of them fp32 does
+    not help either.
+    """
 
     def __init__(self, spoiled, hopeless):
         self._spoiled, self._hopeless = spoiled, hopeless
@@ -293,9 +330,13 @@ class NonFinite:
         def spoiling(self, call):
             dense, sorted_ids, weights, colbert, finite = forward(self, call)
             at = 0
-            for row, (begin, length) in enumerate(zip(call.starts.tolist(), call.lengths.tolist(), strict=True)):
+            for row, (begin, length) in enumerate(
+                zip(call.starts.tolist(), call.lengths.tolist(), strict=True)
+            ):
                 tokens = call.ids[begin : begin + length].tolist()
-                if tuple(tokens) in (spoiled | hopeless if self is encoder._run.forward else hopeless):
+                if tuple(tokens) in (
+                    spoiled | hopeless if self is encoder._run.forward else hopeless
+                ):
                     kind = sum(tokens) % 3
                     dense[row] = float("nan") if kind == 0 else dense[row]
                     colbert[at - row, 0] = float("inf") if kind == 1 else colbert[at - row, 0]
@@ -309,22 +350,34 @@ class NonFinite:
 
 
 def clean_vectors(seed: int, count: int, folder: Path) -> Outcome:
-    """NaN and Inf in each of the outputs of chosen records: recomputed in fp32, or rejected by name; none in a table."""
+    """NaN and Inf in each of the outputs of chosen records: recomputed in fp32, or rejected by
+    name; none in a table.
+    """
     outcome = Outcome()
     bench = make_workbench(folder, shard_rows=SHARD_ROWS)
-    records = [json.loads(line) for line in (folder / "tags.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [
+        json.loads(line)
+        for line in (folder / "tags.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     chosen = chance_of(seed, "clean").sample(records, 2 * count)
     tokenizer = Tokenizer(str(bench.model), 512)
     rows = [tuple(tokenizer([record["text"]]).token_ids.tolist()) for record in chosen]
     spoil = NonFinite(frozenset(rows[:count]), frozenset(rows[count:]))
     with one_ray():
         build(light_config(bench.shards, folder / "clean", bench.model, encoder=Made(load_encoder)))
-        report = build(light_config(bench.shards, folder / "index", bench.model, encoder=Made(spoil)))
+        report = build(
+            light_config(bench.shards, folder / "index", bench.model, encoder=Made(spoil))
+        )
     lost = {record["id"] for record in chosen[count:]}
     expected, found = contents(folder / "clean")["dense"], contents(folder / "index")["dense"]
     outcome.expect(report.rejected == {"non_finite_output": count}, f"rejected: {report.rejected}")
-    outcome.expect([r["id"] for r in found] == [r["id"] for r in expected if r["id"] not in lost], "other records")
-    named = [json.loads(line)["detail"] for line in Path(report.rejects_file).read_text().splitlines()]
+    outcome.expect(
+        [r["id"] for r in found] == [r["id"] for r in expected if r["id"] not in lost],
+        "other records",
+    )
+    named = [
+        json.loads(line)["detail"] for line in Path(report.rejects_file).read_text().splitlines()
+    ]
     outcome.expect({f"id {record}" for record in lost} == set(named), "the rejected are not named")
     by_id = {row["id"]: row["vector"] for row in expected}
     far = [r["id"] for r in found if np.abs(np.subtract(r["vector"], by_id[r["id"]])).max() > 2e-3]
@@ -346,7 +399,10 @@ def clean_vectors(seed: int, count: int, folder: Path) -> Outcome:
 # ---- bounded failure ----
 
 FAULTS = {
-    "device": f"actor died 2 times, the last time on {os.uname().nodename}: CUDA error: an illegal memory access",
+    "device": (
+        f"actor died 2 times, the last time on {os.uname().nodename}: CUDA error: an illegal memory"
+        " access"
+    ),
     "memory": "out of memory",
     "kill": "actor died",
     "hang": "actor died",
@@ -354,7 +410,9 @@ FAULTS = {
 
 
 def bounded(seed: int, count: int, folder: Path) -> Outcome:
-    """One shard that runs out of memory at any size, loses its device, kills its actor, or hangs: bounded, named."""
+    """One shard that runs out of memory at any size, loses its device, kills its actor, or hangs:
+    bounded, named.
+    """
     outcome = Outcome()
     bench = make_workbench(folder, shard_rows=SHARD_ROWS)
     tokenizer = Tokenizer(str(bench.model), 512)
@@ -362,7 +420,11 @@ def bounded(seed: int, count: int, folder: Path) -> Outcome:
         build(light_config(bench.shards, folder / "undisturbed", bench.model))
         expected = contents(folder / "undisturbed")
         manifest = IndexRoot(folder / "undisturbed").current().manifest
-        faults = list(FAULTS) if count >= len(FAULTS) else chance_of(seed, "bounded").sample(list(FAULTS), count)
+        faults = (
+            list(FAULTS)
+            if count >= len(FAULTS)
+            else chance_of(seed, "bounded").sample(list(FAULTS), count)
+        )
         for fault in faults:
             place = chance_of(seed, "bounded", fault).randrange(468)
             shard, text = expected["dense"][place]["shard"], expected["dense"][place]["text"]
@@ -371,16 +433,26 @@ def bounded(seed: int, count: int, folder: Path) -> Outcome:
             began = time.monotonic()
             try:
                 encoder = Light(fault=fault, needle=needle)
-                build(light_config(bench.shards, index, bench.model, encoder=encoder, tuning=Tuning(hang_s=2.0)))
+                build(
+                    light_config(
+                        bench.shards, index, bench.model, encoder=encoder, tuning=Tuning(hang_s=2.0)
+                    )
+                )
                 outcome.problems.append(f"{fault}: published all the same")
             except BuildFailedError as error:
-                named = f"1 of {len(manifest.shards)} shards failed" in str(error) and shard in str(error)
+                named = f"1 of {len(manifest.shards)} shards failed" in str(error) and shard in str(
+                    error
+                )
                 outcome.expect(named and FAULTS[fault] in str(error), f"{fault}: {error}")
             outcome.add("faults")
             outcome.add(f"seconds with {fault}", round(time.monotonic() - began, 1))
-            outcome.expect(time.monotonic() - began < 120, f"{fault}: it took {time.monotonic() - began:.0f} s")
+            outcome.expect(
+                time.monotonic() - began < 120, f"{fault}: it took {time.monotonic() - began:.0f} s"
+            )
             report = build(light_config(bench.shards, index, bench.model))
-            outcome.expect(report.shards.skipped == len(manifest.shards) - 1, f"{fault}: the rest was not done")
+            outcome.expect(
+                report.shards.skipped == len(manifest.shards) - 1, f"{fault}: the rest was not done"
+            )
             outcome.problems += [f"{fault}: {problem}" for problem in compare(index, expected)]
     return outcome
 
@@ -389,7 +461,9 @@ def bounded(seed: int, count: int, folder: Path) -> Outcome:
 
 
 def stops(seed: int, count: int, folder: Path) -> Outcome:
-    """SIGTERM, Ctrl-C and `ray job stop` at random moments of the real command: out within 5 s, and resumable."""
+    """SIGTERM, Ctrl-C and `ray job stop` at random moments of the real command: out within 5 s, and
+    resumable.
+    """
     outcome = Outcome()
     bench = make_workbench(folder)
     index = bench.index("index")
@@ -422,7 +496,9 @@ def stops(seed: int, count: int, folder: Path) -> Outcome:
         code = finish(process, 60)
         took = time.monotonic() - began
         slowest = max(slowest, took)
-        outcome.expect(took < 7, f"stop {number} after {after:.1f} s took {took:.1f} s: {said(process)[-300:]}")
+        outcome.expect(
+            took < 7, f"stop {number} after {after:.1f} s took {took:.1f} s: {said(process)[-300:]}"
+        )
         words = said(process)
         outcome.add(signal.Signals(sent).name)
         if code == -signal.SIGABRT and words.startswith("*** SIGTERM received"):
@@ -431,7 +507,10 @@ def stops(seed: int, count: int, folder: Path) -> Outcome:
             continue
         line = words.splitlines()[-1] if words else ""
         clean = "Traceback" not in words and line.startswith("danbooru-index: ") and code in (0, 1)
-        outcome.expect(clean or code == 0, f"stop {number} ({signal.Signals(sent).name}): {code}: {words[-500:]}")
+        outcome.expect(
+            clean or code == 0,
+            f"stop {number} ({signal.Signals(sent).name}): {code}: {words[-500:]}",
+        )
         outcome.add("that had just published", code == 0)
         end_descendants()
     if submitted:
@@ -459,7 +538,9 @@ def _stop_jobs(outcome, seed, count, command):
             )  # fmt: skip
             time.sleep(chance_of(seed, "job-stops", number).uniform(3.0, 14.0))
             began = time.monotonic()
-            subprocess.run([*ray, "stop", "--address", url, f"s{number}"], capture_output=True, check=False)
+            subprocess.run(
+                [*ray, "stop", "--address", url, f"s{number}"], capture_output=True, check=False
+            )
             while any("danbooru_index.cli" in " ".join(_command_line(p)) for p in descendants()):
                 time.sleep(0.05)
                 if time.monotonic() - began > 60:

@@ -1,4 +1,6 @@
-"""Input from outside: malformed, generated against an oracle, hostile; filter values; secrets; open clusters."""
+"""Input from outside: malformed, generated against an oracle, hostile; filter values; secrets; open
+clusters.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,10 @@ def _damaged(change):
     def make(path, chance):
         rows = 200
         table = pa.table(
-            {"id": [str(n) for n in range(rows)], "text": [f"【通用】tag_{n} - 标签" for n in range(rows)]}
+            {
+                "id": [str(n) for n in range(rows)],
+                "text": [f"【通用】tag_{n} - 标签" for n in range(rows)],
+            }
         )
         pq.write_table(table, path, row_group_size=50)
         path.write_bytes(change(bytearray(path.read_bytes()), chance))
@@ -153,9 +158,13 @@ def _run(*words) -> tuple[int, str]:
 
 
 def bad_input(seed_: int, count: int, folder: Path) -> Outcome:
-    """Malformed shards, read as a build reads them and as `prepare` does; then records against an oracle."""
+    """Malformed shards, read as a build reads them and as `prepare` does; then records against an
+    oracle.
+    """
     outcome = Outcome()
-    names = list(MALFORMED) if count >= 1000 else chance_of(seed_, "bad").sample(list(MALFORMED), 15)
+    names = (
+        list(MALFORMED) if count >= 1000 else chance_of(seed_, "bad").sample(list(MALFORMED), 15)
+    )
     for number, name in enumerate(names):
         place = folder / f"shards{number}"
         place.mkdir()
@@ -182,12 +191,16 @@ def _malformed(outcome, place, name):
     except Exception as error:
         outcome.problems.append(f"{name}: prepare shows {type(error).__name__}: {error}")
         return
-    outcome.expect(code in (0, 1, 3) and len(words.splitlines()) <= 1, f"{name}: {code}: {words[-300:]}")
+    outcome.expect(
+        code in (0, 1, 3) and len(words.splitlines()) <= 1, f"{name}: {code}: {words[-300:]}"
+    )
 
 
 SURROGATES = st.characters(min_codepoint=0xD800, max_codepoint=0xDFFF)
 TEXTS = st.one_of(
-    st.text(max_size=6), st.sampled_from(["", " ", "\u3000", "a", "1"]), st.text(SURROGATES, min_size=1, max_size=2)
+    st.text(max_size=6),
+    st.sampled_from(["", " ", "\u3000", "a", "1"]),
+    st.text(SURROGATES, min_size=1, max_size=2),
 )
 VALUES = st.one_of(
     TEXTS, TEXTS, st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(),
@@ -199,7 +212,9 @@ OPTIONAL = {"id": VALUES, "text": VALUES, "metadata": METADATA} | dict.fromkeys(
 RECORDS = st.fixed_dictionaries({}, optional=OPTIONAL)
 GOOD = st.fixed_dictionaries({"id": st.integers(0, 40), "text": st.text(min_size=1, max_size=5)})
 LINES = st.one_of(
-    RECORDS.map(json.dumps), GOOD.map(json.dumps), st.sampled_from(["{", "[]", "1", "null", '{"id":', "NaN"])
+    RECORDS.map(json.dumps),
+    GOOD.map(json.dumps),
+    st.sampled_from(["{", "[]", "1", "null", '{"id":', "NaN"]),
 )
 
 
@@ -207,7 +222,12 @@ def _generated(outcome, seed_, count, folder):
     done = [0]
 
     @seed(seed_)
-    @settings(max_examples=max(5, count // 5), deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=max(5, count // 5),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.lists(LINES, min_size=5, max_size=9))
     def agree(lines):
         done[0] += len(lines)
@@ -228,7 +248,10 @@ def _generated(outcome, seed_, count, folder):
                 rejects[json.loads(line)["line"]] = json.loads(line)["reason"]
         for number, reasons in enumerate(expected, start=1):
             if bool(reasons) != (number in rejects) or (reasons and rejects[number] not in reasons):
-                raise AssertionError(f"{lines[number - 1]}: {rejects.get(number)}, the oracle says {reasons or 'good'}")
+                raise AssertionError(
+                    f"{lines[number - 1]}: {rejects.get(number)}, the oracle says"
+                    f" {reasons or 'good'}"
+                )
         rows = sum(pq.read_metadata(p).num_rows for p in out.glob("*.parquet"))
         if rows != wanted or code != (3 if rejects else 0):
             raise AssertionError(f"{rows} rows of {wanted}, exit {code}")
@@ -241,7 +264,9 @@ def _generated(outcome, seed_, count, folder):
 
 
 def judge(lines: list[str]) -> list[set[str]]:
-    """The oracle: for each line the reasons for which it may be rejected; none where it must be kept."""
+    """The oracle: for each line the reasons for which it may be rejected; none where it must be
+    kept.
+    """
     seen: set[str] = set()
     answers = []
     for line in lines:
@@ -263,7 +288,9 @@ def _faults(line):
         return {"unparsable_line"}
     found = {_key_fault(fields.get(name), name) for name in ("id", "text")}
     extra = fields.get("metadata") if isinstance(fields.get("metadata"), dict) else {}
-    nsfw_given = (fields.get("nsfw") if fields.get("nsfw") is not None else extra.get("nsfw")) is not None
+    nsfw_given = (
+        fields.get("nsfw") if fields.get("nsfw") is not None else extra.get("nsfw")
+    ) is not None
     for name in FIELDS:
         if name == "rating" and nsfw_given:
             continue
@@ -348,7 +375,10 @@ def _outside_weights(model, mark):
     outside = mark.with_name("outside.bin")
     outside.write_bytes(_torch_zip(mark))
     (model / "model.safetensors").unlink()
-    index = {"metadata": {}, "weight_map": {"embeddings.word_embeddings.weight": f"../{outside.name}"}}
+    index = {
+        "metadata": {},
+        "weight_map": {"embeddings.word_embeddings.weight": f"../{outside.name}"},
+    }
     (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
@@ -356,7 +386,9 @@ def _config(name, **fields):
     def change(model, mark):
         path = model / name
         (model / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n")
-        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | fields))
+        path.write_text(
+            json.dumps((json.loads(path.read_text()) if path.exists() else {}) | fields)
+        )
 
     return change
 
@@ -377,14 +409,20 @@ def _replaced(name, content):
 
 
 CHECKPOINTS = {
-    "a pickle as the sparse head": _replaced("sparse_linear.pt", lambda mark: pickle.dumps(Evil(mark))),
-    "a pickle as the ColBERT head": _replaced("colbert_linear.pt", lambda mark: pickle.dumps(Evil(mark))),
+    "a pickle as the sparse head": _replaced(
+        "sparse_linear.pt", lambda mark: pickle.dumps(Evil(mark))
+    ),
+    "a pickle as the ColBERT head": _replaced(
+        "colbert_linear.pt", lambda mark: pickle.dumps(Evil(mark))
+    ),
     "a pickle in the archive of the sparse head": _replaced("sparse_linear.pt", _torch_zip),
     "a pickle in the archive of the ColBERT head": _replaced("colbert_linear.pt", _torch_zip),
     "a pickle in the archive of the weights": _pickled_weights,
     "weights from outside the folder": _outside_weights,
     "a configuration with code": _config("config.json", auto_map={"AutoModel": "evil.Evil"}),
-    "a tokenizer with code": _config("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]}),
+    "a tokenizer with code": _config(
+        "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]}
+    ),
     "a tokenizer class of its own": _config("tokenizer_config.json", tokenizer_class="evil.Evil"),
     "a template with code": _config(
         "tokenizer_config.json", chat_template="{{ cycler.__init__.__globals__.os.system('x') }}"
@@ -392,8 +430,12 @@ CHECKPOINTS = {
     "a pipeline with code": _config("config.json", custom_pipelines={"x": {"impl": "evil.Evil"}}),
     "modules with code": _config("modules.json", modules=[{"type": "evil.Evil"}]),
     "Python files in the folder": _code_files,
-    "a weights file that is a pickle": _replaced("model.safetensors", lambda mark: pickle.dumps(Evil(mark))),
-    "a tokenizer that is a pickle": _replaced("tokenizer.json", lambda mark: pickle.dumps(Evil(mark))),
+    "a weights file that is a pickle": _replaced(
+        "model.safetensors", lambda mark: pickle.dumps(Evil(mark))
+    ),
+    "a tokenizer that is a pickle": _replaced(
+        "tokenizer.json", lambda mark: pickle.dumps(Evil(mark))
+    ),
     "a negative size": _config("config.json", hidden_size=-1),
 }
 
@@ -406,7 +448,10 @@ def _extension(name, metadata, column):
         field = {b"ARROW:extension:name": name, b"ARROW:extension:metadata": metadata(mark)}
         arrays = {"id": pa.array(["1"]), "text": pa.array(["a"]), "aliases": pa.array([["x"]])}
         arrays[column] = pa.array([content], pa.large_binary())
-        fields = [pa.field(key, value.type, metadata=field if key == column else None) for key, value in arrays.items()]
+        fields = [
+            pa.field(key, value.type, metadata=field if key == column else None)
+            for key, value in arrays.items()
+        ]
         pq.write_table(pa.table(list(arrays.values()), schema=pa.schema(fields)), path)
 
     return make
@@ -414,11 +459,20 @@ def _extension(name, metadata, column):
 
 def _behind_padding(path, mark):
     """The same declaration, behind more metadata than a reader looks through."""
-    field = {b"ARROW:extension:name": b"ray.data.arrow_pickled_object", b"ARROW:extension:metadata": b""}
-    values = [pa.array(["1"]), pa.array(["a"]), pa.array([pickle.dumps(Evil(mark))], pa.large_binary())]
+    field = {
+        b"ARROW:extension:name": b"ray.data.arrow_pickled_object",
+        b"ARROW:extension:metadata": b"",
+    }
+    values = [
+        pa.array(["1"]),
+        pa.array(["a"]),
+        pa.array([pickle.dumps(Evil(mark))], pa.large_binary()),
+    ]
     names = ["id", "text", "aliases"]
     kinds = zip(names, values, (None, None, field), strict=True)
-    schema = pa.schema([pa.field(name, value.type, metadata=declared) for name, value, declared in kinds])
+    schema = pa.schema(
+        [pa.field(name, value.type, metadata=declared) for name, value, declared in kinds]
+    )
     with pq.ParquetWriter(path, schema.remove_metadata(), store_schema=False) as writer:
         serialized = base64.b64encode(schema.serialize()).decode()
         writer.add_key_value_metadata({"padding": "-" * (70 << 20), "ARROW:schema": serialized})
@@ -427,7 +481,10 @@ def _behind_padding(path, mark):
 
 def _pandas(path, mark):
     table = pa.table({"id": ["1"], "text": ["a"]})
-    note = {"columns": [{"name": "id", "metadata": {"__reduce__": str(mark)}}], "index_columns": ["__import__('os')"]}
+    note = {
+        "columns": [{"name": "id", "metadata": {"__reduce__": str(mark)}}],
+        "index_columns": ["__import__('os')"],
+    }
     pq.write_table(table.replace_schema_metadata({b"pandas": json.dumps(note).encode()}), path)
 
 
@@ -436,11 +493,21 @@ def _evil_bytes(mark):
 
 
 PARQUETS = {
-    "pickled objects of Ray as ids": _extension(b"ray.data.arrow_pickled_object", lambda mark: b"", "id"),
-    "pickled objects of Ray as texts": _extension(b"ray.data.arrow_pickled_object", lambda mark: b"", "text"),
-    "pickled objects of Ray as aliases": _extension(b"ray.data.arrow_pickled_object", lambda mark: b"", "aliases"),
-    "a tensor of Ray with a pickled shape": _extension(b"ray.data.arrow_tensor_v2", _evil_bytes, "text"),
-    "a ragged tensor of Ray": _extension(b"ray.data.arrow_variable_shaped_tensor", _evil_bytes, "text"),
+    "pickled objects of Ray as ids": _extension(
+        b"ray.data.arrow_pickled_object", lambda mark: b"", "id"
+    ),
+    "pickled objects of Ray as texts": _extension(
+        b"ray.data.arrow_pickled_object", lambda mark: b"", "text"
+    ),
+    "pickled objects of Ray as aliases": _extension(
+        b"ray.data.arrow_pickled_object", lambda mark: b"", "aliases"
+    ),
+    "a tensor of Ray with a pickled shape": _extension(
+        b"ray.data.arrow_tensor_v2", _evil_bytes, "text"
+    ),
+    "a ragged tensor of Ray": _extension(
+        b"ray.data.arrow_variable_shaped_tensor", _evil_bytes, "text"
+    ),
     "an extension type of old pyarrow": _extension(b"arrow.py_extension_type", _evil_bytes, "text"),
     "an extension type of nobody": _extension(b"evil.type", _evil_bytes, "id"),
     "pickled objects of Ray behind 70 MB of padding": _behind_padding,
@@ -466,13 +533,17 @@ def _in_manifest(**fields):
 
 
 def _in_record(change_record):
-    """A completion record of a valid checksum that names files elsewhere; and an unfinished generation to go on with."""
+    """A completion record of a valid checksum that names files elsewhere; and an unfinished
+    generation to go on with.
+    """
 
     def change(index, mark):
         generation = IndexRoot(index).current()
         record, _ = read_record(generation.path, generation.manifest.shards[0])
         change_record(record, mark)
-        record_path(generation.path, generation.manifest.shards[0]).local_path().write_bytes(record.to_bytes())
+        record_path(generation.path, generation.manifest.shards[0]).local_path().write_bytes(
+            record.to_bytes()
+        )
         replace(generation, manifest=replace(generation.manifest, seal=None)).save()
 
     return change
@@ -499,7 +570,11 @@ INDEXES = {
     "numbers that are text": _in_manifest(dim="16; import os"),
     "shards that are no list": _in_manifest(shards={"a": 1}),
     "a compaction outside the root": _in_manifest(
-        compacted={"dense": {"fragments": [{"files": [{"path": "../../../x.lance", "file_size_bytes": 1}]}]}}
+        compacted={
+            "dense": {
+                "fragments": [{"files": [{"path": "../../../x.lance", "file_size_bytes": 1}]}]
+            }
+        }
     ),
     "a compaction of checksums outside the root": _in_manifest(
         compacted={"sparse": {"checksums": {"../../../../etc/passwd": "0"}}}
@@ -513,7 +588,9 @@ INDEXES = {
 
 
 def hostile(seed_: int, count: int, folder: Path) -> Outcome:
-    """Files made to run code or to reach outside the index: nothing runs, nothing outside changes, one line is said."""
+    """Files made to run code or to reach outside the index: nothing runs, nothing outside changes,
+    one line is said.
+    """
     import ray.data  # noqa: F401  registers Ray's own Arrow types, as in every worker
 
     outcome = Outcome()
@@ -524,7 +601,9 @@ def hostile(seed_: int, count: int, folder: Path) -> Outcome:
     model = make_checkpoint(folder / "model", LIGHT_SHAPE)
     vault.build(base, vault.shard_names(2), path=str(model))
     kinds = (
-        [(CHECKPOINTS, n) for n in CHECKPOINTS] + [(PARQUETS, n) for n in PARQUETS] + [(INDEXES, n) for n in INDEXES]
+        [(CHECKPOINTS, n) for n in CHECKPOINTS]
+        + [(PARQUETS, n) for n in PARQUETS]
+        + [(INDEXES, n) for n in INDEXES]
     )
     if count < len(kinds):
         kinds = chance_of(seed_, "hostile").sample(kinds, count)
@@ -532,7 +611,11 @@ def hostile(seed_: int, count: int, folder: Path) -> Outcome:
         mark = outside / f"mark{number}"
         place = folder / f"kind{number}"
         place.mkdir()
-        use = {id(CHECKPOINTS): _use_checkpoint, id(PARQUETS): _use_parquet, id(INDEXES): _use_index}[id(family)]
+        use = {
+            id(CHECKPOINTS): _use_checkpoint,
+            id(PARQUETS): _use_parquet,
+            id(INDEXES): _use_index,
+        }[id(family)]
         try:
             refused = use(family[name], place, mark, base, model)
             outcome.add("refused" if refused else "harmless")
@@ -544,7 +627,10 @@ def hostile(seed_: int, count: int, folder: Path) -> Outcome:
         outcome.add("kinds")
         outcome.expect(not mark.exists(), f"{name}: code ran")
     left = sorted(p.name for p in outside.iterdir() if p.name != "outside.bin")
-    outcome.expect(left == ["canary"] and (outside / "canary").read_text() == "alive", f"outside the root: {left}")
+    outcome.expect(
+        left == ["canary"] and (outside / "canary").read_text() == "alive",
+        f"outside the root: {left}",
+    )
     return outcome
 
 
@@ -588,7 +674,9 @@ def _search(index):
 
 def _go_on(index):
     for generation in IndexRoot(index).generations():
-        read_records(generation.path, generation.manifest.shards, generation.manifest.fingerprint_digest)
+        read_records(
+            generation.path, generation.manifest.shards, generation.manifest.fingerprint_digest
+        )
     vault.build(Path(index), vault.shard_names(2), model="z")
 
 
@@ -624,7 +712,9 @@ SPICE += ["猫", "*"]
 
 
 def filters(seed_: int, count: int, folder: Path) -> Outcome:
-    """Values made to escape: each answers with exactly the rows that equal it, or is refused by name."""
+    """Values made to escape: each answers with exactly the rows that equal it, or is refused by
+    name.
+    """
     outcome = Outcome()
     chance = chance_of(seed_, "filters")
     index = folder / "index"
@@ -641,7 +731,11 @@ def filters(seed_: int, count: int, folder: Path) -> Outcome:
         try:
             wanted = Filter((value,), least, chance.random() < 0.5)
             among = allowed(reader, wanted)
-            rows = DenseRetriever(reader).candidates(query, 80, among)[0] if among.mask.any() else np.array([])
+            rows = (
+                DenseRetriever(reader).candidates(query, 80, among)[0]
+                if among.mask.any()
+                else np.array([])
+            )
             found, mask = set(rows.tolist()), among.mask
         except UsageError:
             outcome.add("refused by name")
@@ -657,7 +751,8 @@ def filters(seed_: int, count: int, folder: Path) -> Outcome:
         outcome.add("answered")
         outcome.expect((mask == expected).all(), f"{value!r} lets other rows through")
         outcome.expect(
-            found == set(np.flatnonzero(expected).tolist()), f"{value!r}: the dense search gives {len(found)} rows"
+            found == set(np.flatnonzero(expected).tolist()),
+            f"{value!r}: the dense search gives {len(found)} rows",
         )
     for _ in range(count // 10):
         for parse in (Weights.parse, RejectLimit.parse, Mode.parse):
@@ -682,11 +777,15 @@ SECRETS = {
 
 
 def secrets_and_clusters(seed_: int, count: int, folder: Path) -> Outcome:
-    """No secret in what a build prints, stores or logs; no work on a head that strangers can command; a private token."""
+    """No secret in what a build prints, stores or logs; no work on a head that strangers can
+    command; a private token.
+    """
     outcome = Outcome()
     bench = make_workbench(folder, shard_rows=156)
     session = Path(os.environ["RAY_TMPDIR"])
-    process = start(light_build(bench, bench.index("index")), env={**SECRETS, "RAY_AUTH_MODE": "token"})
+    process = start(
+        light_build(bench, bench.index("index")), env={**SECRETS, "RAY_AUTH_MODE": "token"}
+    )
     outcome.expect(finish(process) == 0, said(process)[-500:])
     places = [*bench.index("index").rglob("*"), *session.rglob("*"), process.out, process.err]
     for path in places:
@@ -702,13 +801,17 @@ def secrets_and_clusters(seed_: int, count: int, folder: Path) -> Outcome:
         if not node:
             outcome.add("no address beyond loopback here")
             continue
-        env = {"RAY_AUTH_MODE": mode} | ({"RAY_AUTH_TOKEN": SECRETS["RAY_AUTH_TOKEN"]} if mode == "token" else {})
+        env = {"RAY_AUTH_MODE": mode} | (
+            {"RAY_AUTH_TOKEN": SECRETS["RAY_AUTH_TOKEN"]} if mode == "token" else {}
+        )
         with head_node(node=node, env=env) as address:
             name = f"{mode}-{node}"
             process = start(light_build(bench, bench.index(name), "--address", address), env=env)
             code, words = finish(process), said(process)
             outcome.add("clusters")
-            outcome.expect((code == 1) if refused else (code == 0), f"{name}: exit {code}: {words[-500:]}")
+            outcome.expect(
+                (code == 1) if refused else (code == 0), f"{name}: exit {code}: {words[-500:]}"
+            )
             outcome.expect(("asks for no token" in words) == refused, f"{name}: {words[-500:]}")
         end_descendants()
     token = Path(os.environ["HOME"]) / ".ray/auth_token"

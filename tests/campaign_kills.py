@@ -1,4 +1,6 @@
-"""kill -9 of drivers, actors and Ray's own processes, at random moments and at every named point of the protocol."""
+"""kill -9 of drivers, actors and Ray's own processes, at random moments and at every named point of
+the protocol.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def find(target: str, driver: int) -> int | None:
 
 
 def kills(seed: int, count: int, folder: Path, *, real: bool = False, level: str = "") -> Outcome:
-    """`count` kills over builds of 39 shards, about ten a build; each build then finishes and is compared."""
+    """`count` kills over builds of 39 shards, about ten a build; each build then finishes and is
+    compared.
+    """
     outcome = Outcome()
     bench = make_workbench(folder, shard_rows=SHARD_ROWS)
     expected = undisturbed(bench, *(["--real"] if real else []))
@@ -76,7 +80,11 @@ def kills(seed: int, count: int, folder: Path, *, real: bool = False, level: str
         with nullcontext(None) if private else head_node() as address:
             options = ["--real"] if real else ["--delay", "0.05"]
             options += [] if private else ["--address", address]
-            targets = ["raylet", "gcs"] if level == "ray" else ["driver", "encoder", "encoder", "tokenizer"]
+            targets = (
+                ["raylet", "gcs"]
+                if level == "ray"
+                else ["driver", "encoder", "encoder", "tokenizer"]
+            )
             targets += ["raylet"] if private and level != "ray" else []
             _round(outcome, bench, number, quota, chance, targets, options, expected)
         end_descendants()
@@ -93,7 +101,11 @@ def _round(outcome, bench, number, quota, chance, targets, options, expected):
         driver = start(command)
         while killed < quota and driver.poll() is None:
             target = chance.choice(targets)
-            wait = chance.uniform(0.0, 9.0) if target in ("driver", "raylet", "gcs") else chance.uniform(0.1, 2.0)
+            wait = (
+                chance.uniform(0.0, 9.0)
+                if target in ("driver", "raylet", "gcs")
+                else chance.uniform(0.1, 2.0)
+            )
             end = time.monotonic() + wait
             while time.monotonic() < end and driver.poll() is None:
                 time.sleep(0.02)
@@ -105,8 +117,8 @@ def _round(outcome, bench, number, quota, chance, targets, options, expected):
             if target in ("driver", "raylet", "gcs"):
                 break
         finish(driver)
-        # Its orphans live on beside the next driver; or all of its Ray is ended. Never the workers of a shared Ray:
-        # for one that dies before it is registered a raylet waits 60 s.
+        # Its orphans live on beside the next driver; or all of its Ray is ended. Never the workers
+        # of a shared Ray: for one that dies before it is registered a raylet waits 60 s.
         if "--address" not in options and chance.random() < 0.5:
             end_descendants()
         reap()
@@ -116,16 +128,23 @@ def _round(outcome, bench, number, quota, chance, targets, options, expected):
         last = start(command)
         if finish(last) == 0:
             break
-    outcome.expect(last.returncode == 0, f"build {number} never finished: {last.returncode} {said(last)[-500:]}")
+    outcome.expect(
+        last.returncode == 0,
+        f"build {number} never finished: {last.returncode} {said(last)[-500:]}",
+    )
     if last.returncode == 0:
         for problem in compare(index, expected):
             outcome.problems.append(f"build {number}: {problem}")
-        outcome.expect(len(IndexRoot(index).generations()) == 1, f"build {number}: more than one generation")
+        outcome.expect(
+            len(IndexRoot(index).generations()) == 1, f"build {number}: more than one generation"
+        )
         _count_rework(outcome, index, log, killed, number)
 
 
 def _count_rework(outcome, index, log, killed, number):
-    """Shards encoded more than once, from the encoder's own log: the sampled texts of the self-check are no shard."""
+    """Shards encoded more than once, from the encoder's own log: the sampled texts of the
+    self-check are no shard.
+    """
     if not log.exists():
         return
     shards = len(IndexRoot(index).current().manifest.shards)
@@ -133,7 +152,10 @@ def _count_rework(outcome, index, log, killed, number):
     again = sum(1 for rows, *_ in begun if rows == str(SHARD_ROWS)) - shards
     outcome.add("shards encoded again", again)
     outcome.add("most that may be", IN_FLIGHT * killed)
-    outcome.expect(again <= IN_FLIGHT * killed, f"build {number}: {again} shards encoded again after {killed} kills")
+    outcome.expect(
+        again <= IN_FLIGHT * killed,
+        f"build {number}: {again} shards encoded again after {killed} kills",
+    )
 
 
 def kills_with_the_real_encoder(seed: int, count: int, folder: Path) -> Outcome:
@@ -145,7 +167,9 @@ def kills_of_ray(seed: int, count: int, folder: Path) -> Outcome:
 
 
 def failpoints(seed: int, count: int, folder: Path) -> Outcome:
-    """A kill at every named point, `count` times each, at its first, second, third ... occurrence."""
+    """A kill at every named point, `count` times each, at its first, second, third ...
+    occurrence.
+    """
     outcome = Outcome()
     bench = make_workbench(folder, shard_rows=SHARD_ROWS)
     points = list(ACTOR_POINTS + DRIVER_POINTS)
@@ -168,25 +192,36 @@ def failpoints(seed: int, count: int, folder: Path) -> Outcome:
 
 def _at_failpoint(outcome, bench, address, name, number, expected) -> bool:
     index, token = bench.index(f"{name}-{number}"), bench.folder / f"token-{name}-{number}"
-    # Points of the driver are reached a few times at most; the pause in an actor is 0 to 2 shards in.
+    # Points of the driver are reached a few times at most; the pause in an actor is 0 to 2 shards
+    # in.
     skip = number if name in ACTOR_POINTS and name not in ("encode.check",) else 0
     if name.startswith(("replace.", "commit.")):
         skip = number
     if name.startswith("publish.") or name in ("replace.before_rename", "replace.after_rename"):
         _publish_something_first(bench, address, index)
-    first = start(light_build(bench, index, "--address", address, "--failpoint", f"{name}:kill:{token}:{skip}"))
+    first = start(
+        light_build(
+            bench, index, "--address", address, "--failpoint", f"{name}:kill:{token}:{skip}"
+        )
+    )
     code = finish(first)
     outcome.add("kills", token.exists())
     if name in DRIVER_POINTS:
-        outcome.expect(code == -signal.SIGKILL, f"{name}: the driver ended with {code}: {said(first)[-300:]}")
+        outcome.expect(
+            code == -signal.SIGKILL, f"{name}: the driver ended with {code}: {said(first)[-300:]}"
+        )
     elif code != 0:
         outcome.add("builds that had to be resumed")
     if code != 0:
         again = start(light_build(bench, index, "--address", address))
         code = finish(again)
-        outcome.expect(code == 0, f"{name}: the resumed build ended with {code}: {said(again)[-500:]}")
+        outcome.expect(
+            code == 0, f"{name}: the resumed build ended with {code}: {said(again)[-500:]}"
+        )
     if code == 0:
-        outcome.problems += [f"{name} ({number}): {problem}" for problem in compare(index, expected)]
+        outcome.problems += [
+            f"{name} ({number}): {problem}" for problem in compare(index, expected)
+        ]
     return token.exists()
 
 

@@ -1,4 +1,6 @@
-"""Several processes at once: for one index, for one commit, and readers under a stream of publishes."""
+"""Several processes at once: for one index, for one commit, and readers under a stream of
+publishes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,18 @@ from pathlib import Path
 import lance
 import vault
 from checkpoints import make_checkpoint
-from faults import LIGHT_SHAPE, TESTS, Outcome, chance_of, compare, contents, finish, kill, said, start
+from faults import (
+    LIGHT_SHAPE,
+    TESTS,
+    Outcome,
+    chance_of,
+    compare,
+    contents,
+    finish,
+    kill,
+    said,
+    start,
+)
 
 from danbooru_index.config import Mode, Weights
 from danbooru_index.errors import DanbooruIndexError
@@ -31,7 +44,9 @@ PROCESSES = 4
 
 
 def owners(seed: int, count: int, folder: Path) -> Outcome:
-    """Four processes for one index; in every fourth race the owner is killed, and the next must own it at once."""
+    """Four processes for one index; in every fourth race the owner is killed, and the next must own
+    it at once.
+    """
     outcome = Outcome()
     names = vault.shard_names(SHARDS)
     vault.build(folder / "base", names, model="a")
@@ -44,12 +59,18 @@ def owners(seed: int, count: int, folder: Path) -> Outcome:
         if killed:
             began = time.monotonic()
             following = start(_command(index))
-            outcome.expect(finish(following) == 0, f"race {number}: no owner after a kill: {said(following)[-300:]}")
+            outcome.expect(
+                finish(following) == 0,
+                f"race {number}: no owner after a kill: {said(following)[-300:]}",
+            )
             outcome.counts["slowest replacement (ms)"] = max(
-                outcome.counts.get("slowest replacement (ms)", 0), round(1000 * (time.monotonic() - began))
+                outcome.counts.get("slowest replacement (ms)", 0),
+                round(1000 * (time.monotonic() - began)),
             )
         outcome.problems += [f"race {number}: {problem}" for problem in compare(index, expected)]
-        outcome.expect(len(IndexRoot(index).generations()) == 2, f"race {number}: more than one new generation")
+        outcome.expect(
+            len(IndexRoot(index).generations()) == 2, f"race {number}: more than one new generation"
+        )
         shutil.rmtree(index)
     return outcome
 
@@ -83,7 +104,9 @@ def _race(outcome, index, number, action):
 
 
 def attempts(seed: int, count: int, folder: Path) -> Outcome:
-    """Several attempts at one shard at once, as a late writer beside its successor: one wins, and keeps its files."""
+    """Several attempts at one shard at once, as a late writer beside its successor: one wins, and
+    keeps its files.
+    """
     outcome = Outcome()
     root = IndexRoot(folder / "index")
     root.create()
@@ -92,7 +115,9 @@ def attempts(seed: int, count: int, folder: Path) -> Outcome:
     for name in names:
         _attempt_together(outcome, generation, name, chance_of(seed, "attempts", name))
     records = read_records(generation.path, names, generation.manifest.fingerprint_digest)
-    outcome.expect(len(records) == count, f"{count - len(records)} shards have no record that can be believed")
+    outcome.expect(
+        len(records) == count, f"{count - len(records)} shards have no record that can be believed"
+    )
     ordered = [records[name] for name in names if name in records]
     versions = commit(generation.path, generation.manifest.specs, ordered)
     for spec in generation.manifest.specs:
@@ -100,7 +125,8 @@ def attempts(seed: int, count: int, folder: Path) -> Outcome:
         named = {file for record in ordered for file in record.tables[spec.name].checksums}
         there = {path.name for path in (generation.path / f"{spec.name}.lance" / "data").entries()}
         outcome.expect(
-            there == named, f"{spec.name}: {len(there - named)} files of losers, {len(named - there)} missing"
+            there == named,
+            f"{spec.name}: {len(there - named)} files of losers, {len(named - there)} missing",
         )
     return outcome
 
@@ -145,7 +171,9 @@ UNSOUND = (
 
 
 def unsound(seed: int, count: int, folder: Path) -> Outcome:
-    """Completion records that are wrong though their checksum is right, and files that went: never published as they are."""
+    """Completion records that are wrong though their checksum is right, and files that went: never
+    published as they are.
+    """
     outcome = Outcome()
     names = vault.shard_names(4)
     vault.build(folder / "whole", names)
@@ -160,7 +188,9 @@ def unsound(seed: int, count: int, folder: Path) -> Outcome:
         try:
             vault.build(index, names)
             outcome.add("done again")
-            outcome.problems += [f"{way}: published, but {problem}" for problem in compare(index, expected)]
+            outcome.problems += [
+                f"{way}: published, but {problem}" for problem in compare(index, expected)
+            ]
         except DanbooruIndexError as error:
             outcome.add("refused")
             outcome.expect(not way.startswith("a file"), f"{way}: not done again: {error}")
@@ -177,7 +207,11 @@ def _spoil(index, names, way, chance):
     part = record.tables[table]
     if way.startswith("a file"):
         path = Path(generation.path / f"{table}.lance" / "data" / next(iter(part.checksums)))
-        path.unlink() if way == "a file gone" else os.truncate(path, path.stat().st_size - chance.randint(1, 200))
+        (
+            path.unlink()
+            if way == "a file gone"
+            else os.truncate(path, path.stat().st_size - chance.randint(1, 200))
+        )
         return
     if way == "fragments of another shard":
         record.tables = records[other].tables
@@ -192,14 +226,18 @@ def _spoil(index, names, way, chance):
 
 
 def commits(seed: int, count: int, folder: Path) -> Outcome:
-    """One commit again and again: alone, its reply lost, or by four at once. The tables stay exactly the records."""
+    """One commit again and again: alone, its reply lost, or by four at once. The tables stay
+    exactly the records.
+    """
     outcome = Outcome()
     index = folder / "index"
     vault.build(index, vault.shard_names(SHARDS), model="a")
     expected = contents(index)
     generation = IndexRoot(index).current()
     manifest = generation.manifest
-    records = list(read_records(generation.path, manifest.shards, manifest.fingerprint_digest).values())
+    records = list(
+        read_records(generation.path, manifest.shards, manifest.fingerprint_digest).values()
+    )
     plain = lance.LanceDataset.commit
     for number in range(count):
         chance = chance_of(seed, "commits", number)
@@ -216,16 +254,21 @@ def commits(seed: int, count: int, folder: Path) -> Outcome:
         outcome.add("replays")
         outcome.add(way)
         for spec in manifest.specs:
-            rows = lance.dataset(str(generation.path / f"{spec.name}.lance"), version=versions[spec.name]).to_table()
+            rows = lance.dataset(
+                str(generation.path / f"{spec.name}.lance"), version=versions[spec.name]
+            ).to_table()
             outcome.expect(
-                rows.to_pylist() == expected[spec.name], f"replay {number} ({way}): other rows in {spec.name}"
+                rows.to_pylist() == expected[spec.name],
+                f"replay {number} ({way}): other rows in {spec.name}",
             )
             outcome.problems += verify_table(generation.path, spec, versions[spec.name], records)
     return outcome
 
 
 def _lossy(plain, losses):
-    """Lance's commit, whose first replies get lost: it is done, and its caller is told that it failed."""
+    """Lance's commit, whose first replies get lost: it is done, and its caller is told that it
+    failed.
+    """
     left = [losses]
 
     def commit_and_lose(*arguments, **options):
@@ -266,14 +309,19 @@ QUERIES = ("long_hair", "学生制服", "ツインテール")
 
 
 def publishes(seed: int, count: int, folder: Path) -> Outcome:
-    """`count` generations published and pruned while four processes search; each answer must be of one generation."""
+    """`count` generations published and pruned while four processes search; each answer must be of
+    one generation.
+    """
     outcome = Outcome()
     index, model = folder / "index", str(make_checkpoint(folder / "model", LIGHT_SHAPE))
     vault.GRACE_S = GRACE_S
     names = vault.shard_names(2)
     vault.build(index, names, 10, path=model, seed=1)
     stop = folder / "stop"
-    readers = [start([sys.executable, TESTS / "campaign_races.py", index, stop, n]) for n in range(PROCESSES)]
+    readers = [
+        start([sys.executable, TESTS / "campaign_races.py", index, stop, n])
+        for n in range(PROCESSES)
+    ]
     while not all("ready" in reader.out.read_text() for reader in readers):
         time.sleep(0.1)
         if any(reader.poll() is not None for reader in readers):
@@ -281,11 +329,15 @@ def publishes(seed: int, count: int, folder: Path) -> Outcome:
     for number in range(2, count + 2):
         vault.build(index, names, 10, path=model, seed=number, keep=2)
         outcome.add("publishes")
-        if number in (count // 2 + 1, count + 1):  # half way and at the end: however fast this machine publishes
+        if number in (count // 2 + 1, count + 1):
+            # half way and at the end: however fast this machine publishes
             _caught_up(outcome, readers, str(number))
     stop.write_text("")
     for reader in readers:
-        outcome.expect(finish(reader, 60) == 0, f"a reader ended with {reader.returncode}: {said(reader)[-500:]}")
+        outcome.expect(
+            finish(reader, 60) == 0,
+            f"a reader ended with {reader.returncode}: {said(reader)[-500:]}",
+        )
         answer = json.loads(reader.out.read_text().splitlines()[-1])
         outcome.problems += answer["problems"][:5]
         outcome.add("answers", answer["answers"])
@@ -302,15 +354,21 @@ def publishes(seed: int, count: int, folder: Path) -> Outcome:
 def _caught_up(outcome, readers, generation):
     """Wait until every reader answers from that generation: they look once a second."""
     deadline = time.monotonic() + NOTICED_S
-    while late := [r for r in readers if r.out.read_text().split("answers from ")[-1].strip() != generation]:
+    while late := [
+        r for r in readers if r.out.read_text().split("answers from ")[-1].strip() != generation
+    ]:
         if time.monotonic() > deadline or any(reader.poll() is not None for reader in late):
-            outcome.problems.append(f"{len(late)} readers did not notice generation {generation} in {NOTICED_S:.0f} s")
+            outcome.problems.append(
+                f"{len(late)} readers did not notice generation {generation} in {NOTICED_S:.0f} s"
+            )
             return
         time.sleep(0.1)
 
 
 def read(index: Path, stop: Path, number: int) -> None:
-    """One reader: searches in all modes until told to stop; checks every score against the generation of its hit."""
+    """One reader: searches in all modes until told to stop; checks every score against the
+    generation of its hit.
+    """
     problems, answers, changes, last = [], 0, 0, ""
     encode, found = None, {}
     with TagIndex.open(index) as tags:
@@ -337,23 +395,33 @@ def read(index: Path, stop: Path, number: int) -> None:
                 found[mode] = found.get(mode, 0) + len(hits)
             problems += _strange_scores(hits, encode([query])[0])
             time.sleep(0.02)
-    problems += [f"reader {number}: no hit ever by {mode.value}" for mode in modes if not found.get(mode)]
+    problems += [
+        f"reader {number}: no hit ever by {mode.value}" for mode in modes if not found.get(mode)
+    ]
     print(json.dumps({"problems": problems, "answers": answers, "changes": changes}))
 
 
 def _strange_scores(hits, query):
-    """Scores that are not those of the hit's own generation: its vectors are known from its number."""
+    """Scores that are not those of the hit's own generation: its vectors are known from its
+    number.
+    """
     for hit in hits:
         shard, _, row = hit.id.rpartition("-")
         encoding = vault.make_encoding(10, int(shard[-3:]) + 1000 * int(hit.source))
         row = int(row)
         dense = float(encoding.dense[row].astype(float) @ query.dense.astype(float))
-        sparse = sum(query.sparse.get(token, 0.0) * weight for token, weight in encoding.sparse_row(row).items())
+        sparse = sum(
+            query.sparse.get(token, 0.0) * weight
+            for token, weight in encoding.sparse_row(row).items()
+        )
         matrix = encoding.colbert_row(row).astype(float)
         colbert = float((matrix @ query.colbert.astype(float).T).max(0).mean())
         ours, theirs = (hit.dense, hit.sparse, hit.colbert), (dense, sparse, colbert)
         if any(abs(a - b) > 5e-3 for a, b in zip(ours, theirs, strict=True)):
-            return [f"hit {hit.id} of generation {hit.source} has scores {ours}, its generation gives {theirs}"]
+            return [
+                f"hit {hit.id} of generation {hit.source} has scores {ours}, its generation gives"
+                f" {theirs}"
+            ]
     return []
 
 

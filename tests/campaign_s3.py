@@ -1,4 +1,6 @@
-"""The same protocol on an object store: a local S3 server that loses replies, is busy, is slow; kills, races, leases."""
+"""The same protocol on an object store: a local S3 server that loses replies, is busy, is slow;
+kills, races, leases.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ LEASE_S = 3
 
 
 def object_store(seed: int, count: int, folder: Path) -> Outcome:
-    """`count` builds under each kind of fault, `count` races for one name and for one index; all against one server."""
+    """`count` builds under each kind of fault, `count` races for one name and for one index; all
+    against one server.
+    """
     outcome = Outcome()
     names = vault.shard_names(SHARDS)
     vault.build(folder / "b", names, model="b")
@@ -52,7 +56,9 @@ def object_store(seed: int, count: int, folder: Path) -> Outcome:
                     outcome.problems.append(f"{kind} {number}: {error}")
                 made = set_faults(url, "")
                 outcome.add("builds under faults")
-                outcome.problems += [f"{kind} {number}: {problem}" for problem in compare(index, expected)]
+                outcome.problems += [
+                    f"{kind} {number}: {problem}" for problem in compare(index, expected)
+                ]
             if not chosen:
                 _race_for_a_name(outcome, url, seed, number)
                 _race_for_an_index(outcome, number, expected)
@@ -62,7 +68,9 @@ def object_store(seed: int, count: int, folder: Path) -> Outcome:
 
 
 def _race_for_a_name(outcome, url, seed, number):
-    """Eight writers of one object, half of the replies lost: one content, and its writer can tell by reading it."""
+    """Eight writers of one object, half of the replies lost: one content, and its writer can tell
+    by reading it.
+    """
     path = S3Storage("tags", f"names/{number}")
     set_faults(url, "lost", 0.5, seed + number)
     told, lock = [], threading.Lock()
@@ -82,7 +90,8 @@ def _race_for_a_name(outcome, url, seed, number):
     outcome.add("races for a name")
     winners = [content for created, content in told if created]
     outcome.expect(
-        winners in ([], [stored]), f"race {number}: {winners} were told that they are first, {stored!r} is there"
+        winners in ([], [stored]),
+        f"race {number}: {winners} were told that they are first, {stored!r} is there",
     )
 
 
@@ -92,7 +101,9 @@ def _command(index, *options):
 
 
 def _race_for_an_index(outcome, number, expected):
-    """Four processes; the owner is killed; the next one owns the index when the lease has run out, not before."""
+    """Four processes; the owner is killed; the next one owns the index when the lease has run out,
+    not before.
+    """
     index, token = f"s3://tags/race{number}", f"/tmp/race-{time.time_ns()}"
     gates = [Path(f"{token}.{n}") for n in range(4)]
     point = f"generation.started:kill:{token}:0"
@@ -106,7 +117,9 @@ def _race_for_an_index(outcome, number, expected):
     outcome.add("races for an index")
     words = [said(p) for p, code in zip(processes, codes, strict=True) if code == 1]
     outcome.expect(sorted(codes) == [-9, 1, 1, 1], f"race {number}: {codes}")
-    outcome.expect(all("is at work on this index" in word and "\n" not in word for word in words), f"{words}")
+    outcome.expect(
+        all("is at work on this index" in word and "\n" not in word for word in words), f"{words}"
+    )
     Path(token).unlink(missing_ok=True)
     while True:
         following = start(_command(index))
@@ -114,13 +127,20 @@ def _race_for_an_index(outcome, number, expected):
         if code == 0 or time.monotonic() - died > 20 or "is at work" not in said(following):
             break
     waited = time.monotonic() - died
-    outcome.expect(code == 0 and waited < LEASE_S + 3, f"race {number}: {code} after {waited:.1f} s: {said(following)}")
-    outcome.counts["slowest replacement (s)"] = round(max(outcome.counts.get("slowest replacement (s)", 0), waited), 1)
+    outcome.expect(
+        code == 0 and waited < LEASE_S + 3,
+        f"race {number}: {code} after {waited:.1f} s: {said(following)}",
+    )
+    outcome.counts["slowest replacement (s)"] = round(
+        max(outcome.counts.get("slowest replacement (s)", 0), waited), 1
+    )
     outcome.problems += [f"race {number}: {problem}" for problem in compare(index, expected)]
 
 
 def kills_on_s3(seed: int, count: int, folder: Path) -> Outcome:
-    """kill -9 of drivers and actors of real builds into an S3 index whose server loses replies now and then."""
+    """kill -9 of drivers and actors of real builds into an S3 index whose server loses replies now
+    and then.
+    """
     outcome = Outcome()
     bench = make_workbench(folder)
     with s3_server(folder) as url, head_node() as address:
@@ -129,10 +149,16 @@ def kills_on_s3(seed: int, count: int, folder: Path) -> Outcome:
         number = killed = 0
         while killed < count:
             index = f"s3://tags/k{number}"
-            command = light_build(bench, index, "--address", address, "--delay", "0.05", "--lease", str(LEASE_S))
-            killed += _killed_builds(outcome, command, chance_of(seed, "kills-s3", number), min(5, count - killed))
+            command = light_build(
+                bench, index, "--address", address, "--delay", "0.05", "--lease", str(LEASE_S)
+            )
+            killed += _killed_builds(
+                outcome, command, chance_of(seed, "kills-s3", number), min(5, count - killed)
+            )
             _finish_build(outcome, command, number)
-            outcome.problems += [f"build {number}: {problem}" for problem in compare(index, expected)]
+            outcome.problems += [
+                f"build {number}: {problem}" for problem in compare(index, expected)
+            ]
             number += 1
         outcome.add("builds", number)
     return outcome

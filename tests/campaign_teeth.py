@@ -1,4 +1,6 @@
-"""Do the campaigns bite? Bugs planted in a copy of the package, one at a time: each must be caught by the campaign named."""
+"""Do the campaigns bite? Bugs planted in a copy of the package, one at a time: each must be caught
+by the campaign named.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from faults import ROOT, Outcome
 
 @dataclass(frozen=True)
 class Bug:
-    """What is planted: in `module`, `old` becomes `new`; the campaign, its size, and what it is limited to."""
+    """What is planted: in `module`, `old` becomes `new`; the campaign, its size, and what it is
+    limited to.
+    """
 
     module: str
     old: str
@@ -49,7 +53,9 @@ BUGS = {
 
 
 def planted_bugs(seed: int, count: int, folder: Path) -> Outcome:
-    """Plant each of the first `count` bugs in a copy, run its campaign there, and see that it breaks."""
+    """Plant each of the first `count` bugs in a copy, run its campaign there, and see that it
+    breaks.
+    """
     outcome = Outcome()
     for number, (name, bug) in enumerate(list(BUGS.items())[:count]):
         tree = folder / f"tree{number}"
@@ -91,5 +97,8 @@ def _run(tree, bug, seed):
         outcome = json.loads(done.stdout.strip().splitlines()[-1])
         return bool(outcome["problems"]), str(outcome)[:300]
     except (ValueError, IndexError):
-        broken = any(words in done.stderr for words in ("danbooru_index.errors", "the undisturbed build ended"))
+        broken = any(
+            words in done.stderr
+            for words in ("danbooru_index.errors", "the undisturbed build ended")
+        )
         return broken, done.stderr[-600:]

@@ -3,8 +3,8 @@
     make chaos [SEED=n] [ONLY=name]      all of it, at full size; a table, and one JSON document as the last line
     python tests/chaos.py --reduced      what `make test` runs
 
-A campaign that finds a breach prints the command that replays it, and the whole ends with 1. Every process that a
-campaign started, and only those, is ended by its process id.
+A campaign that finds a breach prints the command that replays it, and the whole ends with 1. Every
+process that a campaign started, and only those, is ended by its process id.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ sys.path[:0] = [str(ROOT)]  # this tree's package, also in a copy of the project
 
 @dataclass(frozen=True)
 class Campaign:
-    """One row of the table: a promise, where it is tested, and how often at full and at reduced size."""
+    """One row of the table: a promise, where it is tested, and how often at full and at reduced
+    size.
+    """
 
     promise: str
     where: str
@@ -42,7 +44,9 @@ class Campaign:
 
 CAMPAIGNS = {
     "kills": Campaign("kill-safe, low rework", "campaign_kills:kills", 200, 2),
-    "kills-real": Campaign("kill-safe with the real encoder", "campaign_kills:kills_with_the_real_encoder", 10, 0),
+    "kills-real": Campaign(
+        "kill-safe with the real encoder", "campaign_kills:kills_with_the_real_encoder", 10, 0
+    ),
     "kills-ray": Campaign("kill-safe at Ray level", "campaign_kills:kills_of_ray", 30, 0),
     "failed-writes": Campaign("failed writes never lie", "campaign_disk:failed_writes", 120, 9),
     "power-loss": Campaign("survives power loss", "campaign_disk:power_loss", 200, 24),
@@ -74,7 +78,9 @@ def run_one(name: str, seed: int, count: int) -> int:
 
     become_subreaper()
     prepare_environment()
-    folder = Path(tempfile.mkdtemp(prefix=f"chaos-{name}-", dir=os.environ.get("CHAOS_DIR", "/tmp")))
+    folder = Path(
+        tempfile.mkdtemp(prefix=f"chaos-{name}-", dir=os.environ.get("CHAOS_DIR", "/tmp"))
+    )
     started = time.monotonic()
     try:
         outcome = CAMPAIGNS[name].load()(seed, count, folder)
@@ -85,7 +91,11 @@ def run_one(name: str, seed: int, count: int) -> int:
         for place in ("HOME", "RAY_TMPDIR"):
             shutil.rmtree(os.environ[place], ignore_errors=True)
     seconds = round(time.monotonic() - started, 1)
-    print(json.dumps({"name": name, "seed": seed, "seconds": seconds, "counts": counts, "problems": problems}))
+    print(
+        json.dumps(
+            {"name": name, "seed": seed, "seconds": seconds, "counts": counts, "problems": problems}
+        )
+    )
     return 1 if problems else 0
 
 
@@ -103,11 +113,16 @@ def run_apart(name: str, seed: int, count: int) -> dict:
 def row(outcome: dict) -> str:
     counts = ", ".join(f"{number:,} {name}" for name, number in outcome["counts"].items())
     verdict = f"{len(outcome['problems'])} breaches" if outcome["problems"] else "held"
-    return f"{outcome['name']:<14} {verdict:<11} {outcome['seconds']:>7.1f} s  {CAMPAIGNS[outcome['name']].promise}: {counts}"
+    return (
+        f"{outcome['name']:<14} {verdict:<11} {outcome['seconds']:>7.1f} s "
+        f" {CAMPAIGNS[outcome['name']].promise}: {counts}"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=CAMPAIGNS)
     parser.add_argument("--count", type=int, help="how often, instead of the full size")

@@ -1,8 +1,9 @@
 """Checkpoints in BGE-M3's true format with seeded random weights, in any size up to the real one.
 
-A folder that `BGEM3FlagModel` loads as it loads the published model: `config.json`, weights (safetensors, or
-`pytorch_model.bin` as published), `sparse_linear.pt`, `colbert_linear.pt`, `tokenizer.json` and its configuration.
-Untrained: such a model exercises every part of the plumbing and knows nothing about meaning.
+A folder that `BGEM3FlagModel` loads as it loads the published model: `config.json`, weights
+(safetensors, or `pytorch_model.bin` as published), `sparse_linear.pt`, `colbert_linear.pt`,
+`tokenizer.json` and its configuration. Untrained: such a model exercises every part of the plumbing
+and knows nothing about meaning.
 
     python tests/checkpoints.py OUT [--size tiny|six|wide|real] [--tokenizer tokenizer.json]
 """
@@ -34,13 +35,16 @@ class Shape:
 SHAPES = {
     "tiny": Shape(layers=2, hidden=64, heads=4, intermediate=128),
     "six": Shape(layers=6, hidden=384, heads=12, intermediate=1536),
-    "wide": Shape(layers=4, hidden=1024, heads=16, intermediate=4096),  # BGE-M3's layers, four of them
+    # BGE-M3's layers, four of them
+    "wide": Shape(layers=4, hidden=1024, heads=16, intermediate=4096),
     "real": Shape(layers=24, hidden=1024, heads=16, intermediate=4096),
 }
 
 
 def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int = 2000) -> None:
-    """Train a unigram tokenizer with XLM-R's special tokens, ids and template; write `tokenizer.json`."""
+    """Train a unigram tokenizer with XLM-R's special tokens, ids and template; write
+    `tokenizer.json`.
+    """
     from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
     from tokenizers.models import Unigram
     from tokenizers.processors import TemplateProcessing
@@ -51,12 +55,17 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int = 2000) ->
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
     )
     trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), unk_token="<unk>", show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        unk_token="<unk>",
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(["<mask>"])
     tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     tokenizer.save(str(path))
 
@@ -64,7 +73,15 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int = 2000) ->
 def sample_texts() -> list[str]:
     """The texts of the project's own sample, and some of scripts that it lacks."""
     texts = [json.loads(line)["text"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
-    return [*texts, "긴 머리 소녀", "девушка с длинными волосами", "فتاة ذات شعر طويل", "세라복 교복", "кошка", "قطة"]
+    return [
+        *texts,
+        "긴 머리 소녀",
+        "девушка с длинными волосами",
+        "فتاة ذات شعر طويل",
+        "세라복 교복",
+        "кошка",
+        "قطة",
+    ]
 
 
 def make_checkpoint(
@@ -76,7 +93,9 @@ def make_checkpoint(
     safetensors: bool = True,
     max_length: int = 8192,
 ) -> Path:
-    """Write a checkpoint of `shape` to the folder `out` and return it; the same seed gives the same numbers."""
+    """Write a checkpoint of `shape` to the folder `out` and return it; the same seed gives the same
+    numbers.
+    """
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaModel
     from transformers.utils.logging import disable_progress_bar
@@ -98,7 +117,8 @@ def make_checkpoint(
         intermediate_size=shape.intermediate,
         max_position_embeddings=shape.positions,
         type_vocab_size=1,
-        initializer_range=shape.hidden**-0.5,  # large enough that every output depends on every token
+        # large enough that every output depends on every token
+        initializer_range=shape.hidden**-0.5,
         layer_norm_eps=1e-5,
         bos_token_id=0,
         pad_token_id=1,
@@ -120,7 +140,9 @@ def make_checkpoint(
 
 
 def _unsettle(model: object) -> None:
-    """Biases other than 0 and norms other than 1, as training leaves them: what drops or misplaces one is then noticed."""
+    """Biases other than 0 and norms other than 1, as training leaves them: what drops or misplaces
+    one is then noticed.
+    """
     import torch
 
     with torch.no_grad():
@@ -130,7 +152,9 @@ def _unsettle(model: object) -> None:
 
 
 def _sparse_head(hidden: int) -> object:
-    """A sparse head whose bias is positive: most tokens get a weight, some none, as in the trained model."""
+    """A sparse head whose bias is positive: most tokens get a weight, some none, as in the trained
+    model.
+    """
     import torch
 
     head = torch.nn.Linear(hidden, 1)
@@ -155,13 +179,17 @@ def _write_tokenizer_config(out: Path, max_length: int) -> None:
 
 def main() -> None:
     """Write one checkpoint from the command line."""
-    parser = argparse.ArgumentParser(description="Write a checkpoint in BGE-M3's format with seeded random weights.")
+    parser = argparse.ArgumentParser(
+        description="Write a checkpoint in BGE-M3's format with seeded random weights."
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", choices=sorted(SHAPES), default="tiny")
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    make_checkpoint(arguments.out, SHAPES[arguments.size], seed=arguments.seed, tokenizer=arguments.tokenizer)
+    make_checkpoint(
+        arguments.out, SHAPES[arguments.size], seed=arguments.seed, tokenizer=arguments.tokenizer
+    )
     print(f"untrained checkpoint ({arguments.size}, seed {arguments.seed}): {arguments.out}")
 
 

@@ -1,4 +1,6 @@
-"""Shared fixtures: a temporary HOME, a small checkpoint in BGE-M3's format, Ray once a session, real tags where shared."""
+"""Shared fixtures: a temporary HOME, a small checkpoint in BGE-M3's format, Ray once a session,
+real tags where shared.
+"""
 
 import gzip
 import json

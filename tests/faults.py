@@ -1,4 +1,6 @@
-"""What the chaos campaigns share: ownership of every process they start, small inputs, comparison of whole indexes."""
+"""What the chaos campaigns share: ownership of every process they start, small inputs, comparison
+of whole indexes.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Outcome:
 
 
 def become_subreaper() -> None:
-    """Orphans of every process started from here come to this process, not to init: so all of them can be ended."""
+    """Orphans of every process started from here come to this process, not to init: so all of them
+    can be ended.
+    """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(
         signal.SIGINT, signal.default_int_handler
@@ -145,7 +149,9 @@ def finish(process: subprocess.Popen, timeout: float = 120) -> int:
 
 @dataclass
 class Workbench:
-    """A folder with a small input, a light checkpoint, and an index built from them without disturbance."""
+    """A folder with a small input, a light checkpoint, and an index built from them without
+    disturbance.
+    """
 
     folder: Path
     records: int = 0
@@ -163,13 +169,21 @@ class Workbench:
 
 
 def make_workbench(folder: Path, *, shard_rows: int = 12, copies: int = 1) -> Workbench:
-    """`copies` times the sample's 468 records, in shards of `shard_rows`, and a checkpoint 16 wide."""
+    """`copies` times the sample's 468 records, in shards of `shard_rows`, and a checkpoint
+    16 wide.
+    """
     lines = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
-    many = [r | {"id": f"{n}-{r['id']}", "text": f"{r['text']} {n}"} for n in range(copies) for r in lines]
+    many = [
+        r | {"id": f"{n}-{r['id']}", "text": f"{r['text']} {n}"}
+        for n in range(copies)
+        for r in lines
+    ]
     (folder / "tags.jsonl").write_text(
         "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in many), encoding="utf-8"
     )
-    prepare(PrepareConfig((str(folder / "tags.jsonl"),), str(folder / "shards"), shard_rows=shard_rows))
+    prepare(
+        PrepareConfig((str(folder / "tags.jsonl"),), str(folder / "shards"), shard_rows=shard_rows)
+    )
     make_checkpoint(folder / "model", LIGHT_SHAPE)
     return Workbench(folder, len(many))
 
@@ -185,11 +199,16 @@ def contents(index: Path) -> dict[str, list]:
 
     path = IndexRoot(index).current().path
     database = lancedb.connect(str(path), storage_options=path.lance_options())
-    return {name: database.open_table(name).to_arrow().to_pylist() for name in ("dense", "sparse", "colbert")}
+    return {
+        name: database.open_table(name).to_arrow().to_pylist()
+        for name in ("dense", "sparse", "colbert")
+    }
 
 
 def compare(index: Path, expected: dict[str, list]) -> list[str]:
-    """What differs from an undisturbed index: lost, doubled or mixed rows, other vectors; and what `verify` says."""
+    """What differs from an undisturbed index: lost, doubled or mixed rows, other vectors; and what
+    `verify` says.
+    """
     try:
         found = contents(index)
     except Exception as error:
@@ -209,8 +228,12 @@ def compare(index: Path, expected: dict[str, list]) -> list[str]:
 
 
 @contextmanager
-def head_node(cpus: int = 2, *, dashboard: bool = False, node: str = "127.0.0.1", env: dict | None = None):
-    """A Ray head node of our own, on loopback and without authentication unless told otherwise; yields its address."""
+def head_node(
+    cpus: int = 2, *, dashboard: bool = False, node: str = "127.0.0.1", env: dict | None = None
+):
+    """A Ray head node of our own, on loopback and without authentication unless told otherwise;
+    yields its address.
+    """
     for _ in range(3):
         process, base, ports = _start_head(cpus, dashboard, node, env)
         if _answers(process, node, ports, dashboard):
@@ -262,14 +285,19 @@ def _answers(process, node, ports, dashboard) -> bool:
 
 def _end_head(process, base) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        for member in [
+            psutil.Process(process.pid),
+            *psutil.Process(process.pid).children(recursive=True),
+        ]:
             kill(member.pid)
     process.wait()
     shutil.rmtree(base, ignore_errors=True)
 
 
 def prepare_environment() -> None:
-    """A temporary HOME, no authentication unless a campaign sets it, loopback only, everything short-lived."""
+    """A temporary HOME, no authentication unless a campaign sets it, loopback only, everything
+    short-lived.
+    """
     home = tempfile.mkdtemp(prefix="home-")
     os.environ |= {
         "HOME": home,

@@ -1,11 +1,12 @@
-"""The headline job at its size, by the README's own words: 1,386,373 records, m3-mini, a relative `--index`.
+"""The headline job at its size, by the README's own words: 1,386,373 records, m3-mini, a relative
+`--index`.
 
     python tests/full_size.py [FOLDER] [--records N] [--dump DUMP]
 
-The real tags where shared/ has them (else the sample), each round of them under other names: `school_uniform` becomes
-`school_uniform_(hatsune_miku)`, as qualified tags are. Commands run in FOLDER (default: a temporary one), one after the
-other, as a user types them. Prints one JSON document: seconds by command, speed, sizes; ends with 1 where anything is not
-as it must be.
+The real tags where shared/ has them (else the sample), each round of them under other names:
+`school_uniform` becomes `school_uniform_(hatsune_miku)`, as qualified tags are. Commands run in
+FOLDER (default: a temporary one), one after the other, as a user types them. Prints one JSON
+document: seconds by command, speed, sizes; ends with 1 where anything is not as it must be.
 """
 
 import argparse
@@ -28,7 +29,9 @@ QUERY = "穿水手服的女孩"
 
 
 def write_dump(source, records, path):
-    """So many records, every id and tag once: the source's own, then with a qualifier that is another of its tags."""
+    """So many records, every id and tag once: the source's own, then with a qualifier that is
+    another of its tags.
+    """
     content = source.read_bytes()
     content = gzip.decompress(content) if source.suffix == ".gz" else content
     real = [json.loads(line) for line in content.decode().splitlines()]
@@ -52,7 +55,11 @@ def command(folder, *words):
     started = time.monotonic()
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["danbooru-index", *map(str, words), "--json"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+        ["danbooru-index", *map(str, words), "--json"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     if done.returncode:
         sys.exit(f"danbooru-index {words[0]} ended with {done.returncode}")
@@ -64,10 +71,20 @@ def measure(folder, source, records):
     prepared, prepare_s = command(folder, "prepare", "tags.jsonl", "--out", "data/shards")
     words = ["data/shards", "--index", "data/my-index", "--model", "m3-mini", "--device", "cpu"]
     built, build_s = command(folder, "build", *words)
-    found, search_s = command(folder, "search", "data/my-index", QUERY, "--mode", "dense", "--limit", 5)
+    found, search_s = command(
+        folder, "search", "data/my-index", QUERY, "--mode", "dense", "--limit", 5
+    )
     verified, verify_s = command(folder, "verify", "data/my-index")
     again, _ = command(folder, "build", *words)
-    index = folder / "data" / "my-index" / "generations" / built["generation"] / "dense.lance" / "_indices"
+    index = (
+        folder
+        / "data"
+        / "my-index"
+        / "generations"
+        / built["generation"]
+        / "dense.lance"
+        / "_indices"
+    )
     right = {
         "records": built["records"] == prepared["records"] == records,
         "whole": verified["problems"] == [],
@@ -81,13 +98,17 @@ def measure(folder, source, records):
         "build": built["seconds"],
         "tags_per_second": built["tags_per_second"],
         "tokens": built["tokens"],
-        "index_bytes": sum(p.stat().st_size for p in (folder / "data" / "my-index").rglob("*") if p.is_file()),
+        "index_bytes": sum(
+            p.stat().st_size for p in (folder / "data" / "my-index").rglob("*") if p.is_file()
+        ),
         "wrong": [name for name, value in right.items() if not value],
     }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--records", type=int, default=RECORDS)
     parser.add_argument("--dump", type=Path, default=REAL if REAL.exists() else SAMPLE)

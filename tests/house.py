@@ -1,4 +1,5 @@
-"""The figures of the house, by `ast`: what the architecture test holds, and what HOUSE.md compares with other projects.
+"""The figures of the house, by `ast`: what the architecture test holds, and what HOUSE.md compares
+with other projects.
 
 python tests/house.py [FOLDER]
 """
@@ -35,7 +36,9 @@ class Module:
 def modules(package=PACKAGE):
     for path in sorted(package.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
-        yield Module(".".join(path.relative_to(package).with_suffix("").parts), text, ast.parse(text))
+        yield Module(
+            ".".join(path.relative_to(package).with_suffix("").parts), text, ast.parse(text)
+        )
 
 
 def imports(tree):
@@ -54,7 +57,9 @@ def arrows(package=PACKAGE):
     for module in known.values():
         own = set()
         for name in imports(module.tree):
-            inner = name.removeprefix(f"{package.name}.") if name.startswith(f"{package.name}.") else ""
+            inner = (
+                name.removeprefix(f"{package.name}.") if name.startswith(f"{package.name}.") else ""
+            )
             own |= {inner} & known.keys() or {inner.rpartition(".")[0]} & known.keys()
         found[module.name] = own - {module.name}
     return found
@@ -64,7 +69,9 @@ def circles(graph):
     """Modules that import themselves by way of others."""
     reached = {name: set(own) for name, own in graph.items()}
     for _ in graph:
-        grown = {name: own.union(*(reached[other] for other in own)) for name, own in reached.items()}
+        grown = {
+            name: own.union(*(reached[other] for other in own)) for name, own in reached.items()
+        }
         if grown == reached:
             break
         reached = grown
@@ -73,11 +80,17 @@ def circles(graph):
 
 def functions(tree):
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return [(node.end_lineno - node.lineno + 1, node.name) for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [
+        (node.end_lineno - node.lineno + 1, node.name)
+        for node in ast.walk(tree)
+        if isinstance(node, kinds)
+    ]
 
 
 def classes(tree):
-    return [(n.end_lineno - n.lineno + 1, n.name) for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+    return [
+        (n.end_lineno - n.lineno + 1, n.name) for n in ast.walk(tree) if isinstance(n, ast.ClassDef)
+    ]
 
 
 def comment_lines(text):
@@ -91,7 +104,9 @@ def broad_excepts(module):
         broad = isinstance(node, ast.ExceptHandler) and (
             node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
         )
-        suppressed = isinstance(node, ast.Call) and re.search(r"suppress\((Base)?Exception", ast.unparse(node))
+        suppressed = isinstance(node, ast.Call) and re.search(
+            r"suppress\((Base)?Exception", ast.unparse(node)
+        )
         if broad or suppressed:
             yield node.lineno
 
@@ -102,7 +117,9 @@ def top_level(module):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node.name
         elif isinstance(node, ast.Assign):
-            yield from (n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name))
+            yield from (
+                n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)
+            )
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             yield node.target.id
 
@@ -129,11 +146,22 @@ def main(package):
     lines = text.splitlines()
     print(f"modules {len(known)}, lines {len(lines):,}")
     print(f"  over 250 lines: {[(m.name, m.lines) for m in known if m.lines > 250]}")
-    print(f"functions {len(lengths)}: median {statistics.median(lengths):.0f}, p95 {percentile(lengths, 0.95)}")
-    print(f"  longest: {sorted(((n, f, m.name) for m in known for n, f in functions(m.tree)), reverse=True)[:4]}")
-    print(f"classes over 150 lines: {[(n, c) for m in known for n, c in classes(m.tree) if n > 150]}")
+    print(
+        f"functions {len(lengths)}: median {statistics.median(lengths):.0f}, p95"
+        f" {percentile(lengths, 0.95)}"
+    )
+    print(
+        "  longest:"
+        f" {sorted(((n, f, m.name) for m in known for n, f in functions(m.tree)), reverse=True)[:4]}"
+    )
+    print(
+        f"classes over 150 lines: {[(n, c) for m in known for n, c in classes(m.tree) if n > 150]}"
+    )
     print(f"fan-out: {Counter({name: len(own) for name, own in others.items()}).most_common(6)}")
-    print(f"arrows a module, without those to root files: {sum(map(len, inner.values())) / len(inner):.2f}")
+    print(
+        "arrows a module, without those to root files:"
+        f" {sum(map(len, inner.values())) / len(inner):.2f}"
+    )
     print(f"circles: {circles(graph)}")
     print(f"comment lines: {sum(comment_lines(m.text) for m in known) / len(lines):.1%}")
     print(f"lines over 100 characters: {sum(len(line) > 100 for line in lines)}")

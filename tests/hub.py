@@ -1,4 +1,5 @@
-"""A tiny model hub on loopback, so that tests drive the real huggingface_hub client without a network.
+"""A tiny model hub on loopback, so that tests drive the real huggingface_hub client without a
+network.
 
 It answers what the client (2.4.0) asks when it reads a model repository, and nothing more:
 
@@ -6,10 +7,11 @@ It answers what the client (2.4.0) asks when it reads a model repository, and no
     GET       /api/models/{repo}/tree/{rev}[/{folder}]  list_repo_tree, on one page
     HEAD GET  /{repo}/resolve/{rev}/{file}              downloads, whole or from a byte offset (Range: bytes=N-[M])
 
-A repository is a plain folder, with one branch, "main", and one commit whose name comes from the repository's name.
-There is no xet and no redirect. The client reads its HF_* variables when it is imported, so give HF_ENDPOINT, HF_HOME
-and the rest to a subprocess; and as it caches listings by commit, give a changed folder a fresh HF_HOME.
-Unless HF_HUB_DISABLE_TELEMETRY=1, it first asks once for /api/agent-harnesses, without a token, and ignores our 404.
+A repository is a plain folder, with one branch, "main", and one commit whose name comes from the
+repository's name. There is no xet and no redirect. The client reads its HF_* variables when it is
+imported, so give HF_ENDPOINT, HF_HOME and the rest to a subprocess; and as it caches listings by
+commit, give a changed folder a fresh HF_HOME. Unless HF_HUB_DISABLE_TELEMETRY=1, it first asks once
+for /api/agent-harnesses, without a token, and ignores our 404.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ CHUNK = 1 << 20
 NO_HEADERS: Mapping[str, str] = {}
 LFS_SUFFIXES = frozenset({".bin", ".ckpt", ".gguf", ".h5", ".onnx", ".pt", ".pth", ".safetensors"})
 LFS_POINTER_SIZE = 134  # what the real hub reports for nearly every file
-API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<view>revision|tree)/(?P<rev>[^/]+)(?:/(?P<path>.+))?)?")
+API = re.compile(
+    r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<view>revision|tree)/(?P<rev>[^/]+)(?:/(?P<path>.+))?)?"
+)
 RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
@@ -42,21 +46,26 @@ class Hub:
     """A model hub on loopback that serves folders, and remembers what it was asked."""
 
     url: str
-    requests: list[tuple[str, str]] = field(default_factory=list)  # (method, path with its query, as sent), in order
-    authorization: list[str] = field(default_factory=list)  # the Authorization headers seen, in order
+    # (method, path with its query, as sent), in order
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    # the Authorization headers seen, in order
+    authorization: list[str] = field(default_factory=list)
 
 
 @contextmanager
 def serve(
     repos: Mapping[str, Path], *, require_token: str | None = None, fail_with: int | None = None
 ) -> Iterator[Hub]:
-    """Serve `repos` ("org/name" to folder) until the block ends; after that the port refuses connections.
+    """Serve `repos` ("org/name" to folder) until the block ends; after that the port refuses
+    connections.
 
-    With `require_token` every request without that bearer token is answered 401; with `fail_with` every request is
-    answered with that status.
+    With `require_token` every request without that bearer token is answered 401; with `fail_with`
+    every request is answered with that status.
     """
     server = _Server(repos, require_token, fail_with)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="test-hub", daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, args=(0.02,), name="test-hub", daemon=True
+    )
     thread.start()
     try:
         yield server.hub
@@ -86,7 +95,9 @@ def _sha256(file: Path, _size: int, _mtime_ns: int) -> str:
 class _RefusalError(Exception):
     """A request to be answered with an error, told to the client as the real hub tells it."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str | None = None, commit: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = {"X-Error-Message": message}
@@ -99,7 +110,9 @@ class _RefusalError(Exception):
 class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
-    def __init__(self, repos: Mapping[str, Path], require_token: str | None, fail_with: int | None) -> None:
+    def __init__(
+        self, repos: Mapping[str, Path], require_token: str | None, fail_with: int | None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repos = repos
         self.require_token = require_token
@@ -156,7 +169,11 @@ class _Handler(BaseHTTPRequestHandler):
         header, token = self.headers.get("Authorization"), self.server.require_token
         if token is not None and header != f"Bearer {token}":
             anonymous = header is None
-            wrong = "Invalid username or password." if anonymous else "Invalid credentials in Authorization header"
+            wrong = (
+                "Invalid username or password."
+                if anonymous
+                else "Invalid credentials in Authorization header"
+            )
             raise _RefusalError(HTTPStatus.UNAUTHORIZED, wrong)
         if self.command not in {"GET", "HEAD"}:
             raise _RefusalError(HTTPStatus.METHOD_NOT_ALLOWED, "This hub is read only.")
@@ -174,7 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _describe(self, match: re.Match[str]) -> object:
         repo, files = self._find_repo(match)
         if match["view"] == "tree":
-            return _tree(repo, files, unquote(match["path"] or ""), recursive=self._asks("recursive"))
+            return _tree(
+                repo, files, unquote(match["path"] or ""), recursive=self._asks("recursive")
+            )
         return _model_info(repo, files, blobs=self._asks("blobs"))
 
     def _asks(self, flag: str) -> bool:
@@ -188,7 +207,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusalError(HTTPStatus.NOT_FOUND, "Invalid rev id", "RevisionNotFound")
         return repo, _files(self.server.repos[repo])
 
-    def _send_json(self, status: int, body: object, headers: Mapping[str, str] = NO_HEADERS) -> None:
+    def _send_json(
+        self, status: int, body: object, headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
         data = json.dumps(body).encode()
         self._send_head(status, len(data), {"Content-Type": "application/json", **headers})
         if self.command != "HEAD":
@@ -208,7 +229,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         span = range(int(wanted[1]), min(int(wanted[2] or size - 1) + 1, size))
         if not span:
-            self._send_head(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, 0, {"Content-Range": f"bytes */{size}"})
+            self._send_head(
+                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, 0, {"Content-Range": f"bytes */{size}"}
+            )
             return
         headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
         self._send_bytes(HTTPStatus.PARTIAL_CONTENT, file, span, headers)
@@ -238,12 +261,18 @@ def _chunks(stream: BinaryIO, length: int) -> Iterator[bytes]:
 
 
 def _files(root: Path) -> dict[str, Path]:
-    return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(root).as_posix(): path
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _find_file(repo: str, files: Mapping[str, Path], name: str) -> Path:
     if name not in files:
-        raise _RefusalError(HTTPStatus.NOT_FOUND, "Entry not found", "EntryNotFound", commit_of(repo))
+        raise _RefusalError(
+            HTTPStatus.NOT_FOUND, "Entry not found", "EntryNotFound", commit_of(repo)
+        )
     return files[name]
 
 
@@ -276,14 +305,24 @@ def _sibling(name: str, file: Path, *, blobs: bool) -> dict[str, object]:
     return sibling
 
 
-def _tree(repo: str, files: Mapping[str, Path], folder: str, *, recursive: bool) -> list[dict[str, object]]:
+def _tree(
+    repo: str, files: Mapping[str, Path], folder: str, *, recursive: bool
+) -> list[dict[str, object]]:
     prefix = f"{folder}/" if folder else ""
     inside = {name: file for name, file in files.items() if name.startswith(prefix)}
     if not inside and folder:
-        raise _RefusalError(HTTPStatus.NOT_FOUND, f"{folder} does not exist", "EntryNotFound", commit_of(repo))
+        raise _RefusalError(
+            HTTPStatus.NOT_FOUND, f"{folder} does not exist", "EntryNotFound", commit_of(repo)
+        )
     folders = {parent for name in inside for parent in _parents(name) if parent.startswith(prefix)}
-    entries = [_tree_folder(name) for name in sorted(folders)] + [_tree_file(*item) for item in inside.items()]
-    return [entry for entry in entries if recursive or "/" not in str(entry["path"]).removeprefix(prefix)]
+    entries = [_tree_folder(name) for name in sorted(folders)] + [
+        _tree_file(*item) for item in inside.items()
+    ]
+    return [
+        entry
+        for entry in entries
+        if recursive or "/" not in str(entry["path"]).removeprefix(prefix)
+    ]
 
 
 def _parents(name: str) -> list[str]:

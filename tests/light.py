@@ -1,8 +1,10 @@
-"""A build whose forward pass is a table look-up; everything else is the product. For faults by the hundred.
+"""A build whose forward pass is a table look-up; everything else is the product. For faults by the
+hundred.
 
     python tests/light.py SHARDS INDEX MODEL [--address RAY] [--failpoint NAME:ACTION:TOKEN:SKIP] ...
 
-Ends as the command line does: the report as JSON on stdout, or one line on stderr, with the same exit codes.
+Ends as the command line does: the report as JSON on stdout, or one line on stderr, with the same
+exit codes.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ SPECIAL = 4  # <s> <pad> </s> <unk>
 
 
 class LightEncoder:
-    """Each token has a fixed random vector: the outputs of a text are a function of its tokens, to the bit."""
+    """Each token has a fixed random vector: the outputs of a text are a function of its tokens, to
+    the bit.
+    """
 
     tokens_per_batch = 2048
     peak_memory = 0
@@ -47,7 +51,10 @@ class LightEncoder:
     def encode(self, batch, on_rows=None, stats=None):
         if self._log and len(batch.token_ids):
             with open(self._log, "a", encoding="utf-8") as file:
-                file.write(f"{len(batch.lengths)} {xxhash.xxh64_hexdigest(batch.token_ids.tobytes())} {os.getpid()}\n")
+                file.write(
+                    f"{len(batch.lengths)} {xxhash.xxh64_hexdigest(batch.token_ids.tobytes())}"
+                    f" {os.getpid()}\n"
+                )
         time.sleep(self._delay)
         if self._fault and self._needle in np.asarray(batch.token_ids, dtype=np.int32).tobytes():
             self._fail()
@@ -140,10 +147,14 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("--address")
     parser.add_argument("--failpoint", action="append", default=[])
-    parser.add_argument("--fragments", type=int, default=16, help="compact a table of as many small fragments")
+    parser.add_argument(
+        "--fragments", type=int, default=16, help="compact a table of as many small fragments"
+    )
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--log", default="")
-    parser.add_argument("--lease", type=float, help="seconds that an owner on an object store holds an index")
+    parser.add_argument(
+        "--lease", type=float, help="seconds that an owner on an object store holds an index"
+    )
     parser.add_argument("--real", action="store_true", help="the real encoder")
     arguments = parser.parse_args()
     from danbooru_index.index import compaction

@@ -1,4 +1,5 @@
-"""Queries as they are typed from memory: tags' own words with a letter left out (`misspelled`), or without the first (`part`).
+"""Queries as they are typed from memory: tags' own words with a letter left out (`misspelled`), or
+without the first (`part`).
 
     python tests/name_queries.py danbooru_tags.jsonl.gz > names.jsonl
 

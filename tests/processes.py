@@ -1,4 +1,6 @@
-"""Starting commands and ending just them and what they started: always by process id, never by name."""
+"""Starting commands and ending just them and what they started: always by process id, never by
+name.
+"""
 
 import os
 import subprocess
@@ -16,7 +18,11 @@ CLI = [sys.executable, "-m", "danbooru_index.cli"]
 
 
 def run_cli(
-    *arguments: str | Path, stdin: object = "", env: dict | None = None, timeout: float = 180, cwd: Path = ROOT
+    *arguments: str | Path,
+    stdin: object = "",
+    env: dict | None = None,
+    timeout: float = 180,
+    cwd: Path = ROOT,
 ):
     """Run one command to its end; stdout and stderr apart. `stdin`: its text, or an open file."""
     return subprocess.run(
@@ -33,7 +39,9 @@ def run_cli(
 
 
 def run_here(capfd, *arguments: str | Path) -> str:
-    """One command in this process, which has imported what it needs; it must end well. Its stdout."""
+    """One command in this process, which has imported what it needs; it must end well. Its
+    stdout.
+    """
     from danbooru_index.cli.entry import main
 
     capfd.readouterr()
@@ -42,9 +50,13 @@ def run_here(capfd, *arguments: str | Path) -> str:
 
 
 def bare_environment(home: Path) -> dict[str, str]:
-    """The variables of a user who has set none for Ray, Lance or tokenizers, as the tests' own processes have."""
+    """The variables of a user who has set none for Ray, Lance or tokenizers, as the tests' own
+    processes have.
+    """
     ours = ("RAY_", "LANCE_", "TOKENIZERS_", "MALLOC_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {"HOME": str(home)}
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
+        "HOME": str(home)
+    }
 
 
 def one_line(answer, code):
@@ -95,7 +107,9 @@ def running(
 
 
 class Family:
-    """A process and everything it ever started, as far as seen: those whose session or parent leads back to it."""
+    """A process and everything it ever started, as far as seen: those whose session or parent leads
+    back to it.
+    """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid

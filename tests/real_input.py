@@ -1,10 +1,11 @@
-"""All 137,317 real records through `prepare` and `build`; then again with two kill -9 of the driver on the way.
+"""All 137,317 real records through `prepare` and `build`; then again with two kill -9 of the driver
+on the way.
 
     python tests/real_input.py CHECKPOINT [OUT]
     python tests/real_input.py CHECKPOINT OUT --records 1386373    the real records over and over, their ids different; no kills
 
-Prints one JSON document: counts, seconds, peak memory (resident, driver and workers apart), and whether the interrupted
-build holds the same ids and the same vectors as the undisturbed one.
+Prints one JSON document: counts, seconds, peak memory (resident, driver and workers apart), and
+whether the interrupted build holds the same ids and the same vectors as the undisturbed one.
 """
 
 import argparse
@@ -49,7 +50,10 @@ class Watch:
 def run(*arguments):
     started = time.monotonic()
     process = subprocess.Popen(
-        [*CLI, *map(str, arguments), "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*CLI, *map(str, arguments), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     watch = Watch(process.pid)
     out, _ = process.communicate()
@@ -61,7 +65,9 @@ def run(*arguments):
 def killed(command, index, at):
     """Start a build and kill -9 its driver once `at` shards are done."""
     with running(command) as process:
-        wait_for(lambda: len(list(Path(index).glob("generations/*/shards/*.json"))) >= at, timeout=300)
+        wait_for(
+            lambda: len(list(Path(index).glob("generations/*/shards/*.json"))) >= at, timeout=300
+        )
         assert process.poll() is None
         process.kill()
         process.wait()
@@ -75,14 +81,19 @@ def equal(first, second):
         "colbert": ["id", "vectors"],
     }.items():
         tables = [
-            lancedb.connect(str(IndexRoot(i).current().path)).open_table(name).to_arrow() for i in (first, second)
+            lancedb.connect(str(IndexRoot(i).current().path)).open_table(name).to_arrow()
+            for i in (first, second)
         ]
-        answers[name] = all(tables[0][c].combine_chunks().equals(tables[1][c].combine_chunks()) for c in columns)
+        answers[name] = all(
+            tables[0][c].combine_chunks().equals(tables[1][c].combine_chunks()) for c in columns
+        )
     return answers
 
 
 def repeated(count, out):
-    """A dump of the real records over and over, `count` in all: record i of round k has id `i-k`."""
+    """A dump of the real records over and over, `count` in all: record i of round k has id
+    `i-k`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with gzip.open(DUMP, "rt", encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines]
@@ -90,7 +101,9 @@ def repeated(count, out):
     with path.open("w", encoding="utf-8") as dump:
         for i in range(count):
             k, record = i // len(records), records[i % len(records)]
-            dump.write(json.dumps({**record, "id": f"{record['id']}-{k}"}, ensure_ascii=False) + "\n")
+            dump.write(
+                json.dumps({**record, "id": f"{record['id']}-{k}"}, ensure_ascii=False) + "\n"
+            )
     return path
 
 
@@ -106,9 +119,18 @@ def main():
     prepared, prepare_cost = run("prepare", dump, "--out", out / "shards")
     built, build_cost = run("build", out / "shards", "--index", out / "straight", *options)
     result = {
-        "prepare": {"records": prepared["records"], "rejected": prepared["rejected"], **prepare_cost},
-        "build": {k: built[k] for k in ("records", "rejected", "shards", "tokens", "seconds", "tags_per_second")}
-        | {"cost": build_cost},
+        "prepare": {
+            "records": prepared["records"],
+            "rejected": prepared["rejected"],
+            **prepare_cost,
+        },
+        "build": (
+            {
+                k: built[k]
+                for k in ("records", "rejected", "shards", "tokens", "seconds", "tags_per_second")
+            }
+            | {"cost": build_cost}
+        ),
     }
     if asked.records is not None:
         verified, verify_cost = run("verify", out / "straight")

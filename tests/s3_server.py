@@ -2,8 +2,9 @@
 
     python tests/s3_server.py PORT_FILE
 
-PUT /_faults with JSON {"kind": "lost" | "busy" | "slow" | "", "share": 0.2, "seed": 1} sets what happens to later
-requests: a reply of 500 after the request was done, 503 before it is, or up to 50 ms of delay.
+PUT /_faults with JSON {"kind": "lost" | "busy" | "slow" | "", "share": 0.2, "seed": 1} sets what
+happens to later requests: a reply of 500 after the request was done, 503 before it is, or up to 50
+ms of delay.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def main() -> None:
 
 @contextmanager
 def s3_server(folder: Path, bucket: str = "tags"):
-    """A server with one bucket; the environment of this process, and of what it starts, points to it. Yields its URL."""
+    """A server with one bucket; the environment of this process, and of what it starts, points to
+    it. Yields its URL.
+    """
     from faults import kill, start
 
     port_file = folder / "port"
@@ -100,7 +103,9 @@ def set_faults(url: str, kind: str, share: float = 0.3, seed: int = 0) -> dict:
     import urllib.request
 
     body = json.dumps({"kind": kind, "share": share, "seed": seed}).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/_faults", body, method="PUT"), timeout=30) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{url}/_faults", body, method="PUT"), timeout=30
+    ) as answer:
         return json.loads(answer.read())
 
 

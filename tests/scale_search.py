@@ -1,9 +1,10 @@
-"""How long a hybrid query takes over 1,386,373 rows at BGE-M3's full width, ColBERT matrices included: about 36 GB of disk.
+"""How long a hybrid query takes over 1,386,373 rows at BGE-M3's full width, ColBERT matrices
+included: about 36 GB of disk.
 
     python tests/scale_search.py FOLDER [ROWS]
 
-Random vectors through the product's own writer, commit and reader; no model is needed, since only the search is timed.
-Prints one JSON document.
+Random vectors through the product's own writer, commit and reader; no model is needed, since only
+the search is timed. Prints one JSON document.
 """
 
 import json
@@ -49,10 +50,20 @@ def encoding(count, chance, pool):
 def records(start, count):
     names = [str(start + n) for n in range(count)]
     text = [f"【通用】tag_{name}" for name in names]
-    columns = [names, text, names, ["通用"] * count, [""] * count, ["danbooru"] * count, range(count), [[]] * count]
+    columns = [
+        names,
+        text,
+        names,
+        ["通用"] * count,
+        [""] * count,
+        ["danbooru"] * count,
+        range(count),
+        [[]] * count,
+    ]
     flags = [[n % 20 == 0 for n in range(count)], [False] * count]
     return pa.table(
-        [pa.array(c, f.type) for c, f in zip([*columns, *flags], RECORD_SCHEMA, strict=True)], schema=RECORD_SCHEMA
+        [pa.array(c, f.type) for c, f in zip([*columns, *flags], RECORD_SCHEMA, strict=True)],
+        schema=RECORD_SCHEMA,
     )
 
 
@@ -62,13 +73,17 @@ def write(root, rows):
     pool = (pool / np.linalg.norm(pool, axis=1, keepdims=True)).astype(np.float16)
     specs = table_specs(DIM, DIM)
     starts = range(0, rows, SHARD)
-    generation = root.start(manifest([f"s{start:08d}" for start in starts], dim=DIM, colbert_dim=DIM))
+    generation = root.start(
+        manifest([f"s{start:08d}" for start in starts], dim=DIM, colbert_dim=DIM)
+    )
     done = []
     for start in starts:
         count = min(SHARD, rows - start)
         writer = ShardWriter(generation.path, f"s{start:08d}", specs)
         writer.write(records(start, count), encoding(count, chance, pool))
-        record = CompletionRecord(f"s{start:08d}", "x", writer.attempt, count, count, writer.finish())
+        record = CompletionRecord(
+            f"s{start:08d}", "x", writer.attempt, count, count, writer.finish()
+        )
         complete(generation.path, record)
         done.append(record)
     return committed(generation, commit(generation.path, specs, done))
@@ -86,7 +101,9 @@ def main():
     times = {"hybrid": [], "dense": [], "sparse": []}
     for number in range(9):
         made = encoding(1, chance, np.eye(DIM, dtype=np.float16)[:512] + np.float16(0.01))
-        query = EncodedQuery(made.dense[0].astype(np.float32), made.sparse_row(0), made.colbert.astype(np.float32))
+        query = EncodedQuery(
+            made.dense[0].astype(np.float32), made.sparse_row(0), made.colbert.astype(np.float32)
+        )
         for mode in times:
             at = time.monotonic()
             found = rank(reader, query, Mode(mode), 10)
@@ -96,7 +113,10 @@ def main():
             result["first_query_s"] = round(sum(t[0] for t in times.values()), 2)
     for mode, seconds in times.items():
         rest = sorted(seconds[1:])
-        result[f"{mode}_s"] = {"median": round(rest[len(rest) // 2], 3), "slowest": round(rest[-1], 3)}
+        result[f"{mode}_s"] = {
+            "median": round(rest[len(rest) // 2], 3),
+            "slowest": round(rest[-1], 3),
+        }
     result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
     print(json.dumps(result))
 

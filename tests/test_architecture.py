@@ -1,4 +1,6 @@
-"""The house: which room may import which, where heavy libraries live, and the sizes that keep modules readable."""
+"""The house: which room may import which, where heavy libraries live, and the sizes that keep
+modules readable.
+"""
 
 import ast
 from pathlib import Path
@@ -74,7 +76,9 @@ def test_every_module_says_its_role_and_is_of_readable_size(path):
     assert docstring
     assert len(docstring.splitlines()[0]) > 15
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    longest = max(((node.end_lineno - node.lineno + 1, node.name) for node in functions), default=(0, ""))
+    longest = max(
+        ((node.end_lineno - node.lineno + 1, node.name) for node in functions), default=(0, "")
+    )
     assert longest[0] <= 65, longest
 
 

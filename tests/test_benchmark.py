@@ -1,4 +1,6 @@
-"""The benchmark itself: rounds in turn, ratios, its parts on small models and through the real Ray; no timing is asserted."""
+"""The benchmark itself: rounds in turn, ratios, its parts on small models and through the real Ray;
+no timing is asserted.
+"""
 
 import json
 
@@ -19,7 +21,12 @@ def test_every_round_runs_all_and_the_order_turns():
 
 def test_ratios_are_of_rounds_not_of_medians():
     assert ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]) == {"median": 3.0, "least": 2.0, "most": 4.0}
-    assert summary([2.0, 1.0, 4.0], 100) == {"seconds": 2.0, "fastest": 1.0, "slowest": 4.0, "texts_per_second": 50.0}
+    assert summary([2.0, 1.0, 4.0], 100) == {
+        "seconds": 2.0,
+        "fastest": 1.0,
+        "slowest": 4.0,
+        "texts_per_second": 50.0,
+    }
 
 
 @pytest.mark.parametrize("part", Part)
@@ -52,24 +59,41 @@ def measure_here(capfd, checkpoint, *words):
 
 @pytest.mark.slow
 def test_the_encoder_is_compared_with_flag_embedding_and_agrees(checkpoint, capfd):
-    parts, out = measure_here(capfd, checkpoint, "encoder", "packing", "colbert", "--rows", "300", "--repeats", "2")
+    parts, out = measure_here(
+        capfd, checkpoint, "encoder", "packing", "colbert", "--rows", "300", "--repeats", "2"
+    )
     encoder = parts["encoder"]
     assert encoder["agreement"]["fp32"]["dense_difference"] <= 1e-5
     assert encoder["agreement"]["fp32"]["colbert_difference"] <= 1e-5
     assert encoder["agreement"]["fp32"]["rows_with_other_sparse_keys"] == 0
-    assert {"flagembedding", "flagembedding, calls of 256", "ours, fp32"} <= encoder["seconds"].keys()
-    assert all(0 < value["least"] <= value["median"] <= value["most"] for value in encoder["ratios"].values())
+    assert {"flagembedding", "flagembedding, calls of 256", "ours, fp32"} <= encoder[
+        "seconds"
+    ].keys()
+    assert all(
+        0 < value["least"] <= value["median"] <= value["most"]
+        for value in encoder["ratios"].values()
+    )
     assert 0 < encoder["device"]["fp32"]["share_of_gemm"] < 1.2
-    assert parts["packing"]["slower_than_the_default"].keys() == parts["packing"]["seconds"].keys() - {
-        next(iter(parts["packing"]["seconds"]))
-    }
+    assert parts["packing"]["slower_than_the_default"].keys() == parts["packing"][
+        "seconds"
+    ].keys() - {next(iter(parts["packing"]["seconds"]))}
     assert parts["colbert"]["full"]["values"] == 64
     assert "fp32 against flagembedding" in out
 
 
 @pytest.mark.slow
 def test_one_precision_is_measured_where_one_is_asked_for(checkpoint, capfd):
-    words = ("encoder", "--against", "nothing", "--precision", "bf16", "--rows", "64", "--repeats", "1")
+    words = (
+        "encoder",
+        "--against",
+        "nothing",
+        "--precision",
+        "bf16",
+        "--rows",
+        "64",
+        "--repeats",
+        "1",
+    )
     parts, _ = measure_here(capfd, checkpoint, *words)
     assert list(parts["encoder"]["seconds"]) == ["ours, bf16"]
 
@@ -85,7 +109,9 @@ def test_the_simulated_parts_are_real_builds(checkpoint):
 
 @pytest.mark.ray
 def test_the_script_that_users_run_is_run(checkpoint):
-    pytest.importorskip("chromadb", reason="chromadb is not installed: pip install -e '.[benchmark]'")
+    pytest.importorskip(
+        "chromadb", reason="chromadb is not installed: pip install -e '.[benchmark]'"
+    )
     parts = run(checkpoint, "job", "--rows", "64", "--repeats", "1")
     job = parts["job"]
     assert job["last_round"]["ours"]["records"] == job["last_round"]["script"]["records"] == 64

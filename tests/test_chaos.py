@@ -1,4 +1,6 @@
-"""The chaos campaigns at reduced size; `make chaos` runs them in full. Each in a process that owns all it starts."""
+"""The chaos campaigns at reduced size; `make chaos` runs them in full. Each in a process that owns
+all it starts.
+"""
 
 import pytest
 from chaos import CAMPAIGNS, ROOT, run_apart
@@ -22,8 +24,22 @@ def test_a_case_that_once_failed(name, seed, count):
 
 
 def test_every_campaign_can_be_loaded_and_is_full_size_where_the_promise_has_a_figure():
-    least = {"kills": 200, "kills-real": 10, "kills-ray": 30, "failpoints": 3, "failed-writes": 100, "power-loss": 50}
-    least |= {"rot": 200, "owners": 100, "commits": 100, "publishes": 1000, "never-mixed": 20, "stops": 20}
+    least = {
+        "kills": 200,
+        "kills-real": 10,
+        "kills-ray": 30,
+        "failpoints": 3,
+        "failed-writes": 100,
+        "power-loss": 50,
+    }
+    least |= {
+        "rot": 200,
+        "owners": 100,
+        "commits": 100,
+        "publishes": 1000,
+        "never-mixed": 20,
+        "stops": 20,
+    }
     least |= {"bad-input": 1000, "hostile": 30, "filters": 10_000}
     for name, figure in least.items():
         assert CAMPAIGNS[name].full >= figure

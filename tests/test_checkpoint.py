@@ -1,6 +1,8 @@
-"""Which model: a folder, a hub name fetched from a hub on loopback, the cache; every failure one clear line.
+"""Which model: a folder, a hub name fetched from a hub on loopback, the cache; every failure one
+clear line.
 
-The hub's client reads its environment when it is imported, so each case runs in a process of its own.
+The hub's client reads its environment when it is imported, so each case runs in a process of its
+own.
 """
 
 import os
@@ -65,7 +67,9 @@ def repository(checkpoint, tmp_path_factory):
     return folder
 
 
-def test_only_what_is_needed_is_fetched_and_the_cache_serves_without_a_hub(repository, checkpoint, tmp_path):
+def test_only_what_is_needed_is_fetched_and_the_cache_serves_without_a_hub(
+    repository, checkpoint, tmp_path
+):
     with serve({"org/m3": repository}) as hub:
         out, err = resolve("org/m3", tmp_path / "home", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
         asked = [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
@@ -73,7 +77,9 @@ def test_only_what_is_needed_is_fetched_and_the_cache_serves_without_a_hub(repos
     assert fetched_id == model_id(checkpoint)
     assert "7 files, 0.00 GB" in err
     assert len(asked) == 7
-    assert not any(word in path for path in asked for word in ("onnx", "imgs", "pytorch_model", "README"))
+    assert not any(
+        word in path for path in asked for word in ("onnx", "imgs", "pytorch_model", "README")
+    )
     assert any(TOKEN in header for header in hub.authorization)
     assert TOKEN not in out + err
     assert resolve("org/m3", tmp_path / "home", HF_HUB_OFFLINE="1")[0].split()[0] == path
@@ -156,7 +162,15 @@ def test_a_build_from_a_hub(repository, sample_shards, tmp_path):
     with serve({"org/m3": repository}) as hub:
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
         done = run_cli(
-            "build", sample_shards, "--index", tmp_path / "index", "--model", "org/m3", "--device", "cpu", env=env
+            "build",
+            sample_shards,
+            "--index",
+            tmp_path / "index",
+            "--model",
+            "org/m3",
+            "--device",
+            "cpu",
+            env=env,
         )
     assert done.returncode == 0, done.stderr
     assert "org/m3" in done.stdout
@@ -169,7 +183,9 @@ def test_a_build_from_a_hub(repository, sample_shards, tmp_path):
 def test_a_worker_reads_a_model_again_only_where_the_file_system_says_that_it_changed(
     checkpoint, tmp_path, monkeypatch
 ):
-    """Same size and time of modification, other bytes: noticed. Copied or touched, the same bytes: taken."""
+    """Same size and time of modification, other bytes: noticed. Copied or touched, the same bytes:
+    taken.
+    """
     path, copied = tmp_path / "model", tmp_path / "copied"
     shutil.copytree(checkpoint, path)
     shutil.copytree(checkpoint, copied)
@@ -179,7 +195,10 @@ def test_a_worker_reads_a_model_again_only_where_the_file_system_says_that_it_ch
     assert local_model(settings) == str(copied)
     settings.model_path = str(path)
     with monkeypatch.context() as patch:
-        patch.setattr("danbooru_index.pipeline.worker_model.model_id", lambda folder: pytest.fail("read again"))
+        patch.setattr(
+            "danbooru_index.pipeline.worker_model.model_id",
+            lambda folder: pytest.fail("read again"),
+        )
         assert local_model(settings) == str(path)
     head = path / "sparse_linear.pt"
     before = head.stat()

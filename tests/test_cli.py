@@ -1,4 +1,6 @@
-"""The command as a user meets it: help at once, one line for every mistake, the exit codes, clean JSON."""
+"""The command as a user meets it: help at once, one line for every mistake, the exit codes, clean
+JSON.
+"""
 
 import json
 import os
@@ -28,7 +30,9 @@ try:
 finally:
     print(sorted({name.partition(".")[0] for name in sys.modules} & {"numpy", "torch", "ray", "lance", "pyarrow", "tqdm"}))
 """
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert answer.returncode == 0
     assert answer.stdout.splitlines()[-1] == "[]"
     for verb in VERBS:
@@ -52,8 +56,14 @@ def test_every_verb_shows_an_example(verb, capfd):
         (["dance"], "invalid choice: 'dance'"),
         (["build"], "required"),
         (["build", "s", "--index", "i", "--device", "tpu"], "choose one of auto, cpu, cuda"),
-        (["build", "s", "--index", "i", "--precision", "fp8"], "choose one of auto, fp32, bf16, fp16"),
-        (["build", "s", "--index", "i", "--device", "cpu", "--precision", "fp16"], "8 times slower"),
+        (
+            ["build", "s", "--index", "i", "--precision", "fp8"],
+            "choose one of auto, fp32, bf16, fp16",
+        ),
+        (
+            ["build", "s", "--index", "i", "--device", "cpu", "--precision", "fp16"],
+            "8 times slower",
+        ),
         (["build", "s", "--index", "i", "--max-length", "9000"], "between 8 and 8192"),
         (["build", "s", "--index", "i", "--num-gpus", "0"], "at least 1"),
         (["build", "s", "--index", "i", "--num-gpus", "1", "--device", "cpu"], "contradict"),
@@ -88,26 +98,34 @@ def test_bad_inputs_of_build_get_one_line_each(tmp_path, checkpoint, sample_shar
     (tmp_path / "my dump.csv").write_text("1girl,0,1,\n")
     line = one_line(build(tmp_path / "my dump.csv", index, checkpoint), 1)
     assert (
-        f"a tag dump, not Parquet shards; run danbooru-index prepare '{tmp_path}/my dump.csv' --out data/shards" in line
+        f"a tag dump, not Parquet shards; run danbooru-index prepare '{tmp_path}/my dump.csv' --out"
+        " data/shards" in line
     )
     assert "then danbooru-index build data/shards" in line
     assert "a folder among the files" in one_line(build(tmp_path / "*", index, checkpoint), 1)
     (tmp_path / "wrong").mkdir()
     pq.write_table(pa.table({"id": ["1"], "name": ["x"]}), tmp_path / "wrong" / "a.parquet")
-    assert "no column text; it has id, name" in one_line(build(tmp_path / "wrong", index, checkpoint), 1)
+    assert "no column text; it has id, name" in one_line(
+        build(tmp_path / "wrong", index, checkpoint), 1
+    )
     (tmp_path / "cut").mkdir()
     whole = next(sample_shards.glob("*.parquet")).read_bytes()
     (tmp_path / "cut" / "a.parquet").write_bytes(whole[: len(whole) // 2])
     assert "not a whole Parquet file" in one_line(build(tmp_path / "cut", index, checkpoint), 1)
     (tmp_path / "none").mkdir()
     pq.write_table(
-        pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}), tmp_path / "none" / "a.parquet"
+        pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}),
+        tmp_path / "none" / "a.parquet",
     )
     assert "hold no row" in one_line(build(tmp_path / "none", index, checkpoint), 1)
     (tmp_path / "file").write_text("x")
-    assert "is a file; an index is a folder" in one_line(build(sample_shards, tmp_path / "file", checkpoint), 2)
+    assert "is a file; an index is a folder" in one_line(
+        build(sample_shards, tmp_path / "file", checkpoint), 2
+    )
     (tmp_path / "file2").write_text("x")
-    assert "cannot be made" in one_line(build(sample_shards, tmp_path / "file2" / "index", checkpoint), 1)
+    assert "cannot be made" in one_line(
+        build(sample_shards, tmp_path / "file2" / "index", checkpoint), 1
+    )
 
 
 def test_a_model_without_heads_is_refused_before_ray_starts(tmp_path, checkpoint, sample_shards):
@@ -130,7 +148,9 @@ def test_full_and_read_only_disks(tmp_path, checkpoint, sample_shards):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+        capture_output=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip("tmpfs cannot be mounted here")
@@ -185,14 +205,18 @@ def test_rejects_exit_3_0_or_1(tmp_path):
     assert run_cli("prepare", path, "--out", tmp_path / "s").returncode == 3
     assert run_cli("prepare", path, "--out", tmp_path / "s", "--max-rejects", "1").returncode == 0
     assert run_cli("prepare", path, "--out", tmp_path / "s", "--max-rejects", "40%").returncode == 3
-    assert "nothing was written" in one_line(run_cli("prepare", path, "--out", tmp_path / "t", "--strict"), 1)
+    assert "nothing was written" in one_line(
+        run_cli("prepare", path, "--out", tmp_path / "t", "--strict"), 1
+    )
     assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_rebuild_search_roll_back_from_the_command_line(tmp_path, checkpoint, capfd):
-    """A nightly rebuild, twice, the second with one record more; queries from stdin; back to the first."""
+    """A nightly rebuild, twice, the second with one record more; queries from stdin; back to the
+    first.
+    """
     index = tmp_path / "index"
     dump = tmp_path / "dump.jsonl"
     lines = SAMPLE.read_text(encoding="utf-8").splitlines()[:100]
@@ -201,22 +225,37 @@ def test_rebuild_search_roll_back_from_the_command_line(tmp_path, checkpoint, ca
     first = run_cli("rebuild", dump, *options)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("\n") == 1
-    dump.write_text("\n".join([*lines, '{"id": "new", "text": "【食物】toast - 吐司"}', "broken"]), encoding="utf-8")
+    dump.write_text(
+        "\n".join([*lines, '{"id": "new", "text": "【食物】toast - 吐司"}', "broken"]),
+        encoding="utf-8",
+    )
     second = run_cli("rebuild", dump, *options)
     assert second.returncode == 3
     report = json.loads(second.stdout)
     assert (report["records"], report["rejected"]) == (101, {"unparsable_line": 1})
     assert "Traceback" not in first.stderr + second.stderr
     found = run_cli(
-        "search", index, "-", "--json", "--limit", "3", "--device", "cpu", stdin="【食物】toast - 吐司\n\n猫耳\n"
+        "search",
+        index,
+        "-",
+        "--json",
+        "--limit",
+        "3",
+        "--device",
+        "cpu",
+        stdin="【食物】toast - 吐司\n\n猫耳\n",
     )
     answers = [json.loads(line) for line in found.stdout.splitlines()]
     assert [answer["query"] for answer in answers] == ["【食物】toast - 吐司", "猫耳"]
-    assert {(answer["model"], answer["model_id"]) for answer in answers} == {(str(checkpoint), model_id(checkpoint))}
+    assert {(answer["model"], answer["model_id"]) for answer in answers} == {
+        (str(checkpoint), model_id(checkpoint))
+    }
     shown = run_here(capfd, "search", index, "猫耳", "--limit", "1", "--device", "cpu")
     assert shown.startswith(f"{index}, by {checkpoint} (id {model_id(checkpoint)[:12]})\n猫耳\n")
     assert "new" in [hit["id"] for hit in answers[0]["hits"]]
-    assert {"rank", "score", "dense", "sparse", "colbert", "tag", "text"} <= answers[0]["hits"][0].keys()
+    assert {"rank", "score", "dense", "sparse", "colbert", "tag", "text"} <= answers[0]["hits"][
+        0
+    ].keys()
     run_here(capfd, "verify", index)
     back = run_here(capfd, "rollback", index, "--json")
     assert json.loads(back)["generation"] == json.loads(first.stdout)["generation"]

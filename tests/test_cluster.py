@@ -1,4 +1,6 @@
-"""The other two ways to run: against `ray start --head`, and by `ray job submit` to its job server; with a token."""
+"""The other two ways to run: against `ray start --head`, and by `ray job submit` to its job server;
+with a token.
+"""
 
 import json
 import os
@@ -67,7 +69,9 @@ def head():
     with open(base / "head.log", "w") as log, running(command, env=env, stdout=log) as process:
         url = f"http://127.0.0.1:{dashboard}"
         wait_for(
-            lambda: process.poll() is not None or answers(f"{url}/api/jobs/", env["RAY_AUTH_TOKEN"]),
+            lambda: (
+                process.poll() is not None or answers(f"{url}/api/jobs/", env["RAY_AUTH_TOKEN"])
+            ),
             timeout=90,
             every=0.3,
         )
@@ -87,11 +91,31 @@ def answers(url, token):
 
 def test_a_build_against_a_head_node_leaves_metrics(head, sample_shards, checkpoint, tmp_path):
     index = tmp_path / "index"
-    options = ["--index", index, "--model", checkpoint, "--device", "cpu", "--address", head.address, "--json"]
+    options = [
+        "--index",
+        index,
+        "--model",
+        checkpoint,
+        "--device",
+        "cpu",
+        "--address",
+        head.address,
+        "--json",
+    ]
     with running(
-        [sys.executable, "-m", "danbooru_index.cli", "build", str(sample_shards), *map(str, options)], env=head.env
+        [
+            sys.executable,
+            "-m",
+            "danbooru_index.cli",
+            "build",
+            str(sample_shards),
+            *map(str, options),
+        ],
+        env=head.env,
     ) as job:
-        metrics = wait_for(lambda: find_metric(head, "danbooru_index_records") or job.poll() is not None, every=0.5)
+        metrics = wait_for(
+            lambda: find_metric(head, "danbooru_index_records") or job.poll() is not None, every=0.5
+        )
         out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
     report = json.loads(out)
@@ -105,7 +129,9 @@ def test_a_build_against_a_head_node_leaves_metrics(head, sample_shards, checkpo
 def find_metric(head, name):
     text = (answers(head.metrics, head.env["RAY_AUTH_TOKEN"]) or b"").decode()
     values = [
-        float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(f"ray_{name}") and "{" in line
+        float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith(f"ray_{name}") and "{" in line
     ]
     return sum(values)
 
@@ -123,11 +149,17 @@ def submit(head, *arguments, folder=ROOT):
         "python",
         *map(str, arguments),
     ]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | head.env, timeout=240, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | head.env, timeout=240, check=False
+    )
 
 
-def test_a_submitted_job_builds_logs_and_ends_with_its_exit_code(head, sample_shards, checkpoint, tmp_path):
-    """From a clone with 600 MB in `my-index/`, which a job server would refuse (413): the code alone is uploaded."""
+def test_a_submitted_job_builds_logs_and_ends_with_its_exit_code(
+    head, sample_shards, checkpoint, tmp_path
+):
+    """From a clone with 600 MB in `my-index/`, which a job server would refuse (413): the code
+    alone is uploaded.
+    """
     clone = tmp_path / "clone"
     for part in ("danbooru_index", "jobs"):
         shutil.copytree(ROOT / part, clone / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -137,7 +169,16 @@ def test_a_submitted_job_builds_logs_and_ends_with_its_exit_code(head, sample_sh
     with (clone / "my-index" / "big").open("wb") as file:
         file.truncate(600 << 20)
     index = tmp_path / "index"
-    words = ["jobs/build.py", sample_shards, "--index", index, "--model", checkpoint, "--device", "cpu"]
+    words = [
+        "jobs/build.py",
+        sample_shards,
+        "--index",
+        index,
+        "--model",
+        checkpoint,
+        "--device",
+        "cpu",
+    ]
     done = submit(head, *words, folder=clone)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "468 in each of the three tables" in done.stdout
@@ -146,8 +187,18 @@ def test_a_submitted_job_builds_logs_and_ends_with_its_exit_code(head, sample_sh
     assert head.env["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
 
 
-def test_a_job_that_fails_says_why_in_one_line_and_its_exit_code_follows(head, sample_shards, tmp_path):
-    failed = submit(head, "jobs/build.py", sample_shards, "--index", tmp_path / "i", "--model", tmp_path / "gone")
+def test_a_job_that_fails_says_why_in_one_line_and_its_exit_code_follows(
+    head, sample_shards, tmp_path
+):
+    failed = submit(
+        head,
+        "jobs/build.py",
+        sample_shards,
+        "--index",
+        tmp_path / "i",
+        "--model",
+        tmp_path / "gone",
+    )
     assert failed.returncode != 0
     assert "no such folder" in failed.stdout
     assert "Traceback" not in failed.stdout
@@ -157,22 +208,39 @@ def test_no_cluster_no_token_no_gpu(head, sample_shards, checkpoint, tmp_path):
     options = ["build", sample_shards, "--index", tmp_path / "i", "--model", checkpoint]
     refused = run_cli(*options, "--device", "cuda", "--address", head.address, env=head.env)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr.strip().splitlines()[-1] == "danbooru-index: this cluster has no GPU; pass --device cpu"
+    assert (
+        refused.stderr.strip().splitlines()[-1]
+        == "danbooru-index: this cluster has no GPU; pass --device cpu"
+    )
     without = {"RAY_AUTH_TOKEN": "", "HOME": str(tmp_path)}
-    stranger = run_cli(*options, "--device", "cpu", "--address", head.address, env=head.env | without)
+    stranger = run_cli(
+        *options, "--device", "cpu", "--address", head.address, env=head.env | without
+    )
     assert stranger.returncode == 1
     assert "RAY_AUTH" in stranger.stderr.strip().splitlines()[-1]
     assert "Traceback" not in stranger.stderr
     another = run_cli(
-        *options, "--device", "cpu", "--address", head.address, env=head.env | {"RAY_AUTH_TOKEN": "0" * 64}
+        *options,
+        "--device",
+        "cpu",
+        "--address",
+        head.address,
+        env=head.env | {"RAY_AUTH_TOKEN": "0" * 64},
     )
     assert another.returncode == 1
-    assert "asks for a token that this user has not shown" in another.stderr.strip().splitlines()[-1]
+    assert (
+        "asks for a token that this user has not shown" in another.stderr.strip().splitlines()[-1]
+    )
     port = head.dashboard.rpartition(":")[2]
     dashboard = run_cli(*options, "--device", "cpu", "--address", f"127.0.0.1:{port}", env=head.env)
     assert dashboard.returncode == 1
-    assert f"pass the control store's, {head.address}, or submit the job" in dashboard.stderr.strip().splitlines()[-1]
-    nobody = run_cli(*options, "--device", "cpu", "--address", f"127.0.0.1:{free_ports(1)[0]}", env=head.env)
+    assert (
+        f"pass the control store's, {head.address}, or submit the job"
+        in dashboard.stderr.strip().splitlines()[-1]
+    )
+    nobody = run_cli(
+        *options, "--device", "cpu", "--address", f"127.0.0.1:{free_ports(1)[0]}", env=head.env
+    )
     assert nobody.returncode == 1
     assert "check --address" in nobody.stderr.strip().splitlines()[-1]
     assert "Traceback" not in nobody.stderr
@@ -214,7 +282,9 @@ def in_a_new_process(*arguments, env):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_workers_of_a_private_ray_have_their_environment_from_the_start(bare):
-    """So that a build's actors can be processes that Ray has started already; the driver's own is as it was."""
+    """So that a build's actors can be processes that Ray has started already; the driver's own is
+    as it was.
+    """
     done = in_a_new_process("-c", INHERITED, env=bare | {"LANCE_LOG": "warn"})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [True, ["error", "2"], ["warn", None]]
@@ -239,9 +309,14 @@ def test_a_build_with_nothing_set_at_all(bare, sample_shards, tmp_path):
 
 @pytest.mark.slow
 def test_ray_imported_before_it_has_a_token_is_said_at_once(bare, sample_shards, tmp_path):
-    script = IMPORTED_FIRST.replace("SHARDS", str(sample_shards)).replace("INDEX", str(tmp_path / "index"))
+    script = IMPORTED_FIRST.replace("SHARDS", str(sample_shards)).replace(
+        "INDEX", str(tmp_path / "index")
+    )
     done = in_a_new_process("-c", script, env=bare | {"PATH": "/nonexistent"})
-    assert "ClusterError: ray was imported before danbooru_index could give a Ray of its own a token" in done.stderr
+    assert (
+        "ClusterError: ray was imported before danbooru_index could give a Ray of its own a token"
+        in done.stderr
+    )
     assert not list((tmp_path / "index").glob("generations/*"))
 
 
@@ -259,7 +334,12 @@ def test_ray_imported_before_it_has_a_token_is_said_at_once(bare, sample_shards,
 )
 def test_what_a_job_asks_of_a_cluster_with_gpus_fits(nodes, encoders, num_cpus, tokenizers, calls):
     plan = _plan_gpus(nodes, encoders, None, (3, 10))
-    assert (plan.num_cpus, plan.tokenizers, plan.max_encoders, plan.num_gpus) == (num_cpus, tokenizers, None, 1)
+    assert (plan.num_cpus, plan.tokenizers, plan.max_encoders, plan.num_gpus) == (
+        num_cpus,
+        tokenizers,
+        None,
+        1,
+    )
     assert plan.calls == calls
     asked = encoders * plan.num_cpus + plan.tokenizers * TOKENIZER_CPUS
     assert asked <= sum(node["CPU"] for node in nodes) or not nodes[0]["CPU"]
@@ -268,7 +348,9 @@ def test_what_a_job_asks_of_a_cluster_with_gpus_fits(nodes, encoders, num_cpus, 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_garbage_that_holds_references_of_ray_does_not_end_the_process_while_ray_ends():
-    """Another thread makes rings around references meanwhile; without `uncollected` such processes ended with 1."""
+    """Another thread makes rings around references meanwhile; without `uncollected` such processes
+    ended with 1.
+    """
     script = """
 import gc, threading, time
 from danbooru_index.cluster.session import ray_session

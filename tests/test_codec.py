@@ -1,4 +1,6 @@
-"""Projected ColBERT vectors: the fit, the measure of what it costs, and builds that store and search them."""
+"""Projected ColBERT vectors: the fit, the measure of what it costs, and builds that store and
+search them.
+"""
 
 import json
 from dataclasses import asdict
@@ -55,7 +57,9 @@ def test_agreement_is_one_for_equal_rankings_and_near_chance_for_others():
     assert overlap < 0.05
     assert abs(spearman) < 0.1
     tied = np.zeros((1, 30))
-    assert agreement(tied, chance.normal(size=tied.shape))[0] == 1.0, "all tie: any ten are the top ten"
+    assert agreement(tied, chance.normal(size=tied.shape))[0] == 1.0, (
+        "all tie: any ten are the top ten"
+    )
 
 
 def test_a_damaged_projection_is_refused(tmp_path):
@@ -72,7 +76,8 @@ def test_a_damaged_projection_is_refused(tmp_path):
     with pytest.raises(StorageError, match="not the ColBERT projection"):
         load_codec(LocalStorage(tmp_path), codec.name)
     whole = codec.to_bytes()
-    for bit in range(8 * 128):  # of the header, which is Python's own syntax: some flips gave a TokenError
+    for bit in range(8 * 128):
+        # of the header, which is Python's own syntax: some flips gave a TokenError
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
@@ -96,7 +101,9 @@ def test_the_encoder_projects_as_numpy_does_and_scores_as_search_does(checkpoint
     full = Encoder(str(checkpoint))
     encoding = full.encode(batch)
     moment = full.second_moment(batch)
-    distinct = full.encode(Tokenizer(str(checkpoint), 512)(sorted(set(texts)))).colbert.astype(np.float64)
+    distinct = full.encode(Tokenizer(str(checkpoint), 512)(sorted(set(texts)))).colbert.astype(
+        np.float64
+    )
     assert np.allclose(moment, distinct.T @ distinct, atol=1e-2)
     codec, _ = fit(moment, 16)
     projected = Encoder(str(checkpoint), projection=codec.matrix).encode(batch)
@@ -105,16 +112,25 @@ def test_the_encoder_projects_as_numpy_does_and_scores_as_search_does(checkpoint
     assert np.array_equal(projected.dense, encoding.dense)
     in_numpy = codec.project(encoding.matrices)
     assert np.allclose(in_numpy.vectors, projected.colbert, atol=1e-5)
-    assert np.allclose(max_sim(in_numpy, in_numpy), max_sim(projected.matrices, projected.matrices), atol=1e-4)
+    assert np.allclose(
+        max_sim(in_numpy, in_numpy), max_sim(projected.matrices, projected.matrices), atol=1e-4
+    )
 
 
 def config(shards, index, checkpoint, **options):
-    options = {"device": Device.CPU, "precision": Precision.FP32, "colbert_dim": 32, "min_fidelity": 0.3} | options
+    options = {
+        "device": Device.CPU,
+        "precision": Precision.FP32,
+        "colbert_dim": 32,
+        "min_fidelity": 0.3,
+    } | options
     return BuildConfig(str(shards), str(index), model=str(checkpoint), **options)
 
 
 @pytest.mark.ray
-def test_a_projected_build_resumes_with_its_projection_and_answers(ray_session, sample_shards, checkpoint, tmp_path):
+def test_a_projected_build_resumes_with_its_projection_and_answers(
+    ray_session, sample_shards, checkpoint, tmp_path
+):
     index = tmp_path / "index"
     stop = Failpoint("build.encoded", action="error")
     with pytest.raises(StorageError):
@@ -135,7 +151,9 @@ def test_a_projected_build_resumes_with_its_projection_and_answers(ray_session, 
         hits = tags.search("school uniform", mode="colbert", limit=400, nsfw=True)
         reference = Encoder(str(checkpoint), projection=begun.load_codec().matrix)
         query = reference.encode(Tokenizer(str(checkpoint), 512)(["school uniform"])).colbert_row(0)
-        vectors = [np.array(matrix, np.float32).reshape(-1, 32) for matrix in table["vectors"].to_pylist()]
+        vectors = [
+            np.array(matrix, np.float32).reshape(-1, 32) for matrix in table["vectors"].to_pylist()
+        ]
         scores = max_sim(as_matrices([query]), as_matrices(vectors))[0]
         by_id = dict(zip(table["id"].to_pylist(), scores, strict=True))
         assert all(abs(hit.score - by_id[hit.id]) < 1e-3 for hit in hits)
@@ -149,9 +167,13 @@ def test_a_projected_build_resumes_with_its_projection_and_answers(ray_session, 
 
 
 @pytest.mark.ray
-def test_a_projection_that_costs_too_much_is_refused_and_says_so(ray_session, sample_shards, checkpoint, tmp_path):
+def test_a_projection_that_costs_too_much_is_refused_and_says_so(
+    ray_session, sample_shards, checkpoint, tmp_path
+):
     with pytest.raises(BuildFailedError, match=r"below --min-fidelity 0\.99, nothing was built"):
-        build(config(sample_shards, tmp_path / "index", checkpoint, colbert_dim=8, min_fidelity=0.99))
+        build(
+            config(sample_shards, tmp_path / "index", checkpoint, colbert_dim=8, min_fidelity=0.99)
+        )
     assert IndexRoot(tmp_path / "index").generations() == []
     with pytest.raises(UsageError, match="--colbert-dim 65"):
         build(config(sample_shards, tmp_path / "index", checkpoint, colbert_dim=65))

@@ -1,4 +1,6 @@
-"""Compaction: many small fragments made few, the rows to the bit as they were, at whatever moment a process dies."""
+"""Compaction: many small fragments made few, the rows to the bit as they were, at whatever moment a
+process dies.
+"""
 
 import json
 import signal
@@ -30,12 +32,18 @@ VAULT = Path(__file__).parent / "vault.py"
 
 def fragments(index):
     path = IndexRoot(index).current().path.local_path()
-    return {name: len(lance.dataset(f"{path}/{name}.lance").get_fragments()) for name in ("dense", "sparse", "colbert")}
+    return {
+        name: len(lance.dataset(f"{path}/{name}.lance").get_fragments())
+        for name in ("dense", "sparse", "colbert")
+    }
 
 
 def files(index, table):
     return sorted(
-        path.name for path in (IndexRoot(index).current().path.local_path() / f"{table}.lance" / "data").glob("*")
+        path.name
+        for path in (IndexRoot(index).current().path.local_path() / f"{table}.lance" / "data").glob(
+            "*"
+        )
     )
 
 
@@ -52,7 +60,9 @@ def test_a_build_compacts_says_so_and_what_would_be_faster(
     tmp_path, sample_shards, checkpoint, ray_session, monkeypatch
 ):
     monkeypatch.setattr(compaction, "FRAGMENTS", 4)
-    config = BuildConfig(str(sample_shards), str(tmp_path / "index"), model=str(checkpoint), device=Device.CPU)
+    config = BuildConfig(
+        str(sample_shards), str(tmp_path / "index"), model=str(checkpoint), device=Device.CPU
+    )
     report = build_index(config)
     assert fragments(tmp_path / "index") == {"dense": 1, "sparse": 1, "colbert": 8}
     assert report.seconds.compact > 0
@@ -74,7 +84,16 @@ def compacted(tmp_path, monkeypatch):
 
 
 def vault(index, *options):
-    command = [sys.executable, VAULT, index, "--shards", str(len(NAMES)), "--fragments", "4", *options]
+    command = [
+        sys.executable,
+        VAULT,
+        index,
+        "--shards",
+        str(len(NAMES)),
+        "--fragments",
+        "4",
+        *options,
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -82,12 +101,15 @@ def test_small_fragments_become_one_and_hold_the_same(plain, compacted):
     assert fragments(plain) == {"dense": 6, "sparse": 6, "colbert": 12}
     assert fragments(compacted) == {"dense": 1, "sparse": 1, "colbert": 12}
     assert compare(compacted, contents(plain)) == []
-    assert len(files(compacted, "dense")) == len(files(compacted, "sparse")) == 1, "the shards' own files are gone"
+    assert len(files(compacted, "dense")) == len(files(compacted, "sparse")) == 1, (
+        "the shards' own files are gone"
+    )
     assert len(files(compacted, "colbert")) == 12
     query = EncodedQuery(np.random.default_rng(1).normal(size=DIM), {}, np.zeros((0, DIM)))
     readers = [GenerationReader(IndexRoot(index).current()) for index in (compacted, plain)]
     (rows, scores), (other, expected) = (
-        DenseRetriever(reader).candidates(query, 50, allowed(reader, Filter(nsfw=True))) for reader in readers
+        DenseRetriever(reader).candidates(query, 50, allowed(reader, Filter(nsfw=True)))
+        for reader in readers
     )
     assert rows.tolist() == other.tolist(), "rows are numbered as before"
     assert np.allclose(scores, expected, atol=1e-6)
@@ -119,7 +141,9 @@ def test_one_flipped_bit_in_a_compacted_file_is_found(compacted):
 def test_content_is_compared_shard_by_shard(compacted):
     generation = IndexRoot(compacted).current()
     parts = generation.manifest.compacted
-    found = read_records(generation.path, NAMES, generation.manifest.fingerprint_digest, sealed=True, compacted=parts)
+    found = read_records(
+        generation.path, NAMES, generation.manifest.fingerprint_digest, sealed=True, compacted=parts
+    )
     records = [found[name] for name in NAMES]
     spec = generation.manifest.specs[0]
     version = generation.manifest.seal.versions["dense"]
@@ -128,12 +152,19 @@ def test_content_is_compared_shard_by_shard(compacted):
     problems = verify_compacted(generation, spec, version, parts["dense"], records)
     assert len(problems) == 2
     assert "differs from its digest" in problems[0]
-    assert verify_compacted(generation, spec, version, parts["dense"], records[3:])[0].startswith("dense: 120 rows")
+    assert verify_compacted(generation, spec, version, parts["dense"], records[3:])[0].startswith(
+        "dense: 120 rows"
+    )
 
 
 def test_a_lost_compacted_file_makes_the_next_build_anew(plain, compacted):
     first = IndexRoot(compacted).current().id
-    path = IndexRoot(compacted).current().path.local_path() / "dense.lance" / "data" / files(compacted, "dense")[0]
+    path = (
+        IndexRoot(compacted).current().path.local_path()
+        / "dense.lance"
+        / "data"
+        / files(compacted, "dense")[0]
+    )
     path.unlink()
     assert verify(str(compacted)).problems
     assert build(compacted, NAMES) != first
@@ -141,7 +172,14 @@ def test_a_lost_compacted_file_makes_the_next_build_anew(plain, compacted):
 
 
 @pytest.mark.parametrize(
-    "point", ["compact.unsynced", "build.compacted", "build.indexed", "build.before_publish", "build.after_publish"]
+    "point",
+    [
+        "compact.unsynced",
+        "build.compacted",
+        "build.indexed",
+        "build.before_publish",
+        "build.after_publish",
+    ],
 )
 def test_killed_there_the_next_run_ends_the_same(plain, point, tmp_path):
     index, token = tmp_path / "index", tmp_path / "token"
@@ -150,7 +188,9 @@ def test_killed_there_the_next_run_ends_the_same(plain, point, tmp_path):
     assert vault(index).returncode == 0
     assert fragments(index) == {"dense": 1, "sparse": 1, "colbert": 12}
     assert compare(index, contents(plain)) == []
-    assert len(files(index, "dense")) == 1, "nothing of the shards, or of the killed attempt, is left"
+    assert len(files(index, "dense")) == 1, (
+        "nothing of the shards, or of the killed attempt, is left"
+    )
     assert len(IndexRoot(index).generations()) == 1
 
 

@@ -1,4 +1,6 @@
-"""The documentation, tested as code: every command parses, and the walk-through runs as it stands."""
+"""The documentation, tested as code: every command parses, and the walk-through runs as it
+stands.
+"""
 
 import os
 import re
@@ -38,7 +40,12 @@ def test_every_command_of_the_readme_parses(name):
         for place, word in enumerate(words):
             if word.endswith("danbooru-index"):
                 arguments = words[place + 1 :]
-            elif word in ("jobs/build.py", "jobs/rebuild.py", "jobs/benchmark.py", "jobs/finetune.py"):
+            elif word in (
+                "jobs/build.py",
+                "jobs/rebuild.py",
+                "jobs/benchmark.py",
+                "jobs/finetune.py",
+            ):
                 arguments = [Path(word).stem, *words[place + 1 :]]
             else:
                 continue
@@ -84,11 +91,15 @@ def test_what_the_readme_names_exists(name):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_walk_through_runs_as_it_stands(tmp_path):
-    """In a copy of the files it names, with this environment's commands first in the PATH, and nothing else set."""
+    """In a copy of the files it names, with this environment's commands first in the PATH, and
+    nothing else set.
+    """
     (tmp_path / "danbooru_index").mkdir()
     shutil.copy(ROOT / "danbooru_index" / "sample_tags.jsonl", tmp_path / "danbooru_index")
     (block,) = blocks("README.md", "sh run")
-    env = bare_environment(tmp_path) | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env = bare_environment(tmp_path) | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    }
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],
         cwd=tmp_path,
@@ -105,6 +116,11 @@ def test_the_walk_through_runs_as_it_stands(tmp_path):
     assert "Traceback" not in done.stderr
     (python,) = blocks("README.md", "python")
     done = subprocess.run(
-        [sys.executable, "-P", "-c", python], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", python],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert len(done.stdout.splitlines()) == 5, done.stderr

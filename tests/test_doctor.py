@@ -16,7 +16,16 @@ from danbooru_index.pipeline.doctor import DoctorConfig, doctor
 @pytest.mark.slow
 def test_a_healthy_installation(checkpoint, tmp_path):
     done = run_cli(
-        "doctor", "--model", checkpoint, "--device", "cpu", "--records", "1000", "--path", tmp_path, "--json"
+        "doctor",
+        "--model",
+        checkpoint,
+        "--device",
+        "cpu",
+        "--records",
+        "1000",
+        "--path",
+        tmp_path,
+        "--json",
     )
     report = json.loads(done.stdout)
     assert done.returncode == 0, report
@@ -45,7 +54,9 @@ def test_a_checkpoint_without_a_head_and_a_full_disk(checkpoint, tmp_path, quick
     shutil.copytree(checkpoint, broken)
     (broken / "sparse_linear.pt").unlink()
     monkeypatch.setattr(doctor_module, "free_bytes", lambda _path: 5 * 10**9)
-    report = doctor(DoctorConfig(model=str(broken), records=1_386_373, path=str(tmp_path / "not" / "yet")))
+    report = doctor(
+        DoctorConfig(model=str(broken), records=1_386_373, path=str(tmp_path / "not" / "yet"))
+    )
     said = advice(report)
     assert not report.healthy
     assert said.keys() == {"model", "disk"}
@@ -54,9 +65,13 @@ def test_a_checkpoint_without_a_head_and_a_full_disk(checkpoint, tmp_path, quick
     assert report.to_text().count("-> ") == 2
 
 
-def test_colbert_at_128_is_the_advice_where_only_that_fits(checkpoint, tmp_path, quick, monkeypatch):
+def test_colbert_at_128_is_the_advice_where_only_that_fits(
+    checkpoint, tmp_path, quick, monkeypatch
+):
 
-    between = (index_bytes(1_386_373, 1024, 128, 12.7) + index_bytes(1_386_373, 1024, 1024, 12.7)) // 2
+    between = (
+        index_bytes(1_386_373, 1024, 128, 12.7) + index_bytes(1_386_373, 1024, 1024, 12.7)
+    ) // 2
     monkeypatch.setattr(doctor_module, "free_bytes", lambda _path: between)
     report = doctor(DoctorConfig(model="/no/such", path=str(tmp_path)))
     assert "--colbert-dim 128" in advice(report)["disk"]

@@ -1,8 +1,9 @@
 """An index that an earlier version wrote opens, verifies, answers, goes back and is gone on with.
 
-`data/index_of_0_1` was written by commit c50aa71, before the modules moved into rooms: 72 records in 6 shards, a model of one
-layer; a generation in full width, kept; one projected to 8 values with compacted tables, published; an unfinished one, with 3
-shards done and what three failed shards left.
+`data/index_of_0_1` was written by commit c50aa71, before the modules moved into rooms: 72 records
+in 6 shards, a model of one layer; a generation in full width, kept; one projected to 8 values with
+compacted tables, published; an unfinished one, with 3 shards done and what three failed shards
+left.
 """
 
 import json
@@ -60,7 +61,9 @@ def test_it_answers_as_it_did(earlier):
         for asked, answers in expected.items():
             mode, _, query = asked.partition(" ")
             hits = index.search(query, mode=mode, limit=5, nsfw=True)
-            assert [hit.score for hit in hits] == pytest.approx([score for _, score in answers], abs=1e-4)
+            assert [hit.score for hit in hits] == pytest.approx(
+                [score for _, score in answers], abs=1e-4
+            )
             assert hits[0].tag == answers[0][0]
 
 
@@ -74,7 +77,9 @@ def test_it_goes_back_to_the_generation_in_full_width(earlier):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_its_unfinished_generation_is_gone_on_with(ray_session, earlier):
-    config = BuildConfig("shards", "index", model="model", device=Device.CPU, precision=Precision.FP32, max_length=48)
+    config = BuildConfig(
+        "shards", "index", model="model", device=Device.CPU, precision=Precision.FP32, max_length=48
+    )
     report = build(config)
     assert report.generation.startswith("g000003")
     assert (report.shards.skipped, report.shards.done, report.records) == (3, 3, 72)

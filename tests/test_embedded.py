@@ -1,4 +1,6 @@
-"""m3-mini: it loads as BGE-M3 does, fits in the package, and finds tags; the parts of its recipe do what they say."""
+"""m3-mini: it loads as BGE-M3 does, fits in the package, and finds tags; the parts of its recipe do
+what they say.
+"""
 
 import gzip
 import json
@@ -11,7 +13,12 @@ from processes import one_line, run_cli
 
 from danbooru_index.errors import InputError, UsageError
 from danbooru_index.ingest.fields import parse_line
-from danbooru_index.model.checkpoint import BUNDLED_FOLDER, BUNDLED_MODEL, longest_text, resolve_model
+from danbooru_index.model.checkpoint import (
+    BUNDLED_FOLDER,
+    BUNDLED_MODEL,
+    longest_text,
+    resolve_model,
+)
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.training import m3_mini, mini_vectors
@@ -28,7 +35,13 @@ WORDS = 64 - mini_vectors.RESERVED
 def test_it_is_small_and_whole():
     sizes = {path.name: path.stat().st_size for path in BUNDLED_FOLDER.iterdir()}
     assert sum(sizes.values()) <= LARGEST
-    assert {"model.safetensors", "sparse_linear.pt", "colbert_linear.pt", "tokenizer.json", "README.md"} <= sizes.keys()
+    assert {
+        "model.safetensors",
+        "sparse_linear.pt",
+        "colbert_linear.pt",
+        "tokenizer.json",
+        "README.md",
+    } <= sizes.keys()
     assert longest_text(resolve_model(BUNDLED_MODEL)) == 512
 
 
@@ -49,14 +62,23 @@ def test_flagembedding_loads_it_as_it_is(sample):
 
 @pytest.mark.slow
 def test_it_finds_tags_by_names_it_was_never_told():
-    """The development queries among their own answers and every 20th other record: far above what shares words."""
+    """The development queries among their own answers and every 20th other record: far above what
+    shares words.
+    """
     if not SHARED.exists():
         pytest.skip("shared/ is not here")
-    queries = [json.loads(line) for line in (SHARED / "data" / "queries_dev.jsonl").read_text("utf-8").splitlines()]
+    queries = [
+        json.loads(line)
+        for line in (SHARED / "data" / "queries_dev.jsonl").read_text("utf-8").splitlines()
+    ]
     wanted = {tag for query in queries for tag in query["relevant"]}
     with gzip.open(SHARED / "data" / "danbooru_tags.jsonl.gz", "rt", encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines]
-    records = [record for number, record in enumerate(records) if number % 20 == 0 or record["tag"] in wanted]
+    records = [
+        record
+        for number, record in enumerate(records)
+        if number % 20 == 0 or record["tag"] in wanted
+    ]
     encoder, tokenizer = Encoder(str(BUNDLED_FOLDER)), Tokenizer(str(BUNDLED_FOLDER), 512)
     texts = encoder.encode(tokenizer([record["text"] for record in records])).dense
     asked = encoder.encode(tokenizer([query["query"] for query in queries])).dense
@@ -79,7 +101,9 @@ def base(tmp_path_factory, sample):
     train_tokenizer(records, ["水手服", "sailor"], folder, recipe.vocabulary)
     torch.manual_seed(0)
     drawn = torch.randn(load_mini_tokenizer(folder).get_vocab_size(), WORDS)
-    words = torch.nn.functional.pad(torch.nn.functional.layer_norm(drawn, (WORDS,)), (0, mini_vectors.RESERVED))
+    words = torch.nn.functional.pad(
+        torch.nn.functional.layer_norm(drawn, (WORDS,)), (0, mini_vectors.RESERVED)
+    )
     texts = [record.text for record in records]
     rows = token_rows(folder, texts)
     vectors = with_rarity(with_prior(folder, words.clone(), records, rows, recipe), rows, recipe)
@@ -105,7 +129,9 @@ def test_popular_categories_stand_before_others_all_else_equal(base):
         posts.setdefault(record.category, []).append(np.log1p(record.post_count or 0))
     order = sorted(posts, key=lambda name: np.mean(posts[name]))
     tokenizer = Tokenizer(str(folder), 512)
-    encoding = Encoder(str(folder)).encode(tokenizer(["hair", f"【{order[0]}】hair", f"【{order[-1]}】hair"]))
+    encoding = Encoder(str(folder)).encode(
+        tokenizer(["hair", f"【{order[0]}】hair", f"【{order[-1]}】hair"])
+    )
     rare, popular = encoding.dense[1:] @ encoding.dense[0]
     assert popular > rare + 0.05
 
@@ -136,7 +162,15 @@ def test_a_hub_that_cannot_be_reached_names_the_ways_out(sample_shards, tmp_path
     env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
     line = one_line(
         run_cli(
-            "build", sample_shards, "--index", tmp_path / "i", "--model", "BAAI/bge-m3", "--device", "cpu", env=env
+            "build",
+            sample_shards,
+            "--index",
+            tmp_path / "i",
+            "--model",
+            "BAAI/bge-m3",
+            "--device",
+            "cpu",
+            env=env,
         ),
         1,
     )

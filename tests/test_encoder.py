@@ -1,4 +1,6 @@
-"""The encoder against `BGEM3FlagModel.encode` in one run: the same numbers, for every kind of text, in any order."""
+"""The encoder against `BGEM3FlagModel.encode` in one run: the same numbers, for every kind of text,
+in any order.
+"""
 
 import itertools
 import json
@@ -50,7 +52,13 @@ def flag_embedding(path, texts, max_length=512):
     from FlagEmbedding import BGEM3FlagModel
 
     model = BGEM3FlagModel(str(path), use_fp16=False, devices="cpu")
-    return model.encode(texts, return_dense=True, return_sparse=True, return_colbert_vecs=True, max_length=max_length)
+    return model.encode(
+        texts,
+        return_dense=True,
+        return_sparse=True,
+        return_colbert_vecs=True,
+        max_length=max_length,
+    )
 
 
 def assert_parity(expected, encoding, tolerance=1e-5):
@@ -60,7 +68,9 @@ def assert_parity(expected, encoding, tolerance=1e-5):
         matrix = encoding.colbert_row(row)
         assert matrix.shape == expected["colbert_vecs"][row].shape
         assert np.abs(matrix - expected["colbert_vecs"][row]).max() <= tolerance
-        weights = {int(token): float(weight) for token, weight in expected["lexical_weights"][row].items()}
+        weights = {
+            int(token): float(weight) for token, weight in expected["lexical_weights"][row].items()
+        }
         ours = encoding.sparse_row(row)
         assert ours.keys() == weights.keys()
         assert list(ours) == sorted(ours)
@@ -93,7 +103,9 @@ def test_fp32_equals_flag_embedding(checkpoint, texts):
     ],
 )
 def test_the_tokenizer_is_the_one_that_auto_tokenizer_makes(checkpoint, tmp_path, settings, texts):
-    """To the byte of its serialised form, whatever class the checkpoint names; `AutoTokenizer` is what FlagEmbedding calls."""
+    """To the byte of its serialised form, whatever class the checkpoint names; `AutoTokenizer` is
+    what FlagEmbedding calls.
+    """
     from transformers import AutoTokenizer
 
     path = tmp_path / "checkpoint"
@@ -103,7 +115,12 @@ def test_the_tokenizer_is_the_one_that_auto_tokenizer_makes(checkpoint, tmp_path
     ours, theirs = Tokenizer(str(path), 512), AutoTokenizer.from_pretrained(path)
     expected = theirs(texts, truncation=True, max_length=512)["input_ids"]
     assert ours.backend.to_str() == theirs.backend_tokenizer.to_str()
-    special = {theirs.cls_token_id, theirs.eos_token_id, theirs.pad_token_id, theirs.unk_token_id} - {None}
+    special = {
+        theirs.cls_token_id,
+        theirs.eos_token_id,
+        theirs.pad_token_id,
+        theirs.unk_token_id,
+    } - {None}
     batch = ours(texts)
     assert set(batch.special) == special
     assert batch.truncated == 1
@@ -115,8 +132,9 @@ def test_a_tokeniser_needs_no_torch(checkpoint, model):
     """A second less, and 0.2 GB, in every tokenising process."""
     path = BUNDLED_FOLDER if model == "embedded" else checkpoint
     script = (
-        "import sys; import danbooru_index.pipeline.tokenize_stage; from danbooru_index.model.tokenizer import Tokenizer; "
-        f"assert Tokenizer({str(path)!r}, 512)(['cat ears']).tokens; assert 'torch' not in sys.modules"
+        "import sys; import danbooru_index.pipeline.tokenize_stage; from"
+        f" danbooru_index.model.tokenizer import Tokenizer; assert Tokenizer({str(path)!r},"
+        " 512)(['cat ears']).tokens; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -143,16 +161,24 @@ def test_parity_with_the_real_tokenizer_and_layer_width(tmp_path, sample):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("REAL_SHAPE" not in os.environ, reason="set REAL_SHAPE=1: 2.3 GB of weights, two minutes")
+@pytest.mark.skipif(
+    "REAL_SHAPE" not in os.environ, reason="set REAL_SHAPE=1: 2.3 GB of weights, two minutes"
+)
 def test_parity_at_the_true_shape_of_bge_m3(tmp_path, real_records):
-    """24 layers, 1024 wide, 250,002 entries; random weights, in the published form (`pytorch_model.bin`)."""
+    """24 layers, 1024 wide, 250,002 entries; random weights, in the published form
+    (`pytorch_model.bin`).
+    """
     tokenizer = SHARED / "xlmr_tokenizer" / "tokenizer.json"
-    path = make_checkpoint(tmp_path / "real", SHAPES["real"], tokenizer=tokenizer, safetensors=False)
+    path = make_checkpoint(
+        tmp_path / "real", SHAPES["real"], tokenizer=tokenizer, safetensors=False
+    )
     texts = [*MIXED[:-1], *(record["text"] for record in real_records[:60])]
     expected = flag_embedding(path, texts)
     batch = Tokenizer(str(path), 512)(texts)
     assert_parity(expected, Encoder(str(path)).encode(batch))
-    assert_cosine(Encoder(str(path), precision=Precision.BF16, half_output=True).encode(batch), expected)
+    assert_cosine(
+        Encoder(str(path), precision=Precision.BF16, half_output=True).encode(batch), expected
+    )
 
 
 def assert_cosine(encoding, expected, least=0.999):
@@ -169,7 +195,9 @@ def assert_cosine(encoding, expected, least=0.999):
 @pytest.mark.parametrize("alone", [True, False])
 def test_bf16_is_close_to_flag_embedding(checkpoint, texts, alone, monkeypatch):
     """By either attention of a CPU, whichever this one takes."""
-    monkeypatch.setattr("danbooru_index.model.packed_model.cpu_has_avx512_bf16_alone", lambda: alone)
+    monkeypatch.setattr(
+        "danbooru_index.model.packed_model.cpu_has_avx512_bf16_alone", lambda: alone
+    )
     encoding = Encoder(str(checkpoint), precision=Precision.BF16, half_output=True).encode(
         Tokenizer(str(checkpoint), 512)(texts)
     )
@@ -244,18 +272,27 @@ def test_out_of_memory_halves_the_budget_and_then_fails_by_name(checkpoint, toke
     encoding = encoder.encode(batch)
     assert len(encoding.dense) == 51
     assert encoder.tokens_per_batch == 64
-    monkeypatch.setattr(encoder._run, "to_host", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(
+        encoder._run, "to_host", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
+    )
     with pytest.raises(ModelError, match="out of memory on cpu even at 64 tokens"):
         encoder.encode(batch)
-    monkeypatch.setattr(encoder._run, "forward", lambda call: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(
+        encoder._run, "forward", lambda call: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
+    )
     with pytest.raises(ModelError, match="out of memory"):
         encoder.encode(batch)
 
 
 @pytest.mark.slow
 def test_streams_change_nothing_and_their_errors_arrive(checkpoint, tokenizer, texts, monkeypatch):
-    assert [Encoder(str(checkpoint), threads=n)._run.scheduler.streams for n in (1, 2, 5, 6, 8)] == [1, 2, 1, 3, 4]
-    alone, several = (Encoder(str(checkpoint), threads=n, tuning=EncoderTuning(tokens_per_batch=512)) for n in (1, 2))
+    assert [
+        Encoder(str(checkpoint), threads=n)._run.scheduler.streams for n in (1, 2, 5, 6, 8)
+    ] == [1, 2, 1, 3, 4]
+    alone, several = (
+        Encoder(str(checkpoint), threads=n, tuning=EncoderTuning(tokens_per_batch=512))
+        for n in (1, 2)
+    )
     batch, told = tokenizer(texts), []
     expected, found = alone.encode(batch), several.encode(batch, told.append)
     assert len(told) >= 4
@@ -270,14 +307,21 @@ def test_streams_change_nothing_and_their_errors_arrive(checkpoint, tokenizer, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
-def test_a_batch_comes_out_the_same_to_the_bit_whatever_came_before(checkpoint, tokenizer, texts, precision):
-    """Large batches go through fused layers, small ones do not, whether these have been made or not."""
+def test_a_batch_comes_out_the_same_to_the_bit_whatever_came_before(
+    checkpoint, tokenizer, texts, precision
+):
+    """Large batches go through fused layers, small ones do not, whether these have been made or
+    not.
+    """
 
     full = EncoderTuning(tokens_per_batch=256, min_fill_ratio=0.9)
 
     def bits(encoder, batch):
         encoding = encoder.encode(batch)
-        return [getattr(encoding, name).tobytes() for name in ("dense", "colbert", "sparse_ids", "sparse_weights")]
+        return [
+            getattr(encoding, name).tobytes()
+            for name in ("dense", "colbert", "sparse_ids", "sparse_weights")
+        ]
 
     def fresh():
         return Encoder(str(checkpoint), Device.CPU, precision, threads=2, tuning=full)
@@ -291,17 +335,26 @@ def test_a_batch_comes_out_the_same_to_the_bit_whatever_came_before(checkpoint, 
     assert (bits(other, large), bits(other, small)) == expected[::-1]
     plain = encoder.tuned(EncoderTuning(tokens_per_batch=256, min_fill_ratio=NEVER_FILL))
     found, wanted = encoder.encode(large), plain.encode(large)
-    assert (1 - (found.dense * wanted.dense).sum(1)).max() < (1e-6 if precision is Precision.FP32 else 1e-3)
+    assert (1 - (found.dense * wanted.dense).sum(1)).max() < (
+        1e-6 if precision is Precision.FP32 else 1e-3
+    )
 
 
 @pytest.mark.slow
-def test_the_next_batch_begins_before_the_last_call_of_this_one_ends(checkpoint, tokenizer, texts, monkeypatch):
+def test_the_next_batch_begins_before_the_last_call_of_this_one_ends(
+    checkpoint, tokenizer, texts, monkeypatch
+):
     """No pause between batches; the time of both together is counted once."""
     encoder = Encoder(str(checkpoint), threads=2, tuning=EncoderTuning(tokens_per_batch=512))
     batches = [tokenizer(texts), tokenizer([f"{text} again" for text in texts])]
     expected = [encoder.encode(batch) for batch in batches]
     calls = len(encoder._run.calls(BatchPlan(batches[0], encoder._run.blocks)))
-    forward, begun, first, second = encoder._run.forward, itertools.count(1), threading.Event(), threading.Event()
+    forward, begun, first, second = (
+        encoder._run.forward,
+        itertools.count(1),
+        threading.Event(),
+        threading.Event(),
+    )
 
     def waits(call):
         number = next(begun)
@@ -327,7 +380,9 @@ def test_the_next_batch_begins_before_the_last_call_of_this_one_ends(checkpoint,
 
 
 @pytest.mark.slow
-def test_results_that_find_no_memory_on_the_way_back_take_the_plain_one(checkpoint, tokenizer, texts, monkeypatch):
+def test_results_that_find_no_memory_on_the_way_back_take_the_plain_one(
+    checkpoint, tokenizer, texts, monkeypatch
+):
     """Pinned memory, or the device's, may be gone when all is encoded: that is not lost."""
     encoder = Encoder(str(checkpoint))
     batch = tokenizer(texts)
@@ -339,7 +394,14 @@ def test_results_that_find_no_memory_on_the_way_back_take_the_plain_one(checkpoi
     monkeypatch.setattr(encoder._run, "_copies", "the stream of a GPU")
     monkeypatch.setattr(encoder._run, "to_host", full)
     found = encoder.encode(batch)
-    for name in ("dense", "sparse_ids", "sparse_weights", "sparse_lengths", "colbert", "colbert_lengths"):
+    for name in (
+        "dense",
+        "sparse_ids",
+        "sparse_weights",
+        "sparse_lengths",
+        "colbert",
+        "colbert_lengths",
+    ):
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
 
 
@@ -363,13 +425,17 @@ def test_other_errors_are_not_retried(checkpoint, tokenizer, monkeypatch):
 
 @pytest.mark.slow
 def test_non_finite_outputs_are_recomputed_in_fp32_or_listed(checkpoint, tmp_path, tokenizer):
-    """A NaN in one token's embedding spoils just the texts with that token; fp32 does not help: they are bad."""
+    """A NaN in one token's embedding spoils just the texts with that token; fp32 does not help:
+    they are bad.
+    """
     from safetensors.torch import load_file, save_file
 
     path = tmp_path / "spoiled"
     shutil.copytree(checkpoint, path)
     batch = tokenizer(["twintails", "cat ears", "twintails umbrella"])
-    shared = set(tokenizer(["twintails"]).token_ids.tolist()) - set(tokenizer(["cat ears"]).token_ids.tolist())
+    shared = set(tokenizer(["twintails"]).token_ids.tolist()) - set(
+        tokenizer(["cat ears"]).token_ids.tolist()
+    )
     weights = load_file(path / "model.safetensors")
     weights["embeddings.word_embeddings.weight"][max(shared)] = float("nan")
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
@@ -380,7 +446,8 @@ def test_non_finite_outputs_are_recomputed_in_fp32_or_listed(checkpoint, tmp_pat
     assert np.isfinite(encoding.colbert).all()
     assert encoding.sparse_row(1)
     assert encoder.stats.recomputed == 2
-    # Among many, its neighbours in a block come out as if it were not there: those that it spoiled are encoded again.
+    # Among many, its neighbours in a block come out as if it were not there: those that it spoiled
+    # are encoded again.
     others = [f"text {n}" for n in range(200)]
     among = encoder.encode(tokenizer([*others, "twintails"]))
     clean = encoder.encode(tokenizer(others))
@@ -407,7 +474,9 @@ def test_what_fp32_can_save_is_saved(checkpoint, tokenizer, monkeypatch):
     assert np.allclose(encoding.dense, expected.dense, atol=1e-6)
 
 
-@pytest.mark.parametrize("missing", ["sparse_linear.pt", "colbert_linear.pt", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "missing", ["sparse_linear.pt", "colbert_linear.pt", "model.safetensors", "tokenizer.json"]
+)
 def test_an_incomplete_checkpoint_is_refused(checkpoint, tmp_path, missing):
     from danbooru_index.model.checkpoint import resolve_model
 
@@ -425,7 +494,13 @@ def test_any_change_of_a_checkpoint_changes_its_id(checkpoint, tmp_path):
     shutil.copytree(checkpoint, path)
     before = model_id(path)
     assert before == model_id(checkpoint)
-    for name in ("config.json", "model.safetensors", "sparse_linear.pt", "colbert_linear.pt", "tokenizer.json"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "sparse_linear.pt",
+        "colbert_linear.pt",
+        "tokenizer.json",
+    ):
         content = (path / name).read_bytes()
         (path / name).write_bytes(content + b" ")
         assert model_id(path) != before
@@ -439,7 +514,9 @@ def test_a_checkpoint_that_asks_to_run_code_is_refused(checkpoint, tmp_path):
     path = tmp_path / "model"
     shutil.copytree(checkpoint, path)
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}}))
+    (path / "config.json").write_text(
+        json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}})
+    )
     with pytest.raises(ModelError, match="auto_map"):
         resolve_model(str(path))
 
@@ -478,10 +555,13 @@ def test_a_card_that_torch_cannot_use_is_an_error_never_a_silent_cpu_run(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("card_gb", "tokens"), [(6, 29_296), (4, 17_089), (2, 4_882), (24, 32_768), (141, 32_768), (1.25, 512)]
+    ("card_gb", "tokens"),
+    [(6, 29_296), (4, 17_089), (2, 4_882), (24, 32_768), (141, 32_768), (1.25, 512)],
 )
 def test_the_token_budget_follows_the_free_memory(card_gb, tokens):
-    """BGE-M3 in fp16 takes 1.2 GB of the card; activations may take half of the rest, so a 6 GB card works."""
+    """BGE-M3 in fp16 takes 1.2 GB of the card; activations may take half of the rest, so a 6 GB
+    card works.
+    """
     free = int((card_gb - 1.2) * 1e9)
     assert gpu_tokens_per_batch(free, 1024, 4096) == pytest.approx(tokens, rel=0.001)
 
@@ -497,7 +577,9 @@ def test_devices_and_precisions(monkeypatch):
 
 
 def test_a_device_call_has_a_time_in_which_it_must_end(encoder):
-    """The watchdog's limit: a minute and a little for a tiny model, minutes for BGE-M3 on a slow CPU."""
+    """The watchdog's limit: a minute and a little for a tiny model, minutes for BGE-M3 on a slow
+    CPU.
+    """
     assert 60 < encoder.call_s(512) < 61
     bge = ModelShape(dim=1024, layers=24, intermediate=4096, padding_id=1)
     assert 300 < bge.longest_call_s(2048, 512, "cpu") < 600
@@ -506,10 +588,17 @@ def test_a_device_call_has_a_time_in_which_it_must_end(encoder):
 
 @pytest.mark.parametrize(
     ("limit", "bf16", "alone"),
-    [("", True, False), ("AVX512_CORE_BF16", True, True), ("AVX2", False, False), ("avx512_core", False, False)],
+    [
+        ("", True, False),
+        ("AVX512_CORE_BF16", True, True),
+        ("AVX2", False, False),
+        ("avx512_core", False, False),
+    ],
 )
 def test_a_processor_has_what_onednn_may_use(limit, bf16, alone, monkeypatch):
-    """A limit makes it the smaller processor: fp32 is taken where bf16 would be computed by detours, ten times as slow."""
+    """A limit makes it the smaller processor: fp32 is taken where bf16 would be computed by
+    detours, ten times as slow.
+    """
     flags = "flags : fpu avx2 avx512f avx512_bf16 amx_bf16 avx512_fp16 amx_tile amx_int8\n"
     monkeypatch.setattr(devices, "_cpuinfo", lambda: flags)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)

@@ -1,4 +1,6 @@
-"""Evaluation against values worked out by hand, the bulk ranking against `search`'s own, and the verb end to end."""
+"""Evaluation against values worked out by hand, the bulk ranking against `search`'s own, and the
+verb end to end.
+"""
 
 import json
 
@@ -30,7 +32,9 @@ def test_measures_are_what_the_definitions_say():
     assert values["R@10"].tolist() == [1, 1, 0]
     assert values["RR"].tolist() == [0.5, 1, 0]
     assert values["AP@10"] == pytest.approx([0.5, (1 + 2 / 3) / 2, 0])
-    assert values["nDCG@10"] == pytest.approx([1 / np.log2(3), (1 + 1 / 2) / (1 + 1 / np.log2(3)), 0])
+    assert values["nDCG@10"] == pytest.approx(
+        [1 / np.log2(3), (1 + 1 / 2) / (1 + 1 / np.log2(3)), 0]
+    )
 
 
 def test_a_tag_that_several_records_share_counts_once():
@@ -73,7 +77,9 @@ def test_a_query_that_cannot_be_used_is_named_by_its_line(tmp_path, line):
 def test_what_would_end_the_process_or_hide_a_row_is_named_by_its_line(tmp_path, line):
     """A lone surrogate in a tag was a segmentation fault, without a word."""
     (tmp_path / "q.jsonl").write_text(json.dumps(line) + "\n")
-    with pytest.raises(InputError, match=r"q\.jsonl:1: query, kind and tags must be texts that can be seen"):
+    with pytest.raises(
+        InputError, match=r"q\.jsonl:1: query, kind and tags must be texts that can be seen"
+    ):
         read_queries(str(tmp_path / "q.jsonl"))
 
 
@@ -84,7 +90,10 @@ def test_texts_without_a_word_are_no_error_of_the_baselines():
 def test_queries_written_by_other_programs(tmp_path):
     """A byte order mark, line ends of Windows, and characters that only look like line ends."""
     path = tmp_path / "queries.jsonl"
-    lines = [json.dumps({"query": query, "relevant": ["x"]}, ensure_ascii=False) for query in ("猫\u2028耳", "a\x85b")]
+    lines = [
+        json.dumps({"query": query, "relevant": ["x"]}, ensure_ascii=False)
+        for query in ("猫\u2028耳", "a\x85b")
+    ]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(lines).encode())
     assert [query.text for query in read_queries(str(path))] == ["猫\u2028耳", "a\x85b"]
 
@@ -112,14 +121,22 @@ def test_many_queries_score_as_one_does():
     for query, scores in zip(asked, together, strict=True):
         assert np.allclose(scores, max_sim(as_matrices([query]), as_matrices(rows))[0], atol=1e-6)
     assert together[1].tolist() == [0, 0, 0, 0]
-    assert together[0][2] == pytest.approx((asked[0] @ rows[2].T.astype(np.float32)).max(1).mean(), abs=1e-5)
+    assert together[0][2] == pytest.approx(
+        (asked[0] @ rows[2].T.astype(np.float32)).max(1).mean(), abs=1e-5
+    )
 
 
 @pytest.fixture(scope="module")
 def index(ray_session, sample_shards, checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("evaluated") / "index"
     build(
-        BuildConfig(str(sample_shards), str(path), model=str(checkpoint), device=Device.CPU, precision=Precision.FP32)
+        BuildConfig(
+            str(sample_shards),
+            str(path),
+            model=str(checkpoint),
+            device=Device.CPU,
+            precision=Precision.FP32,
+        )
     )
     return path
 
@@ -135,37 +152,68 @@ def test_ranking_many_is_ranking_one_by_one(index, monkeypatch):
             together = rank_many(reader, asked, mode, 20, wanted=wanted)
             for query, rows in zip(asked, together, strict=True):
                 alone = rank(reader, query, mode, 20, wanted=wanted).rows
-                assert len(set(rows.tolist()) & set(alone.tolist())) >= len(alone) - 1, mode  # a tie at the edge
+                # a tie at the edge
+                assert len(set(rows.tolist()) & set(alone.tolist())) >= len(alone) - 1, mode
                 assert rows[:5].tolist() == alone[:5].tolist(), mode
 
 
 @pytest.mark.ray
-def test_the_verb_reports_every_mode_the_baselines_and_the_other_index(index, sample, tmp_path, capfd):
+def test_the_verb_reports_every_mode_the_baselines_and_the_other_index(
+    index, sample, tmp_path, capfd
+):
     path = tmp_path / "queries.jsonl"
     lines = [{"query": r["text"], "relevant": [r["tag"]], "kind": "text"} for r in sample[:60]]
-    lines += [{"query": r["tag"].replace("_", " "), "relevant": [r["tag"]], "kind": "name"} for r in sample[:30]]
+    lines += [
+        {"query": r["tag"].replace("_", " "), "relevant": [r["tag"]], "kind": "name"}
+        for r in sample[:30]
+    ]
     lines.append({"query": "nothing", "relevant": ["no_such_tag"], "kind": "name"})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    words = ["evaluate", str(index), str(path), "--device", "cpu", "--against", str(index), "--ablation"]
+    words = [
+        "evaluate",
+        str(index),
+        str(path),
+        "--device",
+        "cpu",
+        "--against",
+        str(index),
+        "--ablation",
+    ]
     assert main([*words, "--picture", str(tmp_path / "quality.svg"), "--json"]) == 0
     document = json.loads(capfd.readouterr().out.splitlines()[-1])
     systems = {system["name"]: system for system in document["systems"]}
     modes = {mode.value for mode in Mode}
     ablated = {f"hybrid without {part}" for part in ("dense", "sparse", "colbert")}
-    assert systems.keys() == modes | {f"{mode} of {index}" for mode in modes} | ablated | {"bm25", "char tf-idf"}
+    assert systems.keys() == modes | {f"{mode} of {index}" for mode in modes} | ablated | {
+        "bm25",
+        "char tf-idf",
+    }
     assert {systems[name]["counterpart"] for name in ablated} == {"hybrid"}
     weights = Weights(dense=0.0)
     alone = evaluate(
-        EvaluateConfig(str(index), str(path), modes=(Mode.HYBRID,), weights=weights, device=Device.CPU, baselines=False)
+        EvaluateConfig(
+            str(index),
+            str(path),
+            modes=(Mode.HYBRID,),
+            weights=weights,
+            device=Device.CPU,
+            baselines=False,
+        )
     )
-    assert alone.systems[0].all == systems["hybrid without dense"]["all"] != systems["hybrid"]["all"]
+    assert (
+        alone.systems[0].all == systems["hybrid without dense"]["all"] != systems["hybrid"]["all"]
+    )
     assert systems["dense"]["kinds"]["text"]["R@1"][0] > 0.9, "a text finds itself"
     assert systems["dense"]["counterpart"] == f"dense of {index}"
     assert systems["dense"]["better"] == systems["dense"]["worse"] == []
     assert document["unknown"] == 1
     assert document["queries"] == {"name": 31, "text": 60}
     assert (tmp_path / "quality.svg").stat().st_size > 5000
-    report = evaluate(EvaluateConfig(str(index), str(path), modes=(Mode.SPARSE,), device=Device.CPU, baselines=False))
+    report = evaluate(
+        EvaluateConfig(
+            str(index), str(path), modes=(Mode.SPARSE,), device=Device.CPU, baselines=False
+        )
+    )
     assert [system.name for system in report.systems] == ["sparse"]
     assert "Recall@10" in report.to_text()
     assert main(["evaluate", str(index), str(path), "--picture", "x.pdf"]) == 2

@@ -1,4 +1,6 @@
-"""Every named point is somewhere in the package; off, it does nothing; it fires as often as it is told to."""
+"""Every named point is somewhere in the package; off, it does nothing; it fires as often as it is
+told to.
+"""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Fine-tuning end to end on a small checkpoint: what it writes, that it learns, that it goes on after a kill."""
+"""Fine-tuning end to end on a small checkpoint: what it writes, that it learns, that it goes on
+after a kill.
+"""
 
 import json
 import shutil
@@ -24,11 +26,17 @@ SETTINGS = ("--lr", "2e-3", "--batch-size", "16", "--group-size", "3", "--device
 
 @pytest.fixture(scope="module")
 def base(checkpoint, tmp_path_factory):
-    """The small checkpoint with its weights in half precision, as m3-mini and many others are kept."""
+    """The small checkpoint with its weights in half precision, as m3-mini and many others
+    are kept.
+    """
     path = tmp_path_factory.mktemp("half") / "model"
     shutil.copytree(checkpoint, path)
     weights = load_file(path / "model.safetensors")
-    save_file({name: weight.half() for name, weight in weights.items()}, path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: weight.half() for name, weight in weights.items()},
+        path / "model.safetensors",
+        {"format": "pt"},
+    )
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
     return path
@@ -37,7 +45,9 @@ def base(checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def index(sample_shards, base, tmp_path_factory, ray_session):
     root = tmp_path_factory.mktemp("base") / "index"
-    build(BuildConfig(shards=str(sample_shards), index=str(root), model=str(base), device=Device.CPU))
+    build(
+        BuildConfig(shards=str(sample_shards), index=str(root), model=str(base), device=Device.CPU)
+    )
     return root
 
 
@@ -45,16 +55,23 @@ def index(sample_shards, base, tmp_path_factory, ray_session):
 def dump(tmp_path_factory, sample):
     """A sixth of the sample: some 350 pairs."""
     path = tmp_path_factory.mktemp("dump") / "tags.jsonl"
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in sample[::6]), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in sample[::6]),
+        encoding="utf-8",
+    )
     return path
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_training_is_killed_goes_on_and_ends_with_a_model(dump, index, base, sample, tmp_path, capfd):
+def test_a_training_is_killed_goes_on_and_ends_with_a_model(
+    dump, index, base, sample, tmp_path, capfd
+):
     held_out = tmp_path / "queries.jsonl"
     name = next(record["aliases"][0] for record in sample[::6] if record["aliases"])
-    held_out.write_text(json.dumps({"query": name.upper(), "relevant": ["x"]}, ensure_ascii=False) + "\n")
+    held_out.write_text(
+        json.dumps({"query": name.upper(), "relevant": ["x"]}, ensure_ascii=False) + "\n"
+    )
     out = tmp_path / "tuned"
     arguments = [
         "finetune",
@@ -101,13 +118,17 @@ def test_a_training_is_killed_goes_on_and_ends_with_a_model(dump, index, base, s
         before, after = (torch.load(folder / head, weights_only=True) for folder in (base, out))
         changed[head] = float((before["weight"] - after["weight"]).abs().max())
     assert min(changed.values()) > 0  # all three outputs were trained
-    assert {weight.dtype for weight in load_file(out / "model.safetensors").values()} == {torch.float32}
+    assert {weight.dtype for weight in load_file(out / "model.safetensors").values()} == {
+        torch.float32
+    }
 
-    assert json.loads(run_here(capfd, *arguments, "--json")) == report  # done: says so, and does nothing
+    # done: says so, and does nothing
+    assert json.loads(run_here(capfd, *arguments, "--json")) == report
     with pytest.raises(UsageError, match="was tuned otherwise"):
         finetune(other)
     texts = [record["text"] for record in sample[::6]]
-    before, after = report["sparse"]  # of the texts set aside: near to the share of all, or of these
+    # of the texts set aside: near to the share of all, or of these
+    before, after = report["sparse"]
     assert weighted_share(base, texts) == pytest.approx(before, abs=0.3)
     assert weighted_share(out, texts) == pytest.approx(after, abs=0.3)
 
@@ -117,14 +138,18 @@ def weighted_share(model, texts):
     from FlagEmbedding import BGEM3FlagModel
 
     embedder = BGEM3FlagModel(str(model), use_fp16=False, devices="cpu")
-    outputs = embedder.encode(texts, return_dense=True, return_sparse=True, return_colbert_vecs=True)
+    outputs = embedder.encode(
+        texts, return_dense=True, return_sparse=True, return_colbert_vecs=True
+    )
     assert outputs["dense_vecs"].shape == (len(texts), 64)
     assert len(outputs["colbert_vecs"]) == len(texts)
     return sum(map(bool, outputs["lexical_weights"])) / len(texts)
 
 
 def test_the_sparse_output_while_training_is_flagembeddings_own(checkpoint):
-    """Values and gradients of [texts, vocabulary] against those made through [texts, tokens, vocabulary]."""
+    """Values and gradients of [texts, vocabulary] against those made through [texts, tokens,
+    vocabulary].
+    """
     from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Runner
     from FlagEmbedding.finetune.embedder.encoder_only.m3.modeling import EncoderOnlyEmbedderM3Model
     from transformers import AutoTokenizer
@@ -132,7 +157,9 @@ def test_the_sparse_output_while_training_is_flagembeddings_own(checkpoint):
     from danbooru_index.training.trainer import UnifiedModel
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    batch = tokenizer(["hair over one eye, hair", "ツインテール", "a a b"], padding=True, return_tensors="pt")
+    batch = tokenizer(
+        ["hair over one eye, hair", "ツインテール", "a a b"], padding=True, return_tensors="pt"
+    )
     outputs, gradients = [], []
     for kind in (EncoderOnlyEmbedderM3Model, UnifiedModel):
         model = kind(EncoderOnlyEmbedderM3Runner.get_model(str(checkpoint)), tokenizer=tokenizer)
@@ -151,7 +178,10 @@ def test_the_sparse_output_while_training_is_flagembeddings_own(checkpoint):
 @pytest.mark.parametrize(
     ("note", "words"),
     [
-        ({"memory": True, "error": "OutOfMemoryError: CUDA out of memory"}, "lower --batch-size, then --group-size"),
+        (
+            {"memory": True, "error": "OutOfMemoryError: CUDA out of memory"},
+            "lower --batch-size, then --group-size",
+        ),
         ({"memory": False, "error": "ValueError: x"}, "goes on from the last checkpoint"),
     ],
 )
@@ -203,4 +233,6 @@ def test_wrong_usage_is_one_line(tmp_path, checkpoint):
     line = one_line(run_cli("finetune", alone, "--out", tmp_path / "o", *own), 2)
     assert "1 pairs have no negatives: pass --index" in line
     assert "--group-size 1" in line
-    assert "such as 2-20" in one_line(run_cli("finetune", pairs, "--out", tmp_path / "o", *own, "--ranks", "x"), 2)
+    assert "such as 2-20" in one_line(
+        run_cli("finetune", pairs, "--out", tmp_path / "o", *own, "--ranks", "x"), 2
+    )

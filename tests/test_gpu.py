@@ -1,8 +1,10 @@
-"""The GPU's path as far as a machine without one can follow it: FlashAttention's arguments against their documented meaning,
-and one whole forward pass on torch's fake tensors, which have devices, types and shapes but no values. (The device is `meta`:
-torch's CPU build knows no other beside the CPU.)
+"""The GPU's path as far as a machine without one can follow it: FlashAttention's arguments against
+their documented meaning, and one whole forward pass on torch's fake tensors, which have devices,
+types and shapes but no values. (The device is `meta`: torch's CPU build knows no other beside the
+CPU.)
 
-What that cannot show, memory, streams and what the kernels compute, the tests at the end do where there is a GPU.
+What that cannot show, memory, streams and what the kernels compute, the tests at the end do where
+there is a GPU.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -43,13 +45,17 @@ def text_by_text(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
     out = torch.empty_like(query)
     for start, stop in zip(cu_seq_q[:-1].tolist(), cu_seq_k[1:].tolist(), strict=True):
         q, k, v = (part[start:stop].transpose(0, 1) for part in (query, key, value))
-        out[start:stop] = (torch.softmax(q @ k.transpose(1, 2) / query.shape[2] ** 0.5, dim=-1) @ v).transpose(0, 1)
+        out[start:stop] = (
+            torch.softmax(q @ k.transpose(1, 2) / query.shape[2] ** 0.5, dim=-1) @ v
+        ).transpose(0, 1)
     return out
 
 
 @pytest.mark.parametrize("lengths", [[1], [7], [4] * 9 + [7] * 12 + [70, 70, 1, 300]])
 def test_flash_attention_is_told_where_each_text_ends(lengths, monkeypatch):
-    """Its bounds, its longest text, the tail as a text of its own: the result is that of the CPU's path."""
+    """Its bounds, its longest text, the tail as a text of its own: the result is that of the CPU's
+    path.
+    """
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", text_by_text)
     torch.manual_seed(0)
     call = a_call(lengths)
@@ -62,9 +68,12 @@ def test_flash_attention_is_told_where_each_text_ends(lengths, monkeypatch):
 
 @pytest.fixture
 def on_a_fake_gpu(checkpoint, monkeypatch):
-    """The model in fp16 on a device that has no memory; an operation that mixes devices fails as it would there."""
+    """The model in fp16 on a device that has no memory; an operation that mixes devices fails as it
+    would there.
+    """
     monkeypatch.setattr("danbooru_index.model.packed_model.has_varlen_kernel", lambda weight: True)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # the driver pins, and there is none
+    # the driver pins, and there is none
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     model = load_model(str(checkpoint), "cpu", Precision.FP32).half()
     real, mode = torch.from_numpy, FakeTensorMode(allow_non_fake_inputs=True)
     monkeypatch.setattr(torch, "from_numpy", lambda array: mode.from_tensor(real(array)))
@@ -72,7 +81,9 @@ def on_a_fake_gpu(checkpoint, monkeypatch):
         for module in model.modules():
             for held in (module._parameters, module._buffers):
                 there = {name: value.data for name, value in held.items() if value is not None}
-                held.update({name: torch.empty_like(value, device="meta") for name, value in there.items()})
+                held.update(
+                    {name: torch.empty_like(value, device="meta") for name, value in there.items()}
+                )
         yield model
 
 
@@ -89,7 +100,12 @@ def test_a_whole_forward_pass_stays_on_the_gpu(on_a_fake_gpu, width):
         found = dict(zip(OUTPUTS, packed(call), strict=True))
     assert {str(part.device) for part in found.values()} == {"meta"}
     assert found["dense"].shape == (call.rows, 64)
-    assert found["dense"].dtype == found["colbert"].dtype == found["sparse_weights"].dtype == torch.float32
+    assert (
+        found["dense"].dtype
+        == found["colbert"].dtype
+        == found["sparse_weights"].dtype
+        == torch.float32
+    )
     assert found["colbert"].shape == (call.tokens - call.rows, width)
     assert found["sparse_ids"].shape == found["sparse_weights"].shape == (call.tokens,)
     assert found["finite"].shape == (call.rows,)
@@ -131,10 +147,15 @@ def test_a_gpu_finds_what_a_cpu_finds_in_every_kind_of_attention(checkpoint, bat
 
 @on_a_gpu
 def test_a_gpu_gives_the_same_bits_again_also_to_several_threads(checkpoint, batch):
-    encoder = Encoder(str(checkpoint), Device.CUDA, Precision.FP16, tuning=EncoderTuning(tokens_per_batch=1024))
+    encoder = Encoder(
+        str(checkpoint), Device.CUDA, Precision.FP16, tuning=EncoderTuning(tokens_per_batch=1024)
+    )
     expected = encoder.encode(batch)
     with ThreadPoolExecutor(3) as threads:
-        assert all(same(found, expected) for found in threads.map(lambda _: encoder.encode(batch), range(12)))
+        assert all(
+            same(found, expected)
+            for found in threads.map(lambda _: encoder.encode(batch), range(12))
+        )
 
 
 @on_a_gpu
@@ -143,18 +164,25 @@ def test_a_call_of_more_texts_than_a_grid_has_rows(checkpoint):
     batch = Tokenizer(str(checkpoint), 512)(texts)
     few = Encoder(str(checkpoint), Device.CUDA, Precision.FP16).encode(batch)
     many = Encoder(
-        str(checkpoint), Device.CUDA, Precision.FP16, tuning=EncoderTuning(tokens_per_batch=2_000_000)
+        str(checkpoint),
+        Device.CUDA,
+        Precision.FP16,
+        tuning=EncoderTuning(tokens_per_batch=2_000_000),
     ).encode(batch)
     assert (1 - (few.dense * many.dense).sum(1)).max() < 1e-3
 
 
 @on_a_gpu
 def test_running_out_of_memory_halves_the_budget_and_goes_on(checkpoint, batch):
-    encoder = Encoder(str(checkpoint), Device.CUDA, Precision.FP16, tuning=EncoderTuning(tokens_per_batch=1 << 20))
+    encoder = Encoder(
+        str(checkpoint), Device.CUDA, Precision.FP16, tuning=EncoderTuning(tokens_per_batch=1 << 20)
+    )
     expected = encoder.encode(batch)
     torch.cuda.empty_cache()
     held = torch.cuda.memory_reserved() + (4 << 20)
-    torch.cuda.set_per_process_memory_fraction(held / torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.set_per_process_memory_fraction(
+        held / torch.cuda.get_device_properties(0).total_memory
+    )
     try:
         found = encoder.encode(batch)
     finally:

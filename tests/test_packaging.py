@@ -1,4 +1,6 @@
-"""What is installed: plain exact pins, ranges that admit every supported Python, the top level as designed."""
+"""What is installed: plain exact pins, ranges that admit every supported Python, the top level as
+designed.
+"""
 
 import json
 import re
@@ -13,8 +15,15 @@ from danbooru_index import versions
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
-FLOORS = {name: tuple(int(part) for part in floor.split(".")[:2]) for name, (floor, _) in versions.FLOORS.items()}
+PINS = [
+    line
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+FLOORS = {
+    name: tuple(int(part) for part in floor.split(".")[:2])
+    for name, (floor, _) in versions.FLOORS.items()
+}
 
 
 def normal(name):
@@ -44,7 +53,9 @@ def test_everything_that_is_needed_is_pinned_at_the_version_installed():
         assert pins.get(name) == installed[name].version.split("+")[0], name
         for text in installed[name].requires or []:
             inner = Requirement(text)
-            if not inner.marker or any(inner.marker.evaluate({"extra": extra}) for extra in ("", *need.extras)):
+            if not inner.marker or any(
+                inner.marker.evaluate({"extra": extra}) for extra in ("", *need.extras)
+            ):
                 waiting.append(inner)
     assert len({name for name, *_ in seen}) > 80
 
@@ -53,7 +64,9 @@ def test_everything_that_is_needed_is_pinned_at_the_version_installed():
 def test_security_floors(name, floor):
     pins = {normal(line.split("==")[0]): line.split("==")[1] for line in PINS}
     assert tuple(int(part) for part in pins[normal(name)].split(".")[:2]) >= floor
-    requirement = next(need for need in PROJECT["dependencies"] if normal(need).startswith(normal(name)))
+    requirement = next(
+        need for need in PROJECT["dependencies"] if normal(need).startswith(normal(name))
+    )
     lowest = re.search(r">=([0-9.]+)", requirement).group(1)
     assert tuple(int(part) for part in lowest.split(".")[:2]) >= floor
 
@@ -91,7 +104,15 @@ def test_the_top_level_is_as_designed():
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     top = {name.split("/")[0] for name in listed}
-    usual = {"Makefile", "constraints.txt", "LICENSE", "CHANGELOG.md", "BENCHMARKS.md", "README.zh-CN.md", ".ci"}
+    usual = {
+        "Makefile",
+        "constraints.txt",
+        "LICENSE",
+        "CHANGELOG.md",
+        "BENCHMARKS.md",
+        "README.zh-CN.md",
+        ".ci",
+    }
     fixed = {"pyproject.toml", "jobs", "danbooru_index", "cluster.yaml", "tests", "README.md"}
     assert fixed <= top
     assert {name for name in top - fixed - usual if not name.startswith(".")} == set()

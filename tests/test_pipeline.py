@@ -1,4 +1,6 @@
-"""The whole job under the real Ray: built, resumed, killed at named points, refused; every record exactly once."""
+"""The whole job under the real Ray: built, resumed, killed at named points, refused; every record
+exactly once.
+"""
 
 import json
 import os
@@ -24,7 +26,13 @@ from danbooru_index.config import (
     Tuning,
     Weights,
 )
-from danbooru_index.errors import DeviceError, IndexBusyError, ModelError, RejectedRecordsError, UsageError
+from danbooru_index.errors import (
+    DeviceError,
+    IndexBusyError,
+    ModelError,
+    RejectedRecordsError,
+    UsageError,
+)
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import read_records
@@ -35,18 +43,30 @@ from danbooru_index.model.device import nvidia_driver
 from danbooru_index.pipeline.build import build, exit_code
 from danbooru_index.pipeline.dataset import configure_ray_data
 from danbooru_index.pipeline.encode_stage import EncodeShard, slices
-from danbooru_index.pipeline.protocol import Outcome, ShardResult, Task, TokenizedShard, WorkerSettings
+from danbooru_index.pipeline.protocol import (
+    Outcome,
+    ShardResult,
+    Task,
+    TokenizedShard,
+    WorkerSettings,
+)
 from danbooru_index.search.tag_index import TagIndex
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def config(shards, index, model, **options):
-    return BuildConfig(str(shards), str(index), model=str(model), **{"device": Device.CPU} | options)
+    return BuildConfig(
+        str(shards), str(index), model=str(model), **{"device": Device.CPU} | options
+    )
 
 
 def table(index, name):
-    return lancedb.connect(str(IndexRoot(index).current().path.local_path())).open_table(name).to_arrow()
+    return (
+        lancedb.connect(str(IndexRoot(index).current().path.local_path()))
+        .open_table(name)
+        .to_arrow()
+    )
 
 
 def contents(index):
@@ -79,7 +99,9 @@ def assert_same(index, expected, tolerance=0.0):
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_session, sample_shards, checkpoint, tmp_path_factory):
-    """The sample, built once without disturbance; fp32, so that vectors can be compared to the bit."""
+    """The sample, built once without disturbance; fp32, so that vectors can be compared to
+    the bit.
+    """
     index = tmp_path_factory.mktemp("undisturbed") / "index"
     report = build(config(sample_shards, index, checkpoint, precision=Precision.FP32))
     return index, report, contents(index)
@@ -92,7 +114,11 @@ def test_every_record_is_in_each_table_once_in_input_order(undisturbed, sample):
     assert all(len(column) == 468 for column in columns)
     rows = table(index, "dense").to_pylist()
     for row, record in zip(rows, sample, strict=True):
-        assert (row["text"], row["tag"], row["category"]) == (record["text"], record["tag"], record["category"])
+        assert (row["text"], row["tag"], row["category"]) == (
+            record["text"],
+            record["tag"],
+            record["category"],
+        )
         assert (row["post_count"], row["aliases"]) == (record["post_count"], record["aliases"])
         assert row["nsfw"] is row["deprecated"] is False
     assert exit_code(report, config("s", "i", "m")) == 0
@@ -108,7 +134,9 @@ def test_the_tables_hold_what_flag_embedding_computes(undisturbed, sample, check
     assert np.abs(vectors - expected["dense_vecs"]).max() < 1e-3
     for row in range(0, 468, 13):
         ours = dict(zip(token_ids[row].as_py(), weights[row].as_py(), strict=True))
-        theirs = {int(token): float(weight) for token, weight in expected["lexical_weights"][row].items()}
+        theirs = {
+            int(token): float(weight) for token, weight in expected["lexical_weights"][row].items()
+        }
         assert ours.keys() == theirs.keys()
         assert all(abs(ours[token] - theirs[token]) < 1e-5 for token in ours)
         matrix = np.array(colbert[row].as_py(), dtype=np.float32)
@@ -129,7 +157,10 @@ def test_the_report_and_what_is_saved_with_the_generation(undisturbed):
     assert 0 <= fields["padding_waste"] < 0.15, "the tails of calls, of small shards here"
     assert fields["devices"][0]["tflops_per_second"] > 0
     assert 0 < fields["devices"][0]["busy_share"] <= 1
-    assert fields["seconds"]["total"] >= fields["seconds"]["startup"] + fields["seconds"]["encode"] - 0.1
+    assert (
+        fields["seconds"]["total"]
+        >= fields["seconds"]["startup"] + fields["seconds"]["encode"] - 0.1
+    )
     assert "RTX 4090" in report.to_text()
     folder = IndexRoot(index).current().path.local_path()
     assert json.loads((folder / "report.json").read_text())["records"] == 468
@@ -175,10 +206,14 @@ def test_search_in_every_mode(undisturbed, sample, checkpoint):
 def test_search_takes_what_a_caller_may_mean(undisturbed):
     with TagIndex.open(undisturbed[0]) as tags:
         category = tags.search("猫", limit=1, nsfw=True)[0].category
-        assert {hit.category for hit in tags.search("猫", category=category, nsfw=True)} == {category}
+        assert {hit.category for hit in tags.search("猫", category=category, nsfw=True)} == {
+            category
+        }
         scores = {hit.id: hit.score for hit in tags.search("猫", mode="Hybrid")}
         huge = Weights(4e40, 2e40, 4e40)
-        assert {hit.id: hit.score for hit in tags.search("猫", weights=huge)} == pytest.approx(scores)
+        assert {hit.id: hit.score for hit in tags.search("猫", weights=huge)} == pytest.approx(
+            scores
+        )
         for wrong in ({"mode": "psychic"}, {"limit": 2.5}, {"limit": 0}, {"category": "no such"}):
             with pytest.raises(UsageError):
                 tags.search("猫", **wrong)
@@ -186,17 +221,29 @@ def test_search_takes_what_a_caller_may_mean(undisturbed):
 
 def test_strict_refuses_before_anything_is_built(checkpoint, tmp_path):
     (tmp_path / "shards").mkdir()
-    pq.write_table(pa.table({"id": ["1", "2", "1"], "text": ["一", " ", "三"]}), tmp_path / "shards" / "a.parquet")
-    with pytest.raises(RejectedRecordsError, match=r"2 of 3 records .*; the first: .*a.parquet:2 empty_text; nothing"):
+    pq.write_table(
+        pa.table({"id": ["1", "2", "1"], "text": ["一", " ", "三"]}),
+        tmp_path / "shards" / "a.parquet",
+    )
+    with pytest.raises(
+        RejectedRecordsError,
+        match=r"2 of 3 records .*; the first: .*a.parquet:2 empty_text; nothing",
+    ):
         build(config(tmp_path / "shards", tmp_path / "index", checkpoint, strict=True))
     assert IndexRoot(tmp_path / "index").generations() == []
 
 
-def test_an_open_index_follows_a_change_of_its_query_instruction(sample_shards, checkpoint, tmp_path, undisturbed):
+def test_an_open_index_follows_a_change_of_its_query_instruction(
+    sample_shards, checkpoint, tmp_path, undisturbed
+):
     index = Path(shutil.copytree(undisturbed[0], tmp_path / "index"))
     with TagIndex.open(index) as tags:
         before = tags.search("猫耳", mode="dense", limit=1)[0].dense
-        build(config(sample_shards, index, checkpoint, query_instruction="为: ", precision=Precision.FP32))
+        build(
+            config(
+                sample_shards, index, checkpoint, query_instruction="为: ", precision=Precision.FP32
+            )
+        )
         assert tags.refresh()
         instructed = tags.search("猫耳", mode="dense", limit=1)[0].dense
     with TagIndex.open(undisturbed[0]) as tags:
@@ -211,7 +258,9 @@ def test_hybrid_is_the_score_that_flag_embedding_computes(undisturbed, checkpoin
     with TagIndex.open(index) as tags:
         hits = tags.search(query, limit=8)
     model = BGEM3FlagModel(str(checkpoint), use_fp16=False, devices="cpu")
-    scores = model.compute_score([(query, hit.text) for hit in hits], weights_for_different_modes=[0.4, 0.2, 0.4])
+    scores = model.compute_score(
+        [(query, hit.text) for hit in hits], weights_for_different_modes=[0.4, 0.2, 0.4]
+    )
     for place, hit in enumerate(hits):
         assert hit.score == pytest.approx(scores["colbert+sparse+dense"][place], abs=2e-3)
         assert hit.dense == pytest.approx(scores["dense"][place], abs=2e-3)
@@ -221,7 +270,10 @@ def test_hybrid_is_the_score_that_flag_embedding_computes(undisturbed, checkpoin
 
 def test_another_model_cannot_query(undisturbed, other_checkpoint):
     index, _, _ = undisturbed
-    with TagIndex.open(index, model=str(other_checkpoint)) as tags, pytest.raises(ModelError, match="another model"):
+    with (
+        TagIndex.open(index, model=str(other_checkpoint)) as tags,
+        pytest.raises(ModelError, match="another model"),
+    ):
         tags.search("x")
 
 
@@ -265,9 +317,16 @@ def test_rejects_of_any_parquet_are_counted_and_kept(ray_session, checkpoint, tm
     settings = config(tmp_path / "in", tmp_path / "index", checkpoint)
     report = build(settings)
     assert report.records == 3
-    assert dict(report.rejected) == {"empty_id": 1, "empty_text": 1, "duplicate_id": 1, "missing_id": 1}
+    assert dict(report.rejected) == {
+        "empty_id": 1,
+        "empty_text": 1,
+        "duplicate_id": 1,
+        "missing_id": 1,
+    }
     assert exit_code(report, settings) == 3
-    lenient = config(tmp_path / "in", tmp_path / "index", checkpoint, max_rejects=RejectLimit(count=4))
+    lenient = config(
+        tmp_path / "in", tmp_path / "index", checkpoint, max_rejects=RejectLimit(count=4)
+    )
     assert exit_code(build(lenient), lenient) == 0
     kept = [json.loads(line) for line in Path(report.rejects_file).read_text().splitlines()]
     assert [(Path(r["source"]).name, r["line"], r["reason"]) for r in kept] == [
@@ -282,7 +341,9 @@ def test_rejects_of_any_parquet_are_counted_and_kept(ray_session, checkpoint, tm
     ]
 
 
-def test_failed_shards_can_be_left_out_on_request(ray_session, sample_shards, checkpoint, tmp_path, undisturbed):
+def test_failed_shards_can_be_left_out_on_request(
+    ray_session, sample_shards, checkpoint, tmp_path, undisturbed
+):
     failing = IndexRoot(undisturbed[0]).current().manifest.shards[5]
     fault = Failpoint("encode.before_write", action="error", shard=failing)
     settings = config(
@@ -296,7 +357,9 @@ def test_failed_shards_can_be_left_out_on_request(ray_session, sample_shards, ch
     report = build(settings)
     assert exit_code(report, settings) == 3
     assert report.records == 468 - 60
-    assert report.failed_shards == [{"shard": failing, "message": "injected at encode.before_write"}]
+    assert report.failed_shards == [
+        {"shard": failing, "message": "injected at encode.before_write"}
+    ]
     assert failing in report.to_text()
     ids = set(table(tmp_path / "index", "dense")["id"].to_pylist())
     assert len(ids) == 408
@@ -305,10 +368,15 @@ def test_failed_shards_can_be_left_out_on_request(ray_session, sample_shards, ch
     assert any("failed shards are tried again" in note for note in again.notes)
 
 
-def test_one_owner_works_and_the_other_leaves_with_a_clear_line(ray_session, sample_shards, checkpoint, tmp_path):
+def test_one_owner_works_and_the_other_leaves_with_a_clear_line(
+    ray_session, sample_shards, checkpoint, tmp_path
+):
     index = tmp_path / "index"
     IndexRoot(index).create()
-    with IndexRoot(index).path.owned(), pytest.raises(IndexBusyError, match="is at work on this index"):
+    with (
+        IndexRoot(index).path.owned(),
+        pytest.raises(IndexBusyError, match="is at work on this index"),
+    ):
         build(config(sample_shards, index, checkpoint))
 
 
@@ -318,20 +386,32 @@ def test_a_cluster_without_a_gpu_says_so_at_once(ray_session, sample_shards, che
     assert IndexRoot(tmp_path / "index").generations() == [], "before anything was begun"
 
 
-def test_large_shards_are_written_in_slices(ray_session, sample_shards, checkpoint, tmp_path, monkeypatch, undisturbed):
-    """More ColBERT bytes than a slice holds: several fragments a shard, the same rows and vectors."""
+def test_large_shards_are_written_in_slices(
+    ray_session, sample_shards, checkpoint, tmp_path, monkeypatch, undisturbed
+):
+    """More ColBERT bytes than a slice holds: several fragments a shard, the same rows and
+    vectors.
+    """
     assert len(slices(np.full(4096, 8192), 1024, SLICE_BYTES)) == 512
     assert len(slices(np.full(100_000, 1), 8, SLICE_BYTES)) == 7
     small = Tuning(slice_bytes=50_000)
-    build(config(sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32, tuning=small))
+    build(
+        config(
+            sample_shards, tmp_path / "index", checkpoint, precision=Precision.FP32, tuning=small
+        )
+    )
     generation = IndexRoot(tmp_path / "index").current()
-    records = read_records(generation.path, generation.manifest.shards, generation.manifest.fingerprint_digest)
+    records = read_records(
+        generation.path, generation.manifest.shards, generation.manifest.fingerprint_digest
+    )
     assert all(len(record.tables["colbert"].fragments) > 2 for record in records.values())
     assert all(len(record.tables["dense"].fragments) == 1 for record in records.values())
     assert_same(tmp_path / "index", undisturbed[2], tolerance=1e-3)
 
 
-def test_a_damaged_published_generation_is_left_alone_and_built_anew(sample_shards, checkpoint, tmp_path, undisturbed):
+def test_a_damaged_published_generation_is_left_alone_and_built_anew(
+    sample_shards, checkpoint, tmp_path, undisturbed
+):
     index = Path(shutil.copytree(undisturbed[0], tmp_path / "index"))
     first = undisturbed[1]
     folder = IndexRoot(index).current().path.local_path()
@@ -347,23 +427,34 @@ def test_a_damaged_published_generation_is_left_alone_and_built_anew(sample_shar
     assert not list(folder.glob("shards/*.bad-*"))
 
 
-def test_queries_carry_the_instruction_of_their_index(ray_session, sample_shards, checkpoint, tmp_path, undisturbed):
+def test_queries_carry_the_instruction_of_their_index(
+    ray_session, sample_shards, checkpoint, tmp_path, undisturbed
+):
     index = tmp_path / "index"
     build(
-        config(sample_shards, index, checkpoint, query_instruction="为AI绘画搜索相关标签：", precision=Precision.FP32)
+        config(
+            sample_shards,
+            index,
+            checkpoint,
+            query_instruction="为AI绘画搜索相关标签：",
+            precision=Precision.FP32,
+        )
     )
     with TagIndex.open(index) as tags:
         instructed = tags.search("猫耳", mode="dense", limit=3)
     with TagIndex.open(undisturbed[0]) as tags:
-        assert [hit.dense for hit in tags.search("为AI绘画搜索相关标签：猫耳", mode="dense", limit=3)] == [
+        assert [
+            hit.dense for hit in tags.search("为AI绘画搜索相关标签：猫耳", mode="dense", limit=3)
+        ] == [hit.dense for hit in instructed]
+        assert [hit.dense for hit in tags.search("猫耳", mode="dense", limit=3)] != [
             hit.dense for hit in instructed
         ]
-        assert [hit.dense for hit in tags.search("猫耳", mode="dense", limit=3)] != [hit.dense for hit in instructed]
 
 
 def test_nsfw_tags_only_on_request(ray_session, checkpoint, tmp_path):
     lines = [
-        {"id": str(n), "text": f"【通用】tag_{n} - 标签{n}", "nsfw": n % 2 == 0, "post_count": n} for n in range(40)
+        {"id": str(n), "text": f"【通用】tag_{n} - 标签{n}", "nsfw": n % 2 == 0, "post_count": n}
+        for n in range(40)
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     prepare(PrepareConfig((str(tmp_path / "a.jsonl"),), str(tmp_path / "shards")))
@@ -377,24 +468,41 @@ def test_nsfw_tags_only_on_request(ray_session, checkpoint, tmp_path):
 
 
 def test_a_pool_that_is_busy_grows_when_a_gpu_joins(ray_session):
-    """What Ray compares: tasks in flight a call (one more than calls), with its threshold. (With a second node: BENCHMARKS.)"""
+    """What Ray compares: tasks in flight a call (one more than calls), with its threshold. (With a
+    second node: BENCHMARKS.)
+    """
     import ray
 
     configure_ray_data()
-    threshold = ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold
+    threshold = (
+        ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold
+    )
     assert all(threshold <= (calls + 1) / calls for calls in Tuning().calls_at_once)
 
 
 def test_as_many_shards_are_in_hand_as_planned(
     ray_session, undisturbed, sample_shards, checkpoint, tmp_path, monkeypatch
 ):
-    """Each waits half a second before it is written: six are seen at once, no more, and every bit is the same."""
+    """Each waits half a second before it is written: six are seen at once, no more, and every bit
+    is the same.
+    """
     slow = Failpoint("encode.before_write", "pause")
     index = tmp_path / "index"
-    build(config(sample_shards, index, checkpoint, precision=Precision.FP32, failpoints=(slow,), tuning=Tuning((6, 6))))
+    build(
+        config(
+            sample_shards,
+            index,
+            checkpoint,
+            precision=Precision.FP32,
+            failpoints=(slow,),
+            tuning=Tuning((6, 6)),
+        )
+    )
     assert_same(index, undisturbed[2])
     generation = IndexRoot(index).current()
-    records = read_records(generation.path, generation.manifest.shards, generation.manifest.fingerprint_digest)
+    records = read_records(
+        generation.path, generation.manifest.shards, generation.manifest.fingerprint_digest
+    )
     spans = [(record.stats.started, record.stats.ended) for record in records.values()]
     assert len(spans) == 8
     assert 3 < max(sum(begun <= at < ended for begun, ended in spans) for at, _ in spans) <= 6
@@ -407,16 +515,25 @@ def test_a_card_that_cannot_load_the_model_is_named(ray_session, monkeypatch):
         raise ModelError("the model does not fit the memory of this cuda device")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    settings = WorkerSettings("m", "m", "", "", "cuda", "fp16", 512, 64, 64, None, None, 1 << 20, encoder=full)
+    settings = WorkerSettings(
+        "m", "m", "", "", "cuda", "fp16", 512, 64, 64, None, None, 1 << 20, encoder=full
+    )
     row = TokenizedShard(Task(Shard("a", "a.parquet", 0, 1, ""))).to_row()
     result = ShardResult.from_row(EncodeShard(settings)(row))
     assert result.outcome is Outcome.FATAL
-    assert result.message == (f"the model does not fit the memory of this cuda device ({os.uname().nodename}, GPU 5)")
+    assert (
+        result.message
+        == f"the model does not fit the memory of this cuda device ({os.uname().nodename}, GPU 5)"
+    )
 
 
 @pytest.mark.skipif(nvidia_driver() is not None, reason="there is a GPU here")
-def test_gpus_that_ray_offers_and_torch_cannot_use_are_an_error(sample_shards, checkpoint, tmp_path):
-    """A Ray with a logical GPU, on a machine without one: asked on a worker that holds it, refused by name."""
+def test_gpus_that_ray_offers_and_torch_cannot_use_are_an_error(
+    sample_shards, checkpoint, tmp_path
+):
+    """A Ray with a logical GPU, on a machine without one: asked on a worker that holds it, refused
+    by name.
+    """
     script = f"""
 import ray
 from danbooru_index.config import *

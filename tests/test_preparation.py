@@ -1,4 +1,6 @@
-"""Tag dumps as users have them -> shards: every kind of input, every reject kept, the same bytes for the same input."""
+"""Tag dumps as users have them -> shards: every kind of input, every reject kept, the same bytes
+for the same input.
+"""
 
 import csv
 import gzip
@@ -25,7 +27,9 @@ from danbooru_index.ingest.shards import RECORD_SCHEMA, read_shard
 
 
 def rows_of(out):
-    return pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("*.parquet"))]).to_pylist()
+    return pa.concat_tables(
+        [pq.read_table(path) for path in sorted(out.glob("*.parquet"))]
+    ).to_pylist()
 
 
 def run(tmp_path, *inputs, **options):
@@ -43,7 +47,9 @@ def write_jsonl(path, records, newline="\n", bom=b""):
 def test_json_lines_plain_and_compressed(tmp_path, sample, kind):
     body = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in sample).encode()
     path = tmp_path / f"tags.{kind}"
-    compress = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(kind.split(".")[-1], bytes)
+    compress = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(
+        kind.split(".")[-1], bytes
+    )
     path.write_bytes(compress(body))
     report, out = run(tmp_path, path, shard_rows=100)
     rows = rows_of(out)
@@ -57,7 +63,10 @@ def test_json_lines_plain_and_compressed(tmp_path, sample, kind):
 
 def test_bom_crlf_blank_lines_and_integer_ids(tmp_path):
     path = write_jsonl(
-        tmp_path / "a.jsonl", [{"id": 1, "text": "一"}, {"id": 2, "text": "二\u2028三"}], "\r\n", b"\xef\xbb\xbf"
+        tmp_path / "a.jsonl",
+        [{"id": 1, "text": "一"}, {"id": 2, "text": "二\u2028三"}],
+        "\r\n",
+        b"\xef\xbb\xbf",
     )
     path.write_bytes(path.read_bytes() + b"\r\n\r\n")
     report, out = run(tmp_path, path)
@@ -98,11 +107,16 @@ def test_a_csv_header_is_passed_over_and_a_tag_called_name_is_not(tmp_path):
 
 def test_a_csv_of_other_columns_is_refused_and_decimal_counts_are_not(tmp_path):
     (tmp_path / "a.csv").write_text("id,name,category,post_count\n1,1girl,0,5\n")
-    with pytest.raises(InputError, match=r"a\.csv:1: the columns must be name,category,post_count,aliases"):
+    with pytest.raises(
+        InputError, match=r"a\.csv:1: the columns must be name,category,post_count,aliases"
+    ):
         run(tmp_path, tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text("1girl,0,1234.0,\nsolo,4,,\n")
     _, out = run(tmp_path, tmp_path / "b.csv")
-    assert [(row["post_count"], row["category"]) for row in rows_of(out)] == [(1234, "general"), (None, "character")]
+    assert [(row["post_count"], row["category"]) for row in rows_of(out)] == [
+        (1234, "general"),
+        (None, "character"),
+    ]
 
 
 def test_translations_that_nothing_uses_are_refused(tmp_path):
@@ -118,7 +132,10 @@ def test_translations_that_nothing_uses_are_refused(tmp_path):
         ("school_uniform,0,学生制服\n", r"zh.csv:1: two columns are needed, tag,text; there are 3"),
         ("学生制服,school_uniform\n", r"names none of these 1 tags .its first: '学生制服'"),
         ("School Uniform,学生制服\n", "names none of these 1 tags"),
-        ("school_uniform,学生制服\n".encode("gbk"), r"zh.csv:1: .*: --translations takes CSV in UTF-8, tag,text"),
+        (
+            "school_uniform,学生制服\n".encode("gbk"),
+            r"zh.csv:1: .*: --translations takes CSV in UTF-8, tag,text",
+        ),
     ],
 )
 def test_translations_that_would_be_misread_are_refused(tmp_path, content, words):
@@ -155,7 +172,13 @@ def test_several_inputs_a_folder_and_parquet(tmp_path):
 
 
 def test_every_reject_is_counted_named_and_kept(tmp_path):
-    lines = ['{"id": "1", "text": "a"}', "broken", '{"id": "2"}', '{"id": "1", "text": "b"}', '{"id": "", "text": "c"}']
+    lines = [
+        '{"id": "1", "text": "a"}',
+        "broken",
+        '{"id": "2"}',
+        '{"id": "1", "text": "b"}',
+        '{"id": "", "text": "c"}',
+    ]
     path = tmp_path / "a.jsonl"
     path.write_bytes("\n".join(lines).encode() + b'\n{"id": "9", "text": "\xff"}\n')
     report, out = run(tmp_path, path)
@@ -166,7 +189,10 @@ def test_every_reject_is_counted_named_and_kept(tmp_path):
         "empty_id": 1,
         "invalid_unicode": 1,
     }
-    kept = [json.loads(line) for line in (out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = [
+        json.loads(line)
+        for line in (out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [(r["line"], r["reason"]) for r in kept] == [
         (2, "unparsable_line"),
         (3, "missing_text"),
@@ -181,7 +207,8 @@ def test_every_reject_is_counted_named_and_kept(tmp_path):
 
 def test_a_rejected_record_does_not_make_a_later_one_a_duplicate(tmp_path):
     path = write_jsonl(
-        tmp_path / "a.jsonl", [{"id": "1", "text": ""}, {"id": "1", "text": "ok"}, {"id": "1", "text": "late"}]
+        tmp_path / "a.jsonl",
+        [{"id": "1", "text": ""}, {"id": "1", "text": "ok"}, {"id": "1", "text": "late"}],
     )
     _, out = run(tmp_path, path)
     assert [(row["id"], row["text"]) for row in rows_of(out)] == [("1", "ok")]
@@ -189,7 +216,9 @@ def test_a_rejected_record_does_not_make_a_later_one_a_duplicate(tmp_path):
 
 def test_duplicates_across_files_keep_the_first(tmp_path):
     first = write_jsonl(tmp_path / "a.jsonl", [{"id": i, "text": f"a{i}"} for i in range(300)])
-    second = write_jsonl(tmp_path / "b.jsonl", [{"id": i, "text": f"b{i}"} for i in range(200, 400)])
+    second = write_jsonl(
+        tmp_path / "b.jsonl", [{"id": i, "text": f"b{i}"} for i in range(200, 400)]
+    )
     report, out = run(tmp_path, first, second, shard_rows=64)
     rows = rows_of(out)
     assert [row["id"] for row in rows] == [str(i) for i in range(400)]
@@ -223,7 +252,11 @@ def test_the_same_input_gives_the_same_bytes_and_names_follow_the_content(tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl.gz", gzip.compress(b'{"id": "1", "text": "a"}\n' * 5000)[:-20], "cannot be read to its end"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"id": "1", "text": "a"}\n' * 5000)[:-20],
+            "cannot be read to its end",
+        ),
         (
             "a.jsonl.zst",
             zstandard.ZstdCompressor().compress(bytes(range(256)) * 9000)[:-20],
@@ -279,10 +312,14 @@ def test_shards_may_replace_themselves_but_not_one_of_them_all(tmp_path):
 
 
 def test_what_a_killed_run_left_beside_its_output(tmp_path):
-    """Half-written shards go; the shards that it was about to replace come back; those of a process that lives stay."""
+    """Half-written shards go; the shards that it was about to replace come back; those of a process
+    that lives stay.
+    """
     path = write_jsonl(tmp_path / "a.jsonl", [{"id": "1", "text": "一"}])
     _, out = run(tmp_path, path)
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
     host, dead = os.uname().nodename, ended.stdout.strip()
     out.rename(tmp_path / f"out.old-{host}-{dead}")
     (tmp_path / f"out.partial-{host}-{dead}").mkdir()
@@ -305,7 +342,13 @@ def test_an_output_folder_that_is_not_ours_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize(
     ("limit", "rejected", "read", "within"),
-    [("0", 0, 10, True), ("0", 1, 10, False), ("3", 3, 10, True), ("10%", 1, 10, True), ("10%", 2, 10, False)],
+    [
+        ("0", 0, 10, True),
+        ("0", 1, 10, False),
+        ("3", 3, 10, True),
+        ("10%", 1, 10, True),
+        ("10%", 2, 10, False),
+    ],
 )
 def test_reject_limits(limit, rejected, read, within):
     assert RejectLimit.parse(limit).allows(rejected, read) is within
@@ -318,13 +361,27 @@ def test_wrong_reject_limits(word):
 
 
 values = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.text(max_size=3))
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.text(max_size=3)),
 )
-fields = st.dictionaries(st.sampled_from(["id", "text", "tag", "category", "post_count", "aliases", "nsfw"]), values)
+fields = st.dictionaries(
+    st.sampled_from(["id", "text", "tag", "category", "post_count", "aliases", "nsfw"]), values
+)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.one_of(fields.map(json.dumps), st.text(max_size=20).filter(lambda s: "\n" not in s)), max_size=8))
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.one_of(fields.map(json.dumps), st.text(max_size=20).filter(lambda s: "\n" not in s)),
+        max_size=8,
+    )
+)
 def test_any_lines_are_accounted_for_without_a_traceback(tmp_path, lines):
     path = tmp_path / "any.jsonl"
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
@@ -338,7 +395,9 @@ def test_any_lines_are_accounted_for_without_a_traceback(tmp_path, lines):
 
 
 def test_shards_of_any_parquet_and_large_files_are_sliced(tmp_path):
-    table = pa.table({"id": [str(i) for i in range(50_000)], "text": [f"t{i}" for i in range(50_000)]})
+    table = pa.table(
+        {"id": [str(i) for i in range(50_000)], "text": [f"t{i}" for i in range(50_000)]}
+    )
     pq.write_table(table, tmp_path / "large.parquet", row_group_size=6_000)
     pq.write_table(table.slice(0, 3), tmp_path / "one.parquet")
     shards = scan(str(tmp_path)).shards
@@ -354,19 +413,27 @@ def test_shards_of_any_parquet_and_large_files_are_sliced(tmp_path):
 
 def test_metadata_too_long_to_be_searched_are_refused(tmp_path):
     path = tmp_path / "a.parquet"
-    with pq.ParquetWriter(path, pa.schema([("id", pa.string()), ("text", pa.string())]), store_schema=False) as writer:
+    with pq.ParquetWriter(
+        path, pa.schema([("id", pa.string()), ("text", pa.string())]), store_schema=False
+    ) as writer:
         writer.add_key_value_metadata({"padding": "-" * (65 << 20)})
         writer.write_table(pa.table({"id": ["1"], "text": ["一"]}))
-    with pytest.raises(InputError, match=r"a\.parquet: more than 64 MB of metadata; write it again"):
+    with pytest.raises(
+        InputError, match=r"a\.parquet: more than 64 MB of metadata; write it again"
+    ):
         scan(str(path))
     with pytest.raises(InputError, match="more than 64 MB of metadata"):
         run(tmp_path, path)
 
 
 def test_what_a_folder_holds(tmp_path):
-    """Names in capitals, linked folders, folders named like files; not what is hidden, an index, or the output itself."""
+    """Names in capitals, linked folders, folders named like files; not what is hidden, an index, or
+    the output itself.
+    """
     dump = tmp_path / "dump"
-    for number, name in enumerate(["A.PARQUET", "b.parquet/part-0.parquet", ".trash/c.parquet", "_tmp/d.parquet"]):
+    for number, name in enumerate(
+        ["A.PARQUET", "b.parquet/part-0.parquet", ".trash/c.parquet", "_tmp/d.parquet"]
+    ):
         (dump / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({"id": [str(number)], "text": ["一"]}), dump / name)
     elsewhere = tmp_path / "elsewhere"
@@ -376,11 +443,9 @@ def test_what_a_folder_holds(tmp_path):
     (elsewhere / "loop").symlink_to(dump)
     (dump / "idx" / "generations").mkdir(parents=True)
     (dump / "idx" / "CURRENT.json").write_text("{}")
-    assert [row["id"] for shard in scan(str(dump)).shards for row in read_shard(shard)[0].to_pylist()] == [
-        "0",
-        "1",
-        "9",
-    ]
+    assert [
+        row["id"] for shard in scan(str(dump)).shards for row in read_shard(shard)[0].to_pylist()
+    ] == ["0", "1", "9"]
     for _ in range(2):  # what the first run wrote is no input of the second
         report = prepare(PrepareConfig((str(dump),), str(dump / "shards")))
         assert (report.read, report.records) == (3, 3)
@@ -392,25 +457,35 @@ def test_what_a_folder_holds(tmp_path):
 def test_samples_of_an_input_that_is_nearly_all_rejects(tmp_path):
     for number in range(17):  # samples come from every second of 17 files
         text = "一" if number == 15 else " "
-        pq.write_table(pa.table({"id": [str(number)], "text": [text]}), tmp_path / f"{number:02d}.parquet")
+        pq.write_table(
+            pa.table({"id": [str(number)], "text": [text]}), tmp_path / f"{number:02d}.parquet"
+        )
     assert [sample.id for sample in draw_samples(scan(str(tmp_path)).shards).checked] == ["15"]
 
 
 def test_columns_that_are_not_needed_are_not_read(tmp_path):
     """A date beyond Python's calendar in a column of no concern, and one in `id` itself."""
     beyond = pa.array([10**15, 0], pa.timestamp("s"))
-    pq.write_table(pa.table({"id": ["1", "2"], "text": ["a", "b"], "when": beyond}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"id": ["1", "2"], "text": ["a", "b"], "when": beyond}), tmp_path / "a.parquet"
+    )
     records, rejects = read_shard(scan(str(tmp_path / "a.parquet")).shards[0])
     assert (records.num_rows, rejects) == (2, [])
     assert run(tmp_path, tmp_path / "a.parquet")[0].records == 2
     pq.write_table(pa.table({"id": beyond, "text": ["a", "b"]}), tmp_path / "b.parquet")
     records, rejects = read_shard(scan(str(tmp_path / "b.parquet")).shards[0])
-    assert (records.num_rows, [r.reason.value for r in rejects]) == (0, ["invalid_unicode", "wrong_type"])
+    assert (records.num_rows, [r.reason.value for r in rejects]) == (
+        0,
+        ["invalid_unicode", "wrong_type"],
+    )
 
 
 def test_one_huge_row_group_is_cut_by_rows(tmp_path):
     count = 40_000
-    pq.write_table(pa.table({"id": [str(i) for i in range(count)], "text": ["x"] * count}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"id": [str(i) for i in range(count)], "text": ["x"] * count}),
+        tmp_path / "a.parquet",
+    )
     shards = scan(str(tmp_path / "a.parquet")).shards
     assert [shard.rows for shard in shards] == [16_384, 16_384, 7_232]
     assert read_shard(shards[2])[0]["id"][0].as_py() == "32768"
@@ -418,7 +493,9 @@ def test_one_huge_row_group_is_cut_by_rows(tmp_path):
 
 def test_the_same_file_twice_is_two_shards_of_which_one_is_duplicates(tmp_path):
     for name in ("a", "b"):
-        pq.write_table(pa.table({"id": ["1", "2"], "text": ["x", "y"]}), tmp_path / f"{name}.parquet")
+        pq.write_table(
+            pa.table({"id": ["1", "2"], "text": ["x", "y"]}), tmp_path / f"{name}.parquet"
+        )
     shards = scan(str(tmp_path)).shards
     assert [(len({s.id for s in shards})), [s.drop for s in shards]] == [2, [(), (0, 1)]]
 
@@ -440,4 +517,7 @@ def test_parquet_with_invalid_unicode_and_nulls(tmp_path):
     shards = scan(str(tmp_path)).shards
     records, rejects = read_shard(shards[0])
     assert records["id"].to_pylist() == ["1", "4"]
-    assert [(r.line, r.reason.value) for r in rejects] == [(2, "invalid_unicode"), (3, "missing_text")]
+    assert [(r.line, r.reason.value) for r in rejects] == [
+        (2, "invalid_unicode"),
+        (3, "missing_text"),
+    ]

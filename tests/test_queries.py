@@ -1,4 +1,6 @@
-"""Queries as people send them: any encoding, one line at a time, each answered or refused by itself."""
+"""Queries as people send them: any encoding, one line at a time, each answered or refused by
+itself.
+"""
 
 import json
 import subprocess
@@ -9,7 +11,13 @@ from checkpoints import Shape, make_checkpoint
 from processes import CLI, ROOT
 
 from danbooru_index.errors import UsageError
-from danbooru_index.search.query import LONGEST_QUERY_BYTES, checked_query, likely_encoding, query_lines, shortened
+from danbooru_index.search.query import (
+    LONGEST_QUERY_BYTES,
+    checked_query,
+    likely_encoding,
+    query_lines,
+    shortened,
+)
 from danbooru_index.search.tag_index import format_hits
 
 
@@ -27,11 +35,21 @@ def test_the_likely_encoding_of_a_short_text(encoding, texts):
 
 
 def test_lines_are_cleaned_or_refused_one_by_one():
-    lines = ["\ufeff猫耳\r\n".encode(), b"\n", "双马尾\n".encode("gbk"), "\u200b\n".encode(), b"\xff\xfe\n", b"last"]
+    lines = [
+        "\ufeff猫耳\r\n".encode(),
+        b"\n",
+        "双马尾\n".encode("gbk"),
+        "\u200b\n".encode(),
+        b"\xff\xfe\n",
+        b"last",
+    ]
     found = list(query_lines(lines))
     assert [query for query, _ in found] == ["猫耳", "", "", "", "last"]
     problems = [problem for _, problem in found if problem]
-    assert problems[0] == "line 3: not UTF-8; it is GB18030, as it seems (双马尾): iconv -f GB18030 -t UTF-8"
+    assert (
+        problems[0]
+        == "line 3: not UTF-8; it is GB18030, as it seems (双马尾): iconv -f GB18030 -t UTF-8"
+    )
     assert problems[1] == "line 4: the query is empty"
     assert problems[2] == "line 5: not UTF-8, nor any other encoding that is known here"
 
@@ -66,7 +84,9 @@ def test_a_terminal_gets_one_short_line():
 @pytest.mark.slow
 def test_a_session_of_queries_is_answered_line_by_line(tmp_path):
     """Each as it comes, before the next is written; the bad ones by one line each; 1 at the end."""
-    model = make_checkpoint(tmp_path / "model", Shape(layers=1, hidden=vault.DIM, heads=2, intermediate=32))
+    model = make_checkpoint(
+        tmp_path / "model", Shape(layers=1, hidden=vault.DIM, heads=2, intermediate=32)
+    )
     vault.build(tmp_path / "index", vault.shard_names(1), path=str(model))
     command = [*CLI, "search", str(tmp_path / "index"), "-", "--json", "--device", "cpu"]
     with subprocess.Popen(
@@ -81,5 +101,6 @@ def test_a_session_of_queries_is_answered_line_by_line(tmp_path):
     assert [json.loads(line)["query"] for line in out.splitlines()] == ["x"]
     assert process.returncode == 1
     assert err.decode().splitlines() == [
-        "danbooru-index: line 3: not UTF-8; it is GB18030, as it seems (双马尾): iconv -f GB18030 -t UTF-8"
+        "danbooru-index: line 3: not UTF-8; it is GB18030, as it seems (双马尾): iconv -f GB18030"
+        " -t UTF-8"
     ]

@@ -40,15 +40,33 @@ def test_text_is_split_at_its_first_dash(text, category, tag, explanation):
 def test_fields_win_over_the_text_and_the_text_is_never_altered():
     text = "【服装】 school_uniform - 学生制服 "
     record = parse_fields(
-        {"id": 2, "text": text, "tag": "uniform", "category": "c", "post_count": "12", "aliases": "a, b"}
+        {
+            "id": 2,
+            "text": text,
+            "tag": "uniform",
+            "category": "c",
+            "post_count": "12",
+            "aliases": "a, b",
+        }
     )
     assert record.text == text
-    assert (record.id, record.tag, record.category, record.explanation) == ("2", "uniform", "c", "学生制服")
+    assert (record.id, record.tag, record.category, record.explanation) == (
+        "2",
+        "uniform",
+        "c",
+        "学生制服",
+    )
     assert (record.post_count, record.aliases) == (12, ("a", "b"))
 
 
 def test_optional_fields_are_also_found_in_metadata():
-    record = parse_fields({"id": "1", "text": "x", "metadata": {"post_count": 7, "rating": "e", "category": "general"}})
+    record = parse_fields(
+        {
+            "id": "1",
+            "text": "x",
+            "metadata": {"post_count": 7, "rating": "e", "category": "general"},
+        }
+    )
     assert (record.post_count, record.category, record.nsfw) == (7, "general", True)
 
 
@@ -99,7 +117,9 @@ def test_every_reason_for_rejecting(line, reason):
 
 
 def test_a_text_of_just_the_limit_is_accepted():
-    assert len(parse_line(json.dumps({"id": 1, "text": "x" * MAX_TEXT_BYTES})).text) == MAX_TEXT_BYTES
+    assert (
+        len(parse_line(json.dumps({"id": 1, "text": "x" * MAX_TEXT_BYTES})).text) == MAX_TEXT_BYTES
+    )
 
 
 def test_a_category_by_danboorus_number():
@@ -108,10 +128,14 @@ def test_a_category_by_danboorus_number():
 
 
 def test_missing_values_as_pandas_writes_them():
-    assert parse_line('{"id": "1", "text": "x", "post_count": NaN, "aliases": NaN}').post_count is None
+    assert (
+        parse_line('{"id": "1", "text": "x", "post_count": NaN, "aliases": NaN}').post_count is None
+    )
 
 
-@pytest.mark.parametrize("name", ["2023", "nil", "inf", "11e10", "^_^", r"\||/", '"love"', "=3", "+++", "-_-", "@_@"])
+@pytest.mark.parametrize(
+    "name", ["2023", "nil", "inf", "11e10", "^_^", r"\||/", '"love"', "=3", "+++", "-_-", "@_@"]
+)
 def test_dirty_names_survive(name):
     assert parse_line(json.dumps({"id": name, "text": f"【通用】{name}"})).tag == name
     record = parse_csv_row([name, "0", "5", ""])
@@ -121,13 +145,26 @@ def test_dirty_names_survive(name):
 def test_a_csv_row():
     record = parse_csv_row(["1girl", "0", "6008644", "1girls,sole_female"], "一个女孩")
     assert record.text == "【general】1girl - 一个女孩"
-    assert (record.category, record.post_count, record.aliases) == ("general", 6008644, ("1girls", "sole_female"))
-    assert [parse_csv_row(["a", n, "", ""]).category for n in "1345"] == ["artist", "copyright", "character", "meta"]
+    assert (record.category, record.post_count, record.aliases) == (
+        "general",
+        6008644,
+        ("1girls", "sole_female"),
+    )
+    assert [parse_csv_row(["a", n, "", ""]).category for n in "1345"] == [
+        "artist",
+        "copyright",
+        "character",
+        "meta",
+    ]
 
 
-@pytest.mark.parametrize("invisible", ["\u200b", "\ufeff\u2060", "\u3164", "\x00\x1f", "\u2800\ufe0f\u00ad"])
+@pytest.mark.parametrize(
+    "invisible", ["\u200b", "\ufeff\u2060", "\u3164", "\x00\x1f", "\u2800\ufe0f\u00ad"]
+)
 def test_a_text_of_which_nothing_can_be_seen_is_empty(invisible, tmp_path):
-    """Also in a Parquet file that is otherwise as `prepare` writes it, whose rows are not parsed one by one."""
+    """Also in a Parquet file that is otherwise as `prepare` writes it, whose rows are not parsed
+    one by one.
+    """
     with pytest.raises(RejectedError, match="empty_text"):
         parse_fields({"id": 1, "text": invisible})
     with pytest.raises(RejectedError, match="empty_id"):
@@ -181,7 +218,10 @@ def test_a_name_that_occurs_twice_is_not_one_of_its_values():
 
 
 def test_two_columns_of_one_name_are_refused_by_build_as_by_prepare(tmp_path):
-    rows = pa.table([pa.array(["1"]), pa.array(["a"]), pa.array(["x"]), pa.array(["y"])], ["id", "text", "tag", "tag"])
+    rows = pa.table(
+        [pa.array(["1"]), pa.array(["a"]), pa.array(["x"]), pa.array(["y"])],
+        ["id", "text", "tag", "tag"],
+    )
     pq.write_table(rows, tmp_path / "a.parquet")
     with pytest.raises(InputError, match="two columns are called tag"):
         scan(str(tmp_path))
@@ -190,7 +230,9 @@ def test_two_columns_of_one_name_are_refused_by_build_as_by_prepare(tmp_path):
 def test_a_missing_alias_in_rows_as_prepare_writes_them_is_noticed(tmp_path):
     rows = to_table([Record("1", "a"), Record("2", "b", aliases=("x",))])
     place = rows.schema.get_field_index("aliases")
-    rows = rows.set_column(place, rows.schema.field(place), pa.array([["y", None], ["x"]], pa.list_(pa.string())))
+    rows = rows.set_column(
+        place, rows.schema.field(place), pa.array([["y", None], ["x"]], pa.list_(pa.string()))
+    )
     pq.write_table(rows, tmp_path / "a.parquet")
     records, rejects = read_shard(scan(str(tmp_path)).shards[0])
     assert records["id"].to_pylist() == ["2"]

@@ -1,4 +1,6 @@
-"""Ray started, joined and ended: what is at an address, a busy machine, a Ray that hangs, what would be uploaded."""
+"""Ray started, joined and ended: what is at an address, a busy machine, a Ray that hangs, what
+would be uploaded.
+"""
 
 import contextlib
 import http.server
@@ -60,7 +62,9 @@ def test_what_is_no_control_store_is_named_in_seconds(silent, monkeypatch):
         pytest.raises(ClusterError, match=r"what answers there is not the control store of a Ray"),
     ):
         check_address(f"127.0.0.1:{port}")
-    with pytest.raises(ClusterError, match=r"nobody answers there .Connection refused.; check --address"):
+    with pytest.raises(
+        ClusterError, match=r"nobody answers there .Connection refused.; check --address"
+    ):
         check_address(f"127.0.0.1:{port}")
     monkeypatch.setattr(security, "ANSWER_S", 0.5)
     with pytest.raises(ClusterError, match="no answer in 0 s"):
@@ -72,23 +76,30 @@ def test_the_port_of_a_dashboard_is_recognised_and_the_control_store_named():
     pages = {"/api/authentication_mode": b'{"authentication_mode": "disabled"}'}
     with http_server(pages) as port:
         with pytest.raises(
-            ClusterError, match=r"the port of its dashboard and job server; pass .*usually 127.0.0.1:6379"
+            ClusterError,
+            match=r"the port of its dashboard and job server; pass .*usually 127.0.0.1:6379",
         ):
             check_address(f"127.0.0.1:{port}")
-        pages["/nodes?view=summary"] = b'{"cmdline": ["raylet", "--gcs-address=10.0.0.7:6380", "x"]}'
+        pages["/nodes?view=summary"] = (
+            b'{"cmdline": ["raylet", "--gcs-address=10.0.0.7:6380", "x"]}'
+        )
         with pytest.raises(
-            ClusterError, match=r"pass the control store's, 10.0.0.7:6380, or submit the job: ray job submit"
+            ClusterError,
+            match=r"pass the control store's, 10.0.0.7:6380, or submit the job: ray job submit",
         ):
             check_address(f"127.0.0.1:{port}")
         with pytest.raises(
-            ClusterError, match=r"http://127.*: the address of a Ray dashboard .*10.0.0.7:6380; to submit"
+            ClusterError,
+            match=r"http://127.*: the address of a Ray dashboard .*10.0.0.7:6380; to submit",
         ):
             check_address(f"http://127.0.0.1:{port}")
 
 
 def test_an_http_address_in_the_environment_is_named(tmp_path, sample_shards, checkpoint):
     options = ["--index", tmp_path / "index", "--model", checkpoint, "--device", "cpu"]
-    line = one_line(run_cli("build", sample_shards, *options, env={"RAY_ADDRESS": "http://127.0.0.1:9"}), 1)
+    line = one_line(
+        run_cli("build", sample_shards, *options, env={"RAY_ADDRESS": "http://127.0.0.1:9"}), 1
+    )
     assert "http://127.0.0.1:9: the address of a Ray dashboard" in line
     assert "RAY_ADDRESS" in line
 
@@ -128,7 +139,9 @@ def test_a_remedy_is_not_cut_in_its_middle():
     assert in_one_line(long).endswith("then that.")
     assert len(in_one_line(long)) <= 601
     refused = ConnectionError("Failed to connect")
-    refused.__cause__ = RuntimeError("ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: missing")
+    refused.__cause__ = RuntimeError(
+        "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: missing"
+    )
     assert "RAY_AUTH_TOKEN" in _why(refused)
 
 
@@ -153,7 +166,10 @@ FOLDER = {
         ({".gitignore": "*.log\n/data/\n"}, 10 + 70_000 + 3 + 13),
         ({".gitignore": "*.log\n", ".rayignore": "data\nmy-index\n"}, 10 + 13),
         ({".rayignore": "/*\n!/.\n!/code\n!/README.md\n"}, 10 + 3 + 13),
-        ({"code/.gitignore": "data\n", ".rayignore": "!notes.log\n"}, 10 + 40_000 + 7 + 70_000 + 11 + 13),
+        (
+            {"code/.gitignore": "data\n", ".rayignore": "!notes.log\n"},
+            10 + 40_000 + 7 + 70_000 + 11 + 13,
+        ),
     ],
     ids=["all", "gitignore", "both", "nothing but", "in a folder"],
 )
@@ -203,7 +219,13 @@ def test_what_the_caller_has_started_is_not_rays():
 
 def test_this_project_uploads_its_code_alone():
     found = measure_upload(ROOT)
-    assert set(found.sizes) == {"danbooru_index", "jobs", "constraints.txt", "pyproject.toml", "README.md"}
+    assert set(found.sizes) == {
+        "danbooru_index",
+        "jobs",
+        "constraints.txt",
+        "pyproject.toml",
+        "README.md",
+    }
     assert found.bytes < upload.LARGEST_SUBMISSION / 4
 
 
@@ -214,7 +236,9 @@ def test_a_folder_that_is_too_large_is_named_before_it_is_packed(tmp_path, monke
     assert not under_uv_run()
     refuse_large_upload(tmp_path)
     monkeypatch.setattr(upload, "under_uv_run", lambda: True)
-    with pytest.raises(ClusterError, match=r"629 MB of at most 537 \(index 629 MB\): name them in .rayignore"):
+    with pytest.raises(
+        ClusterError, match=r"629 MB of at most 537 \(index 629 MB\): name them in .rayignore"
+    ):
         refuse_large_upload(tmp_path)
     monkeypatch.setattr(upload, "MOST_FILES", 0)
     with pytest.raises(StorageError, match="more than 0 files to upload"):
@@ -238,7 +262,9 @@ def under_uv(command, cwd):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_build_beside_600_mb_under_uv_run_uploads_nothing(tmp_path, sample_shards, checkpoint):
-    """A private Ray takes no working directory; Ray's hook would have packed it: "RuntimeEnvSetupError"."""
+    """A private Ray takes no working directory; Ray's hook would have packed it:
+    "RuntimeEnvSetupError".
+    """
     (tmp_path / "my-index").mkdir()
     with (tmp_path / "my-index" / "big").open("wb") as file:
         file.truncate(600 << 20)
@@ -269,20 +295,39 @@ def find(process, word):
 
 
 def all_gone(pids):
-    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+    return not any(
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        for pid in pids
+    )
 
 
 def build_command(shards, index, model):
-    return [*CLI, "build", str(shards), "--index", str(index), "--model", str(model), "--device", "cpu"]
+    return [
+        *CLI,
+        "build",
+        str(shards),
+        "--index",
+        str(index),
+        "--model",
+        str(model),
+        "--device",
+        "cpu",
+    ]
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_ray_that_does_not_start_in_time_is_tried_again(tmp_path, sample_shards, checkpoint):
-    """A machine so busy that the control store does not run while Ray waits for it; in a long TMPDIR."""
+    """A machine so busy that the control store does not run while Ray waits for it; in a long
+    TMPDIR.
+    """
     long = tmp_path / ("x" * 120)
     long.mkdir()
-    env = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_py_gcs_connect_timeout_s": "1", "TMPDIR": str(long)}
+    env = {
+        "RAY_gcs_server_port_wait_time_s": "1",
+        "RAY_py_gcs_connect_timeout_s": "1",
+        "TMPDIR": str(long),
+    }
     with running(build_command(sample_shards, tmp_path / "index", checkpoint), env=env) as process:
         first = find(process, "gcs_server")
         first.suspend()
@@ -298,7 +343,9 @@ def test_a_ray_that_does_not_start_in_time_is_tried_again(tmp_path, sample_shard
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["starting", "building", "ending"])
 def test_sigterm_is_heard_while_ray_hangs(when, tmp_path, sample_shards, checkpoint):
-    """Its control store does not answer, for ever: out within 5 s, by one line, and nothing stays behind."""
+    """Its control store does not answer, for ever: out within 5 s, by one line, and nothing stays
+    behind.
+    """
     index = tmp_path / "index"
     with running(build_command(sample_shards, index, checkpoint)) as process:
         store = find(process, "gcs_server")

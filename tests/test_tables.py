@@ -1,4 +1,6 @@
-"""The vault without Ray: packing, fragments, completion records, commits, generations; real Lance throughout."""
+"""The vault without Ray: packing, fragments, completion records, commits, generations; real Lance
+throughout.
+"""
 
 import os
 import random
@@ -50,7 +52,11 @@ def built(index):
     generation = index.start(manifest(["a", "b", "c"]))
     for number, shard in enumerate("abc"):
         write_shard(generation, shard, seed=number)
-    records = list(read_records(generation.path, ["a", "b", "c"], generation.manifest.fingerprint_digest).values())
+    records = list(
+        read_records(
+            generation.path, ["a", "b", "c"], generation.manifest.fingerprint_digest
+        ).values()
+    )
     generation = committed(generation, commit(generation.path, SPECS, records))
     return generation
 
@@ -76,11 +82,19 @@ def test_what_is_written_is_what_lancedb_reads(built):
         assert table.num_rows == 60
         assert table["id"].to_pylist()[20] == "b-0"
         assert set(table["shard"].to_pylist()) == {"a", "b", "c"}
-    vectors = database.open_table("dense").to_arrow()["vector"].combine_chunks().flatten().to_numpy().reshape(60, DIM)
+    vectors = (
+        database.open_table("dense")
+        .to_arrow()["vector"]
+        .combine_chunks()
+        .flatten()
+        .to_numpy()
+        .reshape(60, DIM)
+    )
     assert np.array_equal(vectors, np.concatenate([e.dense for e in encodings]))
     matrices = database.open_table("colbert").to_arrow()["vectors"].combine_chunks()
     assert np.array_equal(
-        matrices.flatten().flatten().to_numpy().reshape(-1, DIM), np.concatenate([e.colbert for e in encodings])
+        matrices.flatten().flatten().to_numpy().reshape(-1, DIM),
+        np.concatenate([e.colbert for e in encodings]),
     )
     weights = database.open_table("sparse").to_arrow()
     assert weights["weights"].combine_chunks().flatten().to_numpy().tolist() == [
@@ -89,7 +103,9 @@ def test_what_is_written_is_what_lancedb_reads(built):
 
 
 def test_repeating_a_commit_changes_nothing(built):
-    records = list(read_records(built.path, ["a", "b", "c"], built.manifest.fingerprint_digest).values())
+    records = list(
+        read_records(built.path, ["a", "b", "c"], built.manifest.fingerprint_digest).values()
+    )
     before = lance.dataset(str(table_path(built.path, "dense"))).to_table()
     for _ in range(5):
         commit(built.path, SPECS, records)
@@ -101,7 +117,9 @@ def test_the_first_completion_record_wins_and_a_loser_keeps_its_hands_off(index)
     first, record, _ = write_shard(generation, "a", seed=1)
     second, late, _ = write_shard(generation, "a", seed=2, finish=False)
     assert not complete(generation.path, late)
-    assert complete(generation.path, record), "the same attempt asking again is told that it is done"
+    assert complete(generation.path, record), (
+        "the same attempt asking again is told that it is done"
+    )
     second.discard()
     records = read_records(generation.path, ["a"], generation.manifest.fingerprint_digest)
     assert records["a"].attempt == first.attempt
@@ -125,7 +143,9 @@ def test_many_writers_of_one_shard_leave_one_record(index):
     for thread in threads:
         thread.join()
     assert sorted(results) == [False] * 7 + [True]
-    records = list(read_records(generation.path, ["a"], generation.manifest.fingerprint_digest).values())
+    records = list(
+        read_records(generation.path, ["a"], generation.manifest.fingerprint_digest).values()
+    )
     assert sweep_orphans(generation.path, SPECS, records) == 0
     generation = committed(generation, commit(generation.path, SPECS, records))
     assert verify_all(generation, records) == []
@@ -134,7 +154,11 @@ def test_many_writers_of_one_shard_leave_one_record(index):
 def verify_all(generation, records):
     seal = generation.manifest.seal
     versions = seal.versions if seal else commit(generation.path, SPECS, records)
-    return [problem for spec in SPECS for problem in verify_table(generation.path, spec, versions[spec.name], records)]
+    return [
+        problem
+        for spec in SPECS
+        for problem in verify_table(generation.path, spec, versions[spec.name], records)
+    ]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "not json", "file gone", "file cut"])
@@ -144,7 +168,9 @@ def test_a_record_that_cannot_be_believed_is_set_aside(index, damage):
     _, record, _ = write_shard(generation, "b", seed=1)
     path = Path(record_path(generation.path, "b"))
     data = Path(
-        table_path(generation.path, "colbert") / "data" / record.tables["colbert"].fragments[0]["files"][0]["path"]
+        table_path(generation.path, "colbert")
+        / "data"
+        / record.tables["colbert"].fragments[0]["files"][0]["path"]
     )
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-40])
@@ -160,26 +186,41 @@ def test_a_record_that_cannot_be_believed_is_set_aside(index, damage):
     assert list(found) == ["a"]
     assert path.with_name("b.json.bad-1").exists()
     write_shard(generation, "b", seed=2)
-    assert len(read_records(generation.path, ["a", "b"], generation.manifest.fingerprint_digest)) == 2
+    assert (
+        len(read_records(generation.path, ["a", "b"], generation.manifest.fingerprint_digest)) == 2
+    )
 
 
 def test_orphans_are_swept_and_only_they(index):
     generation = index.start(manifest(["a"]))
     write_shard(generation, "a")
     write_shard(generation, "a", seed=5, finish=False)
-    records = list(read_records(generation.path, ["a"], generation.manifest.fingerprint_digest).values())
-    before = sorted(path for path in generation.path.local_path().rglob("*") if path.parent.name != "data")
+    records = list(
+        read_records(generation.path, ["a"], generation.manifest.fingerprint_digest).values()
+    )
+    before = sorted(
+        path for path in generation.path.local_path().rglob("*") if path.parent.name != "data"
+    )
     Path(generation.path / "attempts-0123abcd" / "all").mkdir(parents=True)
     Path(generation.path / "shards" / ".b.json.0123.tmp").write_text("{")
-    assert sweep_orphans(generation.path, SPECS, records) == 4, "dense, sparse and two slices of ColBERT"
-    assert sorted(path for path in generation.path.local_path().rglob("*") if path.parent.name != "data") == before
+    assert sweep_orphans(generation.path, SPECS, records) == 4, (
+        "dense, sparse and two slices of ColBERT"
+    )
+    assert (
+        sorted(
+            path for path in generation.path.local_path().rglob("*") if path.parent.name != "data"
+        )
+        == before
+    )
     assert verify_all(generation, records) == []
 
 
 @pytest.mark.parametrize("name", ["dense", "sparse", "colbert"])
 @pytest.mark.parametrize("flip", range(5))
 def test_verify_notices_a_flipped_bit_and_names_the_file(built, name, flip):
-    records = list(read_records(built.path, ["a", "b", "c"], built.manifest.fingerprint_digest).values())
+    records = list(
+        read_records(built.path, ["a", "b", "c"], built.manifest.fingerprint_digest).values()
+    )
     assert verify_all(built, records) == []
     path = sorted((table_path(built.path, name).local_path() / "data").glob("*.lance"))[0]
     content = bytearray(path.read_bytes())
@@ -192,7 +233,9 @@ def test_verify_notices_a_flipped_bit_and_names_the_file(built, name, flip):
 
 
 def test_a_write_that_does_not_fit_is_an_error_and_leaves_nothing(index):
-    """A limit on the file size: Lance may swallow the error of the last write; the reread must not."""
+    """A limit on the file size: Lance may swallow the error of the last write; the reread
+    must not.
+    """
     import resource
     import signal
 
@@ -241,7 +284,11 @@ def test_non_finite_values_are_refused(index):
 
 
 def test_one_owner_at_a_time_and_the_next_at_once(index):
-    with index.path.owned(), pytest.raises(IndexBusyError, match=f"process {os.getpid()}"), index.path.owned():
+    with (
+        index.path.owned(),
+        pytest.raises(IndexBusyError, match=f"process {os.getpid()}"),
+        index.path.owned(),
+    ):
         pass
     with index.path.owned():
         pass
@@ -258,7 +305,9 @@ def seal(root, generation, at, **fields):
     """The generation, sealed then and published."""
     known = generation.manifest.seal
     versions = known.versions if known else dict.fromkeys(("dense", "sparse", "colbert"), 1)
-    sealed = replace(generation, manifest=replace(generation.manifest, seal=Seal(at, versions, 0, **fields)))
+    sealed = replace(
+        generation, manifest=replace(generation.manifest, seal=Seal(at, versions, 0, **fields))
+    )
     sealed.save()
     publish(root, sealed)
     return sealed
@@ -284,7 +333,9 @@ def test_publish_roll_back_and_prune(index):
 
 def test_rollback_goes_back_in_the_order_of_publication(index):
     first, second, third = (index.start(manifest([])) for _ in range(3))
-    first, second, third = (seal(index, generation, at=1000.0) for generation in (first, second, third))
+    first, second, third = (
+        seal(index, generation, at=1000.0) for generation in (first, second, third)
+    )
     publish(index, first)
     assert [rollback(index).id for _ in range(2)] == [third.id, second.id]
     with pytest.raises(StorageError, match="no earlier"):
@@ -297,7 +348,9 @@ def test_an_index_from_before_publications_were_remembered(index):
         seal(index, index.start(manifest([])), at=1000.0)
     path = Path(index.path / "CURRENT.json")
     body = from_checked_json(path.read_bytes())
-    path.write_bytes(to_checked_json({name: body[name] for name in ("generation", "versions", "published_at")}))
+    path.write_bytes(
+        to_checked_json({name: body[name] for name in ("generation", "versions", "published_at")})
+    )
     assert rollback(index).id.startswith("g000002")
     assert rollback(index).id.startswith("g000001")
 
@@ -445,7 +498,9 @@ def test_retrievers_score_exactly(built):
     reader = GenerationReader(built)
     encodings = [make_encoding(20, seed) for seed in range(3)]
     asked = make_encoding(3, 9)
-    query = EncodedQuery(encodings[1].dense[13].astype(np.float32), {0: 0.5, 2: 2.0, 99: 1.0}, asked.colbert)
+    query = EncodedQuery(
+        encodings[1].dense[13].astype(np.float32), {0: 0.5, 2: 2.0, 99: 1.0}, asked.colbert
+    )
     by_hand = {
         Mode.DENSE: np.concatenate([e.dense for e in encodings]).astype(np.float32) @ query.dense,
         Mode.SPARSE: np.array([
@@ -461,11 +516,15 @@ def test_retrievers_score_exactly(built):
     for mode, retriever in retrievers(reader).items():
         expected = by_hand[mode]
         assert np.allclose(retriever.score(query, np.arange(60)), expected, atol=1e-3), mode
-        assert np.allclose(retriever.score(query, np.array([41, 2, 20])), expected[[41, 2, 20]], atol=1e-3), mode
+        assert np.allclose(
+            retriever.score(query, np.array([41, 2, 20])), expected[[41, 2, 20]], atol=1e-3
+        ), mode
         assert not len(retriever.score(query, np.array([], np.int64)))
         rows, scores = retriever.candidates(query, 5, everything)
         assert np.allclose(scores, retriever.score(query, rows), atol=1e-6), mode
-        best = [score for score in np.sort(expected)[::-1][:5] if score > 0 or mode is not Mode.SPARSE]
+        best = [
+            score for score in np.sort(expected)[::-1][:5] if score > 0 or mode is not Mode.SPARSE
+        ]
         assert np.allclose(scores, best, atol=2e-3), mode
     assert reader.row_of("c-4") == 44
     assert reader.id_problems() == []
@@ -473,19 +532,32 @@ def test_retrievers_score_exactly(built):
 
 def test_max_sim_of_rows_without_vectors_is_zero():
     rows = as_matrices([np.zeros((0, 2)), np.eye(2), np.zeros((0, 2))])
-    assert max_sim(as_matrices([np.array([[1.0, 0.0], [0.0, 0.5]])]), rows).tolist() == [[0.0, 0.75, 0.0]]
+    assert max_sim(as_matrices([np.array([[1.0, 0.0], [0.0, 0.5]])]), rows).tolist() == [
+        [0.0, 0.75, 0.0]
+    ]
     assert max_sim(as_matrices([np.zeros((0, 2))]), rows).tolist() == [[0.0, 0.0, 0.0]]
 
 
 def test_ragged_rows():
-    assert ragged_take(np.array([2, 0, 3]), np.array([2, 0, 1, 2])).tolist() == [2, 3, 4, 0, 1, 2, 3, 4]
+    assert ragged_take(np.array([2, 0, 3]), np.array([2, 0, 1, 2])).tolist() == [
+        2,
+        3,
+        4,
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
     batch = TokenBatch(np.arange(6, dtype=np.int32), np.array([1, 2, 3], np.int32), (0,))
     assert batch.rows(1, 3).token_ids.tolist() == [1, 2, 3, 4, 5]
     assert batch.rows(1, 3).special == (0,)
 
 
 def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, monkeypatch):
-    """IVF_RQ over every row, durable and in the seal; small tables have none and are searched exactly."""
+    """IVF_RQ over every row, durable and in the seal; small tables have none and are searched
+    exactly.
+    """
     from danbooru_index.index import vector_index
     from danbooru_index.index.lifecycle import seal_and_publish
     from danbooru_index.pipeline.self_check import check_tables
@@ -493,8 +565,16 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
     shards = [f"s{number}" for number in range(8)]
     generation = index.start(manifest(shards))
     for number, shard in enumerate(shards):
-        write_shard(generation, shard, 200, number, categories=["rare" if n == 7 else "usual" for n in range(200)])
-    records = list(read_records(generation.path, shards, generation.manifest.fingerprint_digest).values())
+        write_shard(
+            generation,
+            shard,
+            200,
+            number,
+            categories=["rare" if n == 7 else "usual" for n in range(200)],
+        )
+    records = list(
+        read_records(generation.path, shards, generation.manifest.fingerprint_digest).values()
+    )
     monkeypatch.setattr(vector_index, "INDEX_ROWS", 1000)
     monkeypatch.setattr(vector_index, "ROWS_PER_PARTITION", 10)
     seal_and_publish(index, generation, records, [], check_tables)
@@ -503,21 +583,36 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
     rare_ones = allowed(reader, Filter(("rare",), nsfw=True))
     as_query = lambda vector: EncodedQuery(vector, {}, np.zeros((0, DIM)))  # noqa: E731
     chance = np.random.default_rng(3)
-    vectors = lance.dataset(str(table_path(generation.path, "dense"))).to_table()["vector"].combine_chunks()
+    vectors = (
+        lance.dataset(str(table_path(generation.path, "dense")))
+        .to_table()["vector"]
+        .combine_chunks()
+    )
     vectors = vectors.flatten().to_numpy().reshape(-1, DIM).astype(np.float32)
     found = 0
     for _ in range(20):
         query = chance.normal(size=DIM).astype(np.float32)
         query /= np.linalg.norm(query)
         rows, scores = dense.candidates(as_query(query), 10, everything)
-        assert np.allclose(scores, vectors[rows] @ query, atol=2e-3), "scores are exact, whatever found them"
+        assert np.allclose(scores, vectors[rows] @ query, atol=2e-3), (
+            "scores are exact, whatever found them"
+        )
         found += len(set(rows.tolist()) & set(np.argsort(-(vectors @ query))[:10].tolist()))
     assert found >= 190
-    rare = [f"s{number}-7" for number in range(8)]  # of 1,600 rows in 160 partitions, of which 80 are looked into
-    ids = lance.dataset(str(table_path(generation.path, "dense"))).to_table(columns=["id"])["id"].to_pylist()
+    # of 1,600 rows in 160 partitions, of which 80 are looked into
+    rare = [f"s{number}-7" for number in range(8)]
+    ids = (
+        lance.dataset(str(table_path(generation.path, "dense")))
+        .to_table(columns=["id"])["id"]
+        .to_pylist()
+    )
     for _ in range(5):
-        rows, _ = dense.candidates(as_query(chance.normal(size=DIM).astype(np.float32)), 8, rare_ones)
-        assert sorted(ids[row] for row in rows) == rare, "a filter that leaves few rows leaves them all"
+        rows, _ = dense.candidates(
+            as_query(chance.normal(size=DIM).astype(np.float32)), 8, rare_ones
+        )
+        assert sorted(ids[row] for row in rows) == rare, (
+            "a filter that leaves few rows leaves them all"
+        )
     names = [name for name in index.current().manifest.seal.files if "/_indices/" in name]
     assert names
     path = Path(generation.path / names[0])
@@ -560,7 +655,9 @@ def test_large_colbert_files_leave_memory_once_they_are_durable(index, tmp_path,
     generation = index.start(manifest(["a"]))
     write_shard(generation, "a")
     cached = {
-        name: all(map(is_cached, (table_path(generation.path, name).local_path() / "data").iterdir()))
+        name: all(
+            map(is_cached, (table_path(generation.path, name).local_path() / "data").iterdir())
+        )
         for name in ("dense", "sparse", "colbert")
     }
     assert cached == {"dense": True, "sparse": True, "colbert": size > 0}

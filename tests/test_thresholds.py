@@ -1,4 +1,5 @@
-"""What happens only above a size, or with another spelling of a path, from the command line: a small input, lowered thresholds.
+"""What happens only above a size, or with another spelling of a path, from the command line: a
+small input, lowered thresholds.
 
 `tests/lowered` lowers them in every process, the workers of Ray too.
 """
@@ -57,7 +58,9 @@ QUERY = "穿水手服的女孩"
 
 @pytest.fixture
 def dump(tmp_path):
-    """300 records, in the folder that commands run in; one id occurs twice, so that the hashes have a suspect."""
+    """300 records, in the folder that commands run in; one id occurs twice, so that the hashes have
+    a suspect.
+    """
     (tmp_path / "data").mkdir()
     lines = SAMPLE.read_text(encoding="utf-8").splitlines()[:300]
     (tmp_path / "data" / "tags.jsonl").write_text("\n".join([*lines, lines[0]]), encoding="utf-8")
@@ -72,7 +75,9 @@ def run(*arguments, cwd, code=0, env=ENV):
 
 
 def build(cwd, dump, index, model, *more):
-    """`prepare` and `build` as the README writes them, and `verify`: all records, slices, compaction."""
+    """`prepare` and `build` as the README writes them, and `verify`: all records, slices,
+    compaction.
+    """
     run("prepare", dump, "--out", "data/shards", "--shard-rows", 4096, cwd=cwd, code=3)
     options = ["--index", index, "--model", model, "--device", "cpu", "--json"]
     report = json.loads(run("build", "data/shards", *options, *more, cwd=cwd))
@@ -91,7 +96,9 @@ def find(cwd, index, mode):
 def is_indexed(index):
     """Whether the dense table has its index, over every row."""
     generation = IndexRoot(index).current()
-    dataset = lance.dataset(str(generation.path / "dense.lance"), version=generation.manifest.seal.versions["dense"])
+    dataset = lance.dataset(
+        str(generation.path / "dense.lance"), version=generation.manifest.seal.versions["dense"]
+    )
     return dataset.stats.index_stats(NAME)["num_indexed_rows"] == 300
 
 
@@ -114,7 +121,9 @@ def test_a_relative_path_above_every_threshold(dump, checkpoint, tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_path_through_a_symlink_with_spaces_and_cjk_and_signs(dump, checkpoint, tmp_path):
-    """A link to a folder whose name has all that a URL, a glob or a shell could stumble over; ColBERT projected."""
+    """A link to a folder whose name has all that a URL, a glob or a shell could stumble over;
+    ColBERT projected.
+    """
     real = tmp_path / "a b" / "索引 #1 100% [x]?*'\"&;$(x)"
     real.mkdir(parents=True)
     (tmp_path / "link").symlink_to(real)
@@ -134,7 +143,9 @@ def test_an_object_store_above_every_threshold(dump, checkpoint, tmp_path):
 
 @pytest.mark.parametrize("how", ["moved", "copied", "renamed by a link"])
 def test_an_index_that_was_moved_opens_verifies_resumes_and_goes_back(how, tmp_path, monkeypatch):
-    """Two generations published, a third unfinished; then the folder goes elsewhere, and everything goes on there."""
+    """Two generations published, a third unfinished; then the folder goes elsewhere, and everything
+    goes on there.
+    """
     monkeypatch.setattr(vector_index, "INDEX_ROWS", 30)
     old, new = tmp_path / "old", tmp_path / "elsewhere" / "new"
     names = vault.shard_names(4)

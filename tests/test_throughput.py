@@ -57,7 +57,9 @@ def test_plain_lines_every_ten_seconds_elsewhere(clock, caplog):
     lines = caplog.messages
     assert len(lines) == 3
     shown = re.fullmatch(
-        r"([\d,]+) of 96,300 records \((\d+)%\), ([\d,.]+) tags/s, ([\d,]+) s left, ([\d.]+)x baseline", lines[1]
+        r"([\d,]+) of 96,300 records \((\d+)%\), ([\d,.]+) tags/s, ([\d,]+) s left, ([\d.]+)x"
+        r" baseline",
+        lines[1],
     )
     assert shown
     rate = float(shown[3].replace(",", ""))
@@ -83,11 +85,15 @@ def record(rows, started, ended, worker="node:1", encode=1.0):
         worker=WorkerStats(worker, 0, 4_200_000_000),
     )  # fmt: skip
     tables = {name: TablePart(bytes=1000) for name in TABLES}
-    return CompletionRecord("s", "f", "a", rows, rows + 2, tables, [{"reason": "empty_text"}] * 2, stats)
+    return CompletionRecord(
+        "s", "f", "a", rows, rows + 2, tables, [{"reason": "empty_text"}] * 2, stats
+    )
 
 
 def make_report():
-    report = BuildReport("i", "g1", "published", "BAAI/bge-m3", "a" * 64, "NVIDIA H200", "fp16", "f")
+    report = BuildReport(
+        "i", "g1", "published", "BAAI/bge-m3", "a" * 64, "NVIDIA H200", "fp16", "f"
+    )
     done = [record(963, 0.0, 2.0), record(963, 2.0, 4.0, encode=2.0)]
     count_records(report, done)
     count_work(report, done, report.device, 20.0)
@@ -113,7 +119,9 @@ def test_the_reports_arithmetic():
 
 
 def test_nothing_done_is_no_division_by_zero():
-    report = BuildReport("i", "g1", "already published: nothing to do", "m", "a" * 64, "CPU", "fp32", "f")
+    report = BuildReport(
+        "i", "g1", "already published: nothing to do", "m", "a" * 64, "CPU", "fp32", "f"
+    )
     fields = report.to_dict()
     assert fields["baseline"]["hours_for_1386373"] is None
     assert fields["tags_per_second"]["encode"] == 0
@@ -135,13 +143,22 @@ def test_the_picture_shows_the_baseline_and_is_saved_with_the_report(tmp_path):
     paths = [node for node in root.iter() if node.tag.endswith("path")]
     assert len(paths) > 50
     assert "#d62728" in (tmp_path / "report.svg").read_text(), "the baseline's line"
-    assert json.loads((tmp_path / "report.json").read_text())["picture"] == str(tmp_path / "report.svg")
-    draw_report(BuildReport("i", "g", "s", "m", "a", "CPU", "fp32", "f"), tmp_path / "empty.png", "png")
+    assert json.loads((tmp_path / "report.json").read_text())["picture"] == str(
+        tmp_path / "report.svg"
+    )
+    draw_report(
+        BuildReport("i", "g", "s", "m", "a", "CPU", "fp32", "f"), tmp_path / "empty.png", "png"
+    )
     assert (tmp_path / "empty.png").stat().st_size > 1000
 
 
 def test_the_hubs_settings_reach_the_workers_but_never_the_token(monkeypatch):
-    settings = {"HF_ENDPOINT": "https://mirror", "HF_HOME": "/h", "HF_HUB_OFFLINE": "1", "HF_TOKEN": "secret"}
+    settings = {
+        "HF_ENDPOINT": "https://mirror",
+        "HF_HOME": "/h",
+        "HF_HUB_OFFLINE": "1",
+        "HF_TOKEN": "secret",
+    }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     passed = worker_environment()

@@ -15,13 +15,28 @@ from danbooru_index.training import negatives
 from danbooru_index.training.finetune import finetune
 from danbooru_index.training.finetune_config import FinetuneConfig
 from danbooru_index.training.negatives import Mining, add_negatives
-from danbooru_index.training.pairs import Pair, check_held_out, make_pairs, normal, read_names, read_training_data
+from danbooru_index.training.pairs import (
+    Pair,
+    check_held_out,
+    make_pairs,
+    normal,
+    read_names,
+    read_training_data,
+)
 
-TWINTAILS = Record("1", "【头发】twin_tails - 双马尾，两条马尾", tag="twin_tails", aliases=("pigtails", "Twin Tails"))
+TWINTAILS = Record(
+    "1",
+    "【头发】twin_tails - 双马尾，两条马尾",
+    tag="twin_tails",
+    aliases=("pigtails", "Twin Tails"),
+)
 
 
 def test_a_record_is_asked_for_by_every_name_it_has_once():
-    pairs = {pair.query: pair.pos for pair in make_pairs([TWINTAILS], {"twin_tails": ["ツインテール"]}, [])}
+    pairs = {
+        pair.query: pair.pos
+        for pair in make_pairs([TWINTAILS], {"twin_tails": ["ツインテール"]}, [])
+    }
     whole, short = TWINTAILS.text, "【头发】twin_tails"
     assert pairs == {
         "twin tails": [whole, short],  # and not `Twin Tails` again
@@ -48,10 +63,15 @@ def test_the_last_look_finds_a_held_out_query():
 
 def test_a_pairs_file_is_read_as_it_is_and_a_dump_is_made_into_pairs(tmp_path):
     file = tmp_path / "pairs.jsonl"
-    file.write_text('{"query": "a", "pos": ["x"], "neg": ["y"]}\n\n{"query": "B", "pos": ["z"], "type": "normal"}\n')
+    file.write_text(
+        '{"query": "a", "pos": ["x"], "neg": ["y"]}\n\n{"query": "B", "pos": ["z"], "type":'
+        ' "normal"}\n'
+    )
     assert read_training_data(str(file), {}, ["b"]) == [Pair("a", ["x"], ["y"])]
     dump = tmp_path / "tags.jsonl"
-    dump.write_text(json.dumps({"id": "1", "text": "【头发】ahoge", "tag": "ahoge", "aliases": ["呆毛"]}) + "\n")
+    dump.write_text(
+        json.dumps({"id": "1", "text": "【头发】ahoge", "tag": "ahoge", "aliases": ["呆毛"]}) + "\n"
+    )
     assert [pair.query for pair in read_training_data(str(dump), {}, [])] == ["ahoge", "呆毛"]
 
 
@@ -82,7 +102,9 @@ def test_nothing_to_train_on_is_said(tmp_path):
 
 
 def test_what_would_train_on_something_else_is_refused(tmp_path, capfd):
-    """Names beside a pairs file, a text both right and wrong, a dump of broken lines; a few of them are said."""
+    """Names beside a pairs file, a text both right and wrong, a dump of broken lines; a few of them
+    are said.
+    """
     file = tmp_path / "pairs.NDJSON"
     file.write_text('{"query": "a", "pos": ["x"]}\n')
     assert read_training_data(str(file), {}, []) == [Pair("a", ["x"])]
@@ -93,7 +115,10 @@ def test_what_would_train_on_something_else_is_refused(tmp_path, capfd):
         read_training_data(str(file), {}, [])
     dump = tmp_path / "tags.jsonl"
     dump.write_text('{"id": 1, "text": "ahoge", "aliases": "a,b"}\n' + "broken\n" * 50)
-    with pytest.raises(InputError, match=r"50 of its lines cannot be read; the first: .*tags.jsonl:2 unparsable_line"):
+    with pytest.raises(
+        InputError,
+        match=r"50 of its lines cannot be read; the first: .*tags.jsonl:2 unparsable_line",
+    ):
         read_training_data(str(dump), {}, [])
     dump.write_text('{"id": 1, "text": "ahoge", "aliases": "a,b"}\nbroken\n')
     assert len(read_training_data(str(dump), {}, [])) == 3
@@ -101,7 +126,9 @@ def test_what_would_train_on_something_else_is_refused(tmp_path, capfd):
 
 
 def test_fields_of_a_record_are_not_names(tmp_path):
-    (tmp_path / "n.jsonl").write_text('{"tag": "maid", "ja": "メイド", "source": "wiki", "category": "general"}\n')
+    (tmp_path / "n.jsonl").write_text(
+        '{"tag": "maid", "ja": "メイド", "source": "wiki", "category": "general"}\n'
+    )
     assert read_names([str(tmp_path / "n.jsonl")]) == {"maid": ["メイド"]}
     (tmp_path / "n.jsonl").write_text('{"tag": null, "ja": "メイド"}\n')
     with pytest.raises(InputError, match="tag is None, not a text"):
@@ -111,7 +138,9 @@ def test_fields_of_a_record_are_not_names(tmp_path):
 def test_names_of_several_files_and_fields_come_together(tmp_path):
     with gzip.open(tmp_path / "ja.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write('{"tag": "ahoge", "ja": "アホ毛"}\n')
-    (tmp_path / "zh.jsonl").write_text('{"tag": "ahoge", "zh": ["呆毛", "傻毛"], "count": 3}\n', encoding="utf-8")
+    (tmp_path / "zh.jsonl").write_text(
+        '{"tag": "ahoge", "zh": ["呆毛", "傻毛"], "count": 3}\n', encoding="utf-8"
+    )
     assert read_names([str(tmp_path / "ja.jsonl.gz"), str(tmp_path / "zh.jsonl")]) == {
         "ahoge": ["アホ毛", "呆毛", "傻毛"]
     }
@@ -121,7 +150,9 @@ def test_names_of_several_files_and_fields_come_together(tmp_path):
 
 
 class Texts:
-    """The one thing that mining asks a reader for; the answers come from `rank_many`, which is replaced below."""
+    """The one thing that mining asks a reader for; the answers come from `rank_many`, which is
+    replaced below.
+    """
 
     def __init__(self, texts):
         self._texts = texts
@@ -133,7 +164,9 @@ class Texts:
 def test_negatives_come_from_the_ranks_asked_for_and_are_never_a_positive(monkeypatch):
     texts = [f"t{i}" for i in range(100)]
     texts[3] = "t0 - the same tag, explained"
-    monkeypatch.setattr(negatives, "rank_many", lambda _r, queries, _m, last, **_: [np.arange(last)] * len(queries))
+    monkeypatch.setattr(
+        negatives, "rank_many", lambda _r, queries, _m, last, **_: [np.arange(last)] * len(queries)
+    )
     pairs = [Pair("a", ["t0"]), Pair("A", ["t5"]), Pair("b", ["t1"], ["given"])]
     done = []
     encode = [EncodedQuery(np.zeros(1), {}, np.zeros((1, 1)))].__mul__
@@ -141,7 +174,9 @@ def test_negatives_come_from_the_ranks_asked_for_and_are_never_a_positive(monkey
     add_negatives(pairs, lambda queries: encode(len(queries)), Texts(texts), mining, done.append)
     assert sum(done) == 3
     hard = {f"t{i}" for i in range(1, 20)} | {texts[3]}
-    for pair, forbidden in zip(pairs, [{"t0", "t5", texts[3]}, {"t0", "t5", texts[3]}, {"t1"}], strict=True):
+    for pair, forbidden in zip(
+        pairs, [{"t0", "t5", texts[3]}, {"t0", "t5", texts[3]}, {"t1"}], strict=True
+    ):
         assert len(pair.neg) == 7
         assert not forbidden & set(pair.neg)
     assert sum(text in hard for text in pairs[0].neg) >= 5  # 70% of 7; the others at random
@@ -165,7 +200,9 @@ def test_negatives_come_from_the_ranks_asked_for_and_are_never_a_positive(monkey
     ids=repr,
 )
 def test_settings_that_no_training_survives_are_wrong_usage(wrong):
-    """Some ended as tensors of NaN, with exit 0 and "found 100%"; others as a library's error in a worker."""
+    """Some ended as tensors of NaN, with exit 0 and "found 100%"; others as a library's error in a
+    worker.
+    """
     with pytest.raises(UsageError):
         FinetuneConfig("pairs.jsonl", "out", model="m", **wrong)
 

@@ -1,4 +1,6 @@
-"""What a checkpoint's files hold, known before anything is built: every layout that people have works, or is refused."""
+"""What a checkpoint's files hold, known before anything is built: every layout that people have
+works, or is refused.
+"""
 
 import json
 import os
@@ -44,7 +46,11 @@ def rewrite(folder, change):
     path = folder / "model.safetensors"
     tensors = change(load_file(path))
     path.unlink()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        path,
+        metadata={"format": "pt"},
+    )
 
 
 def prefixed(folder, prefix):
@@ -52,13 +58,21 @@ def prefixed(folder, prefix):
 
 
 def as_torch(folder, wrap=lambda tensors: tensors, **options):
-    torch.save(wrap(load_file(folder / "model.safetensors")), folder / "pytorch_model.bin", **options)
+    torch.save(
+        wrap(load_file(folder / "model.safetensors")), folder / "pytorch_model.bin", **options
+    )
     (folder / "model.safetensors").unlink()
 
 
 def heads_inside(folder, prefix=""):
-    heads = {f"{h}.{part}": value for h in HEADS for part, value in torch.load(folder / f"{h}.pt").items()}
-    rewrite(folder, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()} | heads)
+    heads = {
+        f"{h}.{part}": value
+        for h in HEADS
+        for part, value in torch.load(folder / f"{h}.pt").items()
+    }
+    rewrite(
+        folder, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()} | heads
+    )
     for head in HEADS:
         (folder / f"{head}.pt").unlink()
 
@@ -71,7 +85,9 @@ def in_parts(folder):
         name = f"model-0000{number}-of-00002.safetensors"
         save_file({key: tensors[key] for key in some}, folder / name, metadata={"format": "pt"})
         places |= dict.fromkeys(some, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places})
+    )
 
 
 def linked(folder):
@@ -89,7 +105,9 @@ def with_pooling(folder, **how):
     modules += [{"idx": 1, "name": "1", "path": "1_Pooling", "type": kinds[1]}]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 64, **how}))
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 64, **how})
+    )
 
 
 def settings(folder, **changes):
@@ -114,9 +132,13 @@ def tokenizer_file(folder, change):
 WORKS = {
     "safetensors": lambda folder: None,
     "pytorch_model.bin": as_torch,
-    "pytorch_model.bin before torch 1.6": lambda f: as_torch(f, _use_new_zipfile_serialization=False),
+    "pytorch_model.bin before torch 1.6": lambda f: as_torch(
+        f, _use_new_zipfile_serialization=False
+    ),
     "a head before torch 1.6": lambda f: torch.save(
-        torch.load(f / "colbert_linear.pt"), f / "colbert_linear.pt", _use_new_zipfile_serialization=False
+        torch.load(f / "colbert_linear.pt"),
+        f / "colbert_linear.pt",
+        _use_new_zipfile_serialization=False,
     ),
     "in parts": in_parts,
     "links": linked,
@@ -129,13 +151,17 @@ WORKS = {
         prefixed(f, "roberta."),
         rewrite(f, lambda t: t | {"lm_head.bias": torch.zeros(5)}),
     ),
-    "DDP, pytorch_model.bin": lambda f: as_torch(f, lambda t: {f"module.{name}": v for name, v in t.items()}),
+    "DDP, pytorch_model.bin": lambda f: as_torch(
+        f, lambda t: {f"module.{name}": v for name, v in t.items()}
+    ),
     "DDP, in parts": lambda f: (prefixed(f, "module."), in_parts(f)),
     "heads inside": heads_inside,
     "heads inside, with a prefix": lambda f: heads_inside(f, "model."),
     "heads inside, by DDP": lambda f: (heads_inside(f, "model."), prefixed(f, "module.")),
     "a sentence-transformers folder": lambda f: with_pooling(f, pooling_mode_cls_token=True),
-    "without a pooler": lambda f: rewrite(f, lambda t: {n: v for n, v in t.items() if not n.startswith("pooler")}),
+    "without a pooler": lambda f: rewrite(
+        f, lambda t: {n: v for n, v in t.items() if not n.startswith("pooler")}
+    ),
     "positions kept, as by transformers 4": lambda f: rewrite(
         f, lambda t: t | {"embeddings.position_ids": torch.arange(8194)[None]}
     ),
@@ -161,7 +187,9 @@ def test_weights_in_half_precision(kind, least, model, expected):
 
 
 def without(part):
-    return lambda f: rewrite(f, lambda t: {name: value for name, value in t.items() if part not in name})
+    return lambda f: rewrite(
+        f, lambda t: {name: value for name, value in t.items() if part not in name}
+    )
 
 
 def cut(name, to):
@@ -176,7 +204,12 @@ def pointer(name):
 
 
 def smaller_vocabulary(folder):
-    rewrite(folder, lambda t: {n: v[:1000] if n.endswith("word_embeddings.weight") else v for n, v in t.items()})
+    rewrite(
+        folder,
+        lambda t: {
+            n: v[:1000] if n.endswith("word_embeddings.weight") else v for n, v in t.items()
+        },
+    )
     settings(folder, vocab_size=1000)
 
 
@@ -185,7 +218,10 @@ REFUSED = {
         without("layer.1."),
         r"missing encoder.layer.1.attention.self.query.weight, .* and 12 more",
     ),
-    "a bias is missing": (without("embeddings.LayerNorm.bias"), "missing embeddings.LayerNorm.bias"),
+    "a bias is missing": (
+        without("embeddings.LayerNorm.bias"),
+        "missing embeddings.LayerNorm.bias",
+    ),
     "a layer too many": (
         lambda f: settings(f, num_hidden_layers=1),
         r"unexpected encoder.layer.1.attention.output.LayerNorm.bias",
@@ -198,8 +234,14 @@ REFUSED = {
         lambda f: rewrite(f, lambda t: t | {f"module.{n}": v.clone() for n, v in t.items()}),
         "which of them is the model",
     ),
-    "no backbone at all": (without("embeddings.word"), "no tensor embeddings.word_embeddings.weight; it has"),
-    "a stranger": (lambda f: rewrite(f, lambda t: t | {"adapter.down": torch.ones(2)}), "adapter.down: tensors that"),
+    "no backbone at all": (
+        without("embeddings.word"),
+        "no tensor embeddings.word_embeddings.weight; it has",
+    ),
+    "a stranger": (
+        lambda f: rewrite(f, lambda t: t | {"adapter.down": torch.ones(2)}),
+        "adapter.down: tensors that",
+    ),
     "integers": (
         lambda f: rewrite(f, lambda t: {n: v.to(torch.int8) for n, v in t.items()}),
         r"word_embeddings.weight is \[I8, 2001, 64\] instead of \[2001, 64\]",
@@ -214,13 +256,22 @@ REFUSED = {
     ),
     "a narrow head": (
         lambda f: torch.save(torch.nn.Linear(64, 32).state_dict(), f / "colbert_linear.pt"),
-        r"colbert_linear.weight is \[32, 64\] instead of \[64, 64\], colbert_linear.bias is \[32\] instead of \[64\]",
+        (
+            r"colbert_linear.weight is \[32, 64\] instead of \[64, 64\], colbert_linear.bias is"
+            r" \[32\] instead of \[64\]"
+        ),
     ),
     "a head with other names": (
         lambda f: torch.save({"linear.weight": torch.ones(64, 64)}, f / "colbert_linear.pt"),
-        "missing colbert_linear.weight, colbert_linear.bias; unexpected colbert_linear.linear.weight",
+        (
+            "missing colbert_linear.weight, colbert_linear.bias; unexpected"
+            " colbert_linear.linear.weight"
+        ),
     ),
-    "one head": (lambda f: (f / "sparse_linear.pt").unlink(), "sparse_linear.pt missing: without its heads"),
+    "one head": (
+        lambda f: (f / "sparse_linear.pt").unlink(),
+        "sparse_linear.pt missing: without its heads",
+    ),
     "a head as a module": (
         lambda f: torch.save(torch.nn.Linear(64, 64), f / "colbert_linear.pt"),
         "colbert_linear.pt: holds more than tensors",
@@ -229,11 +280,26 @@ REFUSED = {
         lambda f: as_torch(f, lambda t: {"state_dict": t, "epoch": 3}),
         "pytorch_model.bin: holds other things than named tensors",
     ),
-    "weights by git-lfs": (pointer("model.safetensors"), "model.safetensors: git-lfs pointers.*git lfs pull"),
-    "a head by git-lfs": (pointer("sparse_linear.pt"), "sparse_linear.pt: git-lfs pointers.*git lfs pull"),
-    "a tokenizer by git-lfs": (pointer("tokenizer.json"), "tokenizer.json: git-lfs pointers.*git lfs pull"),
-    "weights cut short": (cut("model.safetensors", 5000), "model.safetensors: cannot be read as tensors"),
-    "a head cut short": (cut("sparse_linear.pt", 500), "sparse_linear.pt: cannot be read as tensors"),
+    "weights by git-lfs": (
+        pointer("model.safetensors"),
+        "model.safetensors: git-lfs pointers.*git lfs pull",
+    ),
+    "a head by git-lfs": (
+        pointer("sparse_linear.pt"),
+        "sparse_linear.pt: git-lfs pointers.*git lfs pull",
+    ),
+    "a tokenizer by git-lfs": (
+        pointer("tokenizer.json"),
+        "tokenizer.json: git-lfs pointers.*git lfs pull",
+    ),
+    "weights cut short": (
+        cut("model.safetensors", 5000),
+        "model.safetensors: cannot be read as tensors",
+    ),
+    "a head cut short": (
+        cut("sparse_linear.pt", 500),
+        "sparse_linear.pt: cannot be read as tensors",
+    ),
     "a tokenizer cut short": (cut("tokenizer.json", 3000), "tokenizer.json: not a tokenizer"),
     "a part is missing": (
         lambda f: (in_parts(f), (f / "model-00002-of-00002.safetensors").unlink()),
@@ -243,7 +309,10 @@ REFUSED = {
         lambda f: (in_parts(f), (f / "model.safetensors.index.json").write_text("[]")),
         "index.json: cannot be read",
     ),
-    "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "an adapter .adapter_config.json."),
+    "an adapter": (
+        lambda f: (f / "adapter_config.json").write_text("{}"),
+        "an adapter .adapter_config.json.",
+    ),
     "sentence-transformers, one folder down": (
         lambda f: (
             with_pooling(f),
@@ -261,11 +330,26 @@ REFUSED = {
         lambda f: settings(f, transformers_weights="other.safetensors"),
         "config.json: transformers_weights",
     ),
-    "code of its own": (lambda f: settings(f, auto_map={"AutoModel": "m.M"}), "config.json: auto_map: .* no code"),
-    "quantised": (lambda f: settings(f, quantization_config={"bits": 4}), "config.json: quantization_config"),
-    "heads that do not divide it": (lambda f: settings(f, num_attention_heads=5), "5 heads do not divide 64 values"),
-    "no epsilon": (lambda f: settings(f, layer_norm_eps=None), "layer_norm_eps and pad_token_id: numbers"),
-    "no padding": (lambda f: settings(f, pad_token_id=None), "layer_norm_eps and pad_token_id: numbers"),
+    "code of its own": (
+        lambda f: settings(f, auto_map={"AutoModel": "m.M"}),
+        "config.json: auto_map: .* no code",
+    ),
+    "quantised": (
+        lambda f: settings(f, quantization_config={"bits": 4}),
+        "config.json: quantization_config",
+    ),
+    "heads that do not divide it": (
+        lambda f: settings(f, num_attention_heads=5),
+        "5 heads do not divide 64 values",
+    ),
+    "no epsilon": (
+        lambda f: settings(f, layer_norm_eps=None),
+        "layer_norm_eps and pad_token_id: numbers",
+    ),
+    "no padding": (
+        lambda f: settings(f, pad_token_id=None),
+        "layer_norm_eps and pad_token_id: numbers",
+    ),
     "another tokenizer's class": (
         lambda f: tokenizer_settings(f, tokenizer_class="BertTokenizer"),
         "tokenizer_class is 'BertTokenizer'",
@@ -283,14 +367,19 @@ REFUSED = {
         "pytorch_model.bin: holds other things than named tensors",
     ),
     "ids that are no numbers": (
-        lambda f: tokenizer_file(f, lambda t: t.update(model={"vocab": {"a": "x"}}, added_tokens=[])),
+        lambda f: tokenizer_file(
+            f, lambda t: t.update(model={"vocab": {"a": "x"}}, added_tokens=[])
+        ),
         r"tokenizer.json: not a tokenizer .TypeError: its ids are no numbers",
     ),
     "numbers that transformers would make up": (
         lambda f: (f / "config.json").write_text(
             '{"model_type": "xlm-roberta", "hidden_size": 64, "vocab_size": 2001}'
         ),
-        "config.json: intermediate_size and max_position_embeddings and num_attention_heads and num_hidden_layers",
+        (
+            "config.json: intermediate_size and max_position_embeddings and num_attention_heads and"
+            " num_hidden_layers"
+        ),
     ),
 }
 
@@ -312,7 +401,9 @@ UNLIKE = {
     ),
     "no special token named": (
         lambda f: (
-            (f / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+            (f / "tokenizer_config.json").write_text(
+                '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+            )
             and (f / "special_tokens_map.json").unlink()
         ),
         "names no cls_token, eos_token, pad_token, unk_token",
@@ -324,7 +415,10 @@ UNLIKE = {
         ),
         r"puts \[0\] before and \[2\] after a text",
     ),
-    "another padding": (lambda f: settings(f, pad_token_id=0), "pads with 1; .* and 0 .config.json."),
+    "another padding": (
+        lambda f: settings(f, pad_token_id=0),
+        "pads with 1; .* and 0 .config.json.",
+    ),
     "no unknown token": (
         lambda f: tokenizer_file(f, lambda t: t["model"].update(unk_id=None)),
         "cannot take an unknown character",
@@ -332,7 +426,10 @@ UNLIKE = {
     "next to no entries": (
         lambda f: tokenizer_file(
             f,
-            lambda t: (t["model"].update(vocab=t["model"]["vocab"][:20]), t.update(added_tokens=t["added_tokens"][:4])),
+            lambda t: (
+                t["model"].update(vocab=t["model"]["vocab"][:20]),
+                t.update(added_tokens=t["added_tokens"][:4]),
+            ),
         ),
         "its tokenizer has 21 entries, its model embeddings for 2,001",
     ),
@@ -365,22 +462,34 @@ from danbooru_index.model.checkpoint import check_model
 check_model(Path({str(checkpoint)!r}))
 print("torch" in sys.modules, "transformers" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout.split() == ["False", "False"]
-    kinds = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64, torch.bool]
+    kinds = [
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.int8,
+        torch.int64,
+        torch.bool,
+    ]
     state = {f"t{number}": torch.ones(number + 1, 2).to(kind) for number, kind in enumerate(kinds)}
     state["scalar"] = torch.tensor(1.0)
     state["slice"] = torch.ones(8, 8)[2:4]
     torch.save(state, tmp_path / "a.bin")
     found = read_shapes(tmp_path / "a.bin")
-    assert {name: tuple(s for s in shape if isinstance(s, int)) for name, shape in found.items()} == {
-        name: tuple(tensor.shape) for name, tensor in state.items()
-    }
+    assert {
+        name: tuple(s for s in shape if isinstance(s, int)) for name, shape in found.items()
+    } == {name: tuple(tensor.shape) for name, tensor in state.items()}
     assert [isinstance(found[f"t{n}"][0], str) for n in range(7)] == [False] * 4 + [True] * 3
 
 
 def test_an_id_that_was_written_down_before_is_the_same_id(checkpoint, tmp_path):
-    """The id is a hash of names and contents of files: an index keeps its model whatever else is checked now."""
+    """The id is a hash of names and contents of files: an index keeps its model whatever else is
+    checked now.
+    """
     import hashlib
 
     digest = hashlib.sha256()

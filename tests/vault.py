@@ -1,8 +1,10 @@
-"""The storage protocol of a build without Ray and without a model: what the campaigns against disks and locks run.
+"""The storage protocol of a build without Ray and without a model: what the campaigns against disks
+and locks run.
 
     python tests/vault.py INDEX [--shards 4] [--rows 20] [--model m] [--fragments 3] [--failpoint NAME:ACTION:TOKEN:SKIP]
 
-Everything it calls is the product's, in the product's order; the vectors are random, the same for a shard and a seed.
+Everything it calls is the product's, in the product's order; the vectors are random, the same for a
+shard and a seed.
 """
 
 from __future__ import annotations
@@ -51,9 +53,9 @@ def make_encoding(count, seed=0):
 
     return Embeddings(
         dense=unit((count, DIM)).astype(np.float16),
-        sparse_ids=np.concatenate([np.sort(chance.choice(np.arange(4, 64), n, replace=False)) for n in sparse]).astype(
-            np.int32
-        ),
+        sparse_ids=np.concatenate(
+            [np.sort(chance.choice(np.arange(4, 64), n, replace=False)) for n in sparse]
+        ).astype(np.int32),
         sparse_weights=chance.random(int(sparse.sum())).astype(np.float32) + 0.1,
         sparse_lengths=sparse,
         colbert=unit((int(lengths.sum()), DIM)).astype(np.float16),
@@ -67,7 +69,9 @@ def make_records(count, prefix="r", source="danbooru", categories=None):
     changes = [{"id": f"{prefix}{n}", "source": source} for n in range(count)]
     for n, change in enumerate(changes if categories else ()):
         change |= {"category": categories[n % len(categories)], "nsfw": n % 3 == 0}
-    return to_table([parse_line(json.dumps(json.loads(a) | b)) for a, b in zip(lines, changes, strict=False)])
+    return to_table(
+        [parse_line(json.dumps(json.loads(a) | b)) for a, b in zip(lines, changes, strict=False)]
+    )
 
 
 def manifest(shards, **changes):
@@ -88,16 +92,23 @@ def manifest(shards, **changes):
 
 def committed(generation, versions, **seal):
     """A generation as it is when its tables are committed; saved nowhere."""
-    return replace(generation, manifest=replace(generation.manifest, seal=Seal(1.0, versions, 0, **seal)))
+    return replace(
+        generation, manifest=replace(generation.manifest, seal=Seal(1.0, versions, 0, **seal))
+    )
 
 
 def write_shard(generation, shard, count=20, seed=0, finish=True, categories=None):
     writer = ShardWriter(generation.path, shard, SPECS)
-    records, encoding = make_records(count, f"{shard}-", categories=categories), make_encoding(count, seed)
+    records, encoding = (
+        make_records(count, f"{shard}-", categories=categories),
+        make_encoding(count, seed),
+    )
     writer.write(records.slice(0, 7), encoding.keep(np.arange(count) < 7))
     writer.write(records.slice(7), encoding.keep(np.arange(count) >= 7))
     parts = writer.finish()
-    record = CompletionRecord(shard, generation.manifest.fingerprint_digest, writer.attempt, count, count, parts)
+    record = CompletionRecord(
+        shard, generation.manifest.fingerprint_digest, writer.attempt, count, count, parts
+    )
     if finish:
         assert complete(generation.path, record)
     return writer, record, encoding
@@ -108,15 +119,23 @@ GRACE_S = 0.0
 
 def dense_rows(index):
     """The rows of the dense table, in order."""
-    return lance.dataset(str(IndexRoot(index).current().path.local_path() / "dense.lance")).to_table().to_pylist()
+    return (
+        lance.dataset(str(IndexRoot(index).current().path.local_path() / "dense.lance"))
+        .to_table()
+        .to_pylist()
+    )
 
 
 def shard_names(count):
     return [f"shard{number:03d}" for number in range(count)]
 
 
-def build(index, shards, rows=20, model="m", failpoints=(), keep=None, seed=0, path=None, categories=None):
-    """Go on with, or begin, a generation of `shards`; returns its id. The steps of `pipeline.build`, in their order."""
+def build(
+    index, shards, rows=20, model="m", failpoints=(), keep=None, seed=0, path=None, categories=None
+):
+    """Go on with, or begin, a generation of `shards`; returns its id. The steps of
+    `pipeline.build`, in their order.
+    """
     root = IndexRoot(index)
     root.create()
     try:
@@ -142,7 +161,9 @@ def _build_owned(root, shards, rows, model, keep, seed, path, categories):
     done = read_records(generation.path, shards, fingerprint.digest)
     for number, shard in enumerate(shards):
         if shard not in done:
-            encode_shard(generation, shard, rows, number + 1000 * (seed or ord(model)), str(seed), categories)
+            encode_shard(
+                generation, shard, rows, number + 1000 * (seed or ord(model)), str(seed), categories
+            )
     records = read_records(generation.path, shards, fingerprint.digest)
     missing = [shard for shard in shards if shard not in records]
     if missing:
@@ -156,7 +177,10 @@ def _build_owned(root, shards, rows, model, keep, seed, path, categories):
 def encode_shard(generation, shard, rows=20, seed=0, source="danbooru", categories=None):
     """What an actor does with a shard."""
     writer = ShardWriter(generation.path, shard, SPECS)
-    records, encoding = make_records(rows, f"{shard}-", source, categories), make_encoding(rows, seed)
+    records, encoding = (
+        make_records(rows, f"{shard}-", source, categories),
+        make_encoding(rows, seed),
+    )
     try:
         half = rows // 2
         writer.write(records.slice(0, half), encoding.keep(np.arange(rows) < half))
@@ -165,7 +189,9 @@ def encode_shard(generation, shard, rows=20, seed=0, source="danbooru", categori
     except BaseException:
         writer.discard()
         raise
-    record = CompletionRecord(shard, generation.manifest.fingerprint_digest, writer.attempt, rows, rows, parts)
+    record = CompletionRecord(
+        shard, generation.manifest.fingerprint_digest, writer.attempt, rows, rows, parts
+    )
     if not complete(generation.path, record):
         writer.discard()
 
@@ -177,8 +203,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--model", default="m")
     parser.add_argument("--keep", type=int)
-    parser.add_argument("--fragments", type=int, default=3, help="compact a table of as many small fragments")
-    parser.add_argument("--lease", type=float, help="seconds that an owner on an object store holds an index")
+    parser.add_argument(
+        "--fragments", type=int, default=3, help="compact a table of as many small fragments"
+    )
+    parser.add_argument(
+        "--lease", type=float, help="seconds that an owner on an object store holds an index"
+    )
     parser.add_argument("--file-limit", type=int, help="no file may grow beyond this many bytes")
     parser.add_argument("--wait", help="create this file, and go on when it is gone")
     parser.add_argument("--failpoint", action="append", default=[])
@@ -192,7 +222,9 @@ def main() -> int:
     points = [parse_failpoint(word) for word in arguments.failpoint]
     try:
         names = shard_names(arguments.shards)
-        done = build(arguments.index, names, arguments.rows, arguments.model, points, arguments.keep)
+        done = build(
+            arguments.index, names, arguments.rows, arguments.model, points, arguments.keep
+        )
     except DanbooruIndexError as error:
         print(f"danbooru-index: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code

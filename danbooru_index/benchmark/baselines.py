@@ -1,6 +1,8 @@
-"""What people use today, called as well as it can be, for `benchmark` to compare with. Nothing else imports it.
+"""What people use today, called as well as it can be, for `benchmark` to compare with. Nothing else
+imports it.
 
-python -m danbooru_index.benchmark.baselines DUMP.jsonl MODEL OUT cpu|cuda      the FlagEmbedding + Chroma script
+python -m danbooru_index.benchmark.baselines DUMP.jsonl MODEL OUT cpu|cuda      the FlagEmbedding +
+Chroma script
 """
 
 from __future__ import annotations
@@ -25,23 +27,34 @@ SCRIPT_BATCH = 32
 
 
 class FlagEmbedding:
-    """`BGEM3FlagModel.encode` with all three outputs, no progress bar, in the batch size that is fastest here."""
+    """`BGEM3FlagModel.encode` with all three outputs, no progress bar, in the batch size that is
+    fastest here.
+    """
 
     def __init__(self, path: str, device: str, max_length: int = 512) -> None:
         from FlagEmbedding import BGEM3FlagModel
 
         module = import_module(BGEM3FlagModel.__module__)
-        vars(module).update(tqdm=lambda rows, **_: rows, trange=lambda *bounds, **_: range(*bounds))  # no progress bar
+        # no progress bar
+        vars(module).update(tqdm=lambda rows, **_: rows, trange=lambda *bounds, **_: range(*bounds))
         with as_model_error(f"{path}: FlagEmbedding cannot load this model ({{}})"):
-            self._model = BGEM3FlagModel(path, use_fp16=device == "cuda", devices=device, trust_remote_code=False)
+            self._model = BGEM3FlagModel(
+                path, use_fp16=device == "cuda", devices=device, trust_remote_code=False
+            )
             complete_weights(self._model.model, Path(path))
         self._max_length = max_length
-        self._device, self._sizes, self._swept_texts = device, BATCH_SIZES[device], SWEEP_TEXTS[device]
+        self._device, self._sizes, self._swept_texts = (
+            device,
+            BATCH_SIZES[device],
+            SWEEP_TEXTS[device],
+        )
         self.batch_size = self._sizes[0]
         self.swept: dict[int, float] = {}
 
     def sweep(self, texts: list[str]) -> None:
-        """Find the batch size of least time on the first texts; warms up as well, on a GPU every size."""
+        """Find the batch size of least time on the first texts; warms up as well, on a GPU every
+        size.
+        """
         self.encode(texts[:32])
         for size in self._sizes:
             self.batch_size = size
@@ -52,9 +65,12 @@ class FlagEmbedding:
             self.swept[size] = time.perf_counter() - started
         self.batch_size = min(self.swept, key=lambda size: self.swept[size])
 
-    def encode(self, texts: list[str], call: int | None = None, batch_size: int | None = None) -> dict[str, Any]:
-        """The outputs of the last call; `call`: how many texts a call gets (default all), in batches of `batch_size`
-        (default: the best found)."""
+    def encode(
+        self, texts: list[str], call: int | None = None, batch_size: int | None = None
+    ) -> dict[str, Any]:
+        """The outputs of the last call; `call`: how many texts a call gets (default all), in
+        batches of `batch_size` (default: the best found).
+        """
         outputs: dict[str, Any] = {}
         for start in range(0, len(texts), call or len(texts)):
             outputs = self._model.encode(
@@ -69,7 +85,9 @@ class FlagEmbedding:
 
 
 def chroma_script(dump: Path, model: str, out: Path, device: str) -> dict[str, float]:
-    """The script that users run: JSON lines, dense vectors 32 at a time, a Chroma collection; seconds and records."""
+    """The script that users run: JSON lines, dense vectors 32 at a time, a Chroma collection;
+    seconds and records.
+    """
     started = time.perf_counter()
     try:
         import chromadb
@@ -81,7 +99,9 @@ def chroma_script(dump: Path, model: str, out: Path, device: str) -> dict[str, f
 
     embedder = BGEM3FlagModel(model, use_fp16=True, devices=device)
     complete_weights(embedder.model, Path(model))
-    collection = chromadb.PersistentClient(str(out)).get_or_create_collection("tags", metadata={"hnsw:space": "cosine"})
+    collection = chromadb.PersistentClient(str(out)).get_or_create_collection(
+        "tags", metadata={"hnsw:space": "cosine"}
+    )
     ready = time.perf_counter()
     total = 0
     for records in _script_batches(dump, SCRIPT_BATCH):

@@ -1,4 +1,5 @@
-"""The encoder against `BGEM3FlagModel.encode`, what each of its habits is worth, and what a projection costs.
+"""The encoder against `BGEM3FlagModel.encode`, what each of its habits is worth, and what a
+projection costs.
 
 Parts of `benchmark`; everything here runs in one process, on the device that will do the work.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,11 +32,12 @@ QUESTIONS = 1000
 
 
 def encoder(bench: Bench) -> dict[str, Any]:
-    """Texts to three outputs: this encoder in each precision, FlagEmbedding at its best and as it is often called."""
+    """Texts to three outputs: this encoder in each precision, FlagEmbedding at its best and as it
+    is often called.
+    """
     tokenizer = Tokenizer(bench.checkpoint.path, MAX_LENGTH)
     encoders = {precision: _load_encoder(bench, precision) for precision in bench.precisions}
     outputs: dict[str, Any] = {}
-
     uses: dict[str, list[dict[str, float]]] = {precision.value: [] for precision in encoders}
 
     def ours(precision: Precision) -> Callable[[], None]:
@@ -58,48 +60,72 @@ def encoder(bench: Bench) -> dict[str, Any]:
         return run
 
     our_names = {f"ours, {precision.value}": precision for precision in encoders}
-    contestants: dict[str, Callable[[], Any]] = {name: ours(precision) for name, precision in our_names.items()}
+    contestants: dict[str, Callable[[], Any]] = {
+        name: ours(precision) for name, precision in our_names.items()
+    }
     peaks: dict[str, float] = {}
     for precision, one in encoders.items():
         one.encode(tokenizer(bench.texts))
-        peaks[precision.value] = one.peak_memory / 1e9  # before FlagEmbedding has the same model there
+        # before FlagEmbedding has the same model there
+        peaks[precision.value] = one.peak_memory / 1e9
     measured: dict[str, Any] = {}
     if bench.config.against:
         rival = FlagEmbedding(bench.checkpoint.path, bench.device.kind, MAX_LENGTH)
         rival.sweep(bench.texts)
         measured["flagembedding_batch_size"] = rival.batch_size
         contestants["flagembedding"] = theirs(None)
-        calls = [n for n in CALLS if n < len(bench.texts)]
         usual = f"its own batch size ({DEFAULT_BATCH_SIZE})"
-        contestants |= {f"flagembedding, calls of {n}": theirs(n) for n in calls}
-        contestants |= {f"flagembedding, calls of {n}, {usual}": theirs(n, DEFAULT_BATCH_SIZE) for n in calls}
+        for n in (n for n in CALLS if n < len(bench.texts)):
+            contestants[f"flagembedding, calls of {n}"] = theirs(n)
+            contestants[f"flagembedding, calls of {n}, {usual}"] = theirs(n, DEFAULT_BATCH_SIZE)
     seconds = in_turn(contestants, bench.config.repeats, after)
-    measured["seconds"] = {name: summary(times, len(bench.texts)) for name, times in seconds.items()}
-    measured["ratios"] = {
-        f"{precision.value} against {name}": ratio(seconds[name], seconds[f"ours, {precision.value}"])
-        for precision in encoders
-        for name in seconds
-        if name.startswith("flagembedding")
-    }
+    measured |= _times(seconds, len(bench.texts), list(encoders))
     measured["device"] = {
-        precision: {name: round(statistics.median(use[name] for use in rounds), 4) for name in rounds[0]}
-        | {"peak_memory_gb": round(peaks[precision], 4)}
+        precision: (
+            {name: round(statistics.median(use[name] for use in rounds), 4) for name in rounds[0]}
+            | {"peak_memory_gb": round(peaks[precision], 4)}
+        )
         for precision, rounds in uses.items()
     }
     if bench.config.against:
         measured["agreement"] = {
-            precision.value: _agreement(outputs["flagembedding"], outputs[precision.value]) for precision in encoders
+            precision.value: _agreement(outputs["flagembedding"], outputs[precision.value])
+            for precision in encoders
         }
     return measured
 
 
+def _times(
+    seconds: dict[str, list[float]], texts: int, precisions: Sequence[Precision]
+) -> dict[str, Any]:
+    """Each contestant's seconds, and FlagEmbedding's over ours in each precision."""
+    ratios = {
+        f"{precision.value} against {name}": ratio(times, seconds[f"ours, {precision.value}"])
+        for precision in precisions
+        for name, times in seconds.items()
+        if name.startswith("flagembedding")
+    }
+    return {
+        "seconds": {name: summary(times, texts) for name, times in seconds.items()},
+        "ratios": ratios,
+    }
+
+
 def _load_encoder(bench: Bench, precision: Precision) -> Encoder:
     half = precision is not Precision.FP32
-    return Encoder(bench.checkpoint.path, Device(bench.device.kind), precision, threads=cpu_count(), half_output=half)
+    return Encoder(
+        bench.checkpoint.path,
+        Device(bench.device.kind),
+        precision,
+        threads=cpu_count(),
+        half_output=half,
+    )
 
 
 def _use(one: Encoder) -> dict[str, float]:
-    """Useful TFLOP/s of the last round, and what share that is of the device's own matrix products, measured at once."""
+    """Useful TFLOP/s of the last round, and what share that is of the device's own matrix products,
+    measured at once.
+    """
     achieved, peak = one.stats.flops / one.stats.seconds / 1e12, one.gemm_tflops()
     return {
         "tflops_per_second": achieved,
@@ -129,12 +155,16 @@ def _agreement(expected: dict[str, Any], found: Embeddings) -> dict[str, Any]:
 
 
 def _cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    product: np.ndarray[Any, Any] = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    product: np.ndarray[Any, Any] = (
+        (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    )
     return product
 
 
 def packing(bench: Bench) -> dict[str, Any]:
-    """What packing, the token budget, attention in blocks and streams are worth, in the device's best precision."""
+    """What packing, the token budget, attention in blocks and streams are worth, in the device's
+    best precision.
+    """
     precision = bench.precisions[-1]
     one = _load_encoder(bench, precision)
     tokenizer = Tokenizer(bench.checkpoint.path, MAX_LENGTH)
@@ -144,14 +174,20 @@ def packing(bench: Bench) -> dict[str, Any]:
     tokenising = time.perf_counter() - started
     default = one.tokens_per_batch
     sizes = (default, default // 4, default // 2, default * 2)
-    tunings = {f"packed, {size} tokens a call": EncoderTuning(tokens_per_batch=size) for size in sizes}
+    tunings = {
+        f"packed, {size} tokens a call": EncoderTuning(tokens_per_batch=size) for size in sizes
+    }
     if one.attentions[0] != "varlen":
         tunings["attention by length, not in blocks"] = EncoderTuning(blocks=(0,))
         tunings["one call at a time, on all cores"] = EncoderTuning(streams=1)
         tunings["neither blocks nor streams"] = EncoderTuning(blocks=(0,), streams=1)
-    tunings |= {f"attention by {kind}": EncoderTuning(attention=kind) for kind in one.attentions[1:]}
+    tunings |= {
+        f"attention by {kind}": EncoderTuning(attention=kind) for kind in one.attentions[1:]
+    }
     if one.compiles:
-        tunings["one operation after the other, not fused"] = EncoderTuning(min_fill_ratio=NEVER_FILL)
+        tunings["one operation after the other, not fused"] = EncoderTuning(
+            min_fill_ratio=NEVER_FILL
+        )
     contestants = {name: _encoding(one.tuned(tuning), [batch]) for name, tuning in tunings.items()}
     contestants["one length a call"] = _encoding(one, _by_length(batch))
     seconds = in_turn(contestants, bench.config.repeats)
@@ -182,23 +218,44 @@ def _by_length(batch: TokenBatch) -> list[TokenBatch]:
     offsets = np.concatenate(([0], np.cumsum(batch.lengths)))
     rows: dict[int, list[np.ndarray[Any, Any]]] = {}
     for row in order.tolist():
-        rows.setdefault(int(batch.lengths[row]), []).append(batch.token_ids[offsets[row] : offsets[row + 1]])
-    return [TokenBatch(np.concatenate(r), np.full(len(r), n, np.int32), batch.special) for n, r in rows.items()]
+        rows.setdefault(int(batch.lengths[row]), []).append(
+            batch.token_ids[offsets[row] : offsets[row + 1]]
+        )
+    return [
+        TokenBatch(np.concatenate(r), np.full(len(r), n, np.int32), batch.special)
+        for n, r in rows.items()
+    ]
 
 
 def colbert(bench: Bench) -> dict[str, Any]:
-    """Bytes against fidelity: projections fitted on one half of the records, measured on the other."""
-    tokenizer, one = Tokenizer(bench.checkpoint.path, MAX_LENGTH), _load_encoder(bench, bench.precisions[-1])
+    """Bytes against fidelity: projections fitted on one half of the records, measured on
+    the other.
+    """
+    tokenizer, one = (
+        Tokenizer(bench.checkpoint.path, MAX_LENGTH),
+        _load_encoder(bench, bench.precisions[-1]),
+    )
     fitted, measured = tokenizer(bench.texts[::2]), tokenizer(bench.texts[1::2])
-    questions = [r.aliases[0] if r.aliases else r.tag.replace("_", " ") for r in bench.records if r.tag][:QUESTIONS]
+    questions = [
+        r.aliases[0] if r.aliases else r.tag.replace("_", " ") for r in bench.records if r.tag
+    ][:QUESTIONS]
     vectors = float((measured.lengths - 1).mean())
-    table: dict[str, Any] = {"full": {"values": one.dim, "bytes_a_text": int(2 * one.dim * vectors), "overlap": 1.0}}
+    table: dict[str, Any] = {
+        "full": {"values": one.dim, "bytes_a_text": int(2 * one.dim * vectors), "overlap": 1.0}
+    }
     dims = tuple(dim for dim in DIMS if dim < one.dim)
     for codec, found in fit_and_measure(one, fitted, measured, tokenizer(questions), dims):
         dim = codec.matrix.shape[1]
-        table[str(dim)] = {"values": dim, "bytes_a_text": int(2 * dim * vectors), **_rounded(asdict(found))}
+        table[str(dim)] = {
+            "values": dim,
+            "bytes_a_text": int(2 * dim * vectors),
+            **_rounded(asdict(found)),
+        }
     return table
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in values.items()
+    }

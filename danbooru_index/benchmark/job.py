@@ -1,7 +1,8 @@
-"""The whole job: against the script that users run, against bare encoding, and with a simulated forward pass.
+"""The whole job: against the script that users run, against bare encoding, and with a simulated
+forward pass.
 
-Parts of `benchmark`. The simulated ones measure everything around the model, on a Ray of their own whose GPUs are
-logical: they say nothing about a model's speed.
+Parts of `benchmark`. The simulated ones measure everything around the model, on a Ray of their own
+whose GPUs are logical: they say nothing about a model's speed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from danbooru_index.model.tokenizer import Tokenizer
 
 
 def job(bench: Bench) -> dict[str, Any]:
-    """`prepare` and `build`, all three outputs, against JSON lines -> FlagEmbedding, 32 at a time -> Chroma, dense only."""
+    """`prepare` and `build`, all three outputs, against JSON lines -> FlagEmbedding, 32 at a time
+    -> Chroma, dense only.
+    """
     dump = _input(bench)
     details: dict[str, Any] = {}
     rounds = iter(range(1 << 30))
@@ -41,7 +44,9 @@ def job(bench: Bench) -> dict[str, Any]:
         out = bench.scratch / f"chroma-{next(rounds)}"
         words = [str(dump), bench.checkpoint.path, str(out), bench.device.kind]
         command = [sys.executable, "-m", "danbooru_index.benchmark.baselines", *words]
-        details["script"] = _json(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False), "the script")
+        details["script"] = _json(
+            subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False), "the script"
+        )
 
     contestants: dict[str, Callable[[], Any]] = {"ours": ours}
     if bench.config.against:
@@ -49,7 +54,8 @@ def job(bench: Bench) -> dict[str, Any]:
     seconds = in_turn(contestants, bench.config.repeats)
     measured: dict[str, Any] = {
         "end_to_end": {
-            name: summary(times, len(bench.records), "records_per_second") for name, times in seconds.items()
+            name: summary(times, len(bench.records), "records_per_second")
+            for name, times in seconds.items()
         }
     }
     if "script" in seconds:
@@ -61,12 +67,21 @@ def job(bench: Bench) -> dict[str, Any]:
 
 def _input(bench: Bench) -> Path:
     """The records of the benchmark as a dump."""
-    return write_dump(bench.scratch / "tags.jsonl", ((record.id, record.text) for record in bench.records))
+    return write_dump(
+        bench.scratch / "tags.jsonl", ((record.id, record.text) for record in bench.records)
+    )
 
 
 def _build_command(bench: Bench, shards: Path, index: Path) -> dict[str, Any]:
     """One `build` by its command; its report."""
-    options = ["--model", bench.checkpoint.path, "--device", bench.device.kind, "--precision", bench.device.precision]
+    options = [
+        "--model",
+        bench.checkpoint.path,
+        "--device",
+        bench.device.kind,
+        "--precision",
+        bench.device.precision,
+    ]
     return _command("build", str(shards), "--index", str(index), *options)
 
 
@@ -77,20 +92,32 @@ def _command(*words: str) -> dict[str, Any]:
 
 def _json(done: subprocess.CompletedProcess[str], name: str) -> dict[str, Any]:
     if done.returncode:
-        raise BuildFailedError(f"the benchmark's {name} ended with {done.returncode}; its last words are above")
+        raise BuildFailedError(
+            f"the benchmark's {name} ended with {done.returncode}; its last words are above"
+        )
     document: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return document
 
 
 def overhead(bench: Bench) -> dict[str, Any]:
-    """(wall - start-up) of the job over the bare encoding time of the same token batches, in turn."""
+    """(wall - start-up) of the job over the bare encoding time of the same token batches,
+    in turn.
+    """
     dump = _input(bench)
     shards = bench.scratch / "shards"
     prepare(PrepareConfig((str(dump),), str(shards)))
     tokenizer = Tokenizer(bench.checkpoint.path, 512)
-    batches = [tokenizer(read_shard(shard)[0]["text"].to_pylist()) for shard in scan(str(shards)).shards]
+    batches = [
+        tokenizer(read_shard(shard)[0]["text"].to_pylist()) for shard in scan(str(shards)).shards
+    ]
     precision = Precision(bench.device.precision)
-    one = Encoder(bench.checkpoint.path, Device(bench.device.kind), precision, threads=cpu_count(), half_output=True)
+    one = Encoder(
+        bench.checkpoint.path,
+        Device(bench.device.kind),
+        precision,
+        threads=cpu_count(),
+        half_output=True,
+    )
     one.encode(batches[0])
     rounds: dict[str, list[float]] = {"bare": [], "job": []}
     last: dict[str, Any] = {}
@@ -103,7 +130,14 @@ def overhead(bench: Bench) -> dict[str, Any]:
         last = _build_command(bench, shards, index)
         rounds["job"].append(last["seconds"]["total"] - last["seconds"]["startup"])
     return {
-        "seconds": {name: summary(times, len(bench.records), "records_per_second") for name, times in rounds.items()},
+        "seconds": {
+            name: summary(times, len(bench.records), "records_per_second")
+            for name, times in rounds.items()
+        },
         "job_over_bare": ratio(rounds["job"], rounds["bare"]),
-        "last_build": {"seconds": last["seconds"], "stages": last["stages"], "busy": last["devices"][0]["busy_share"]},
+        "last_build": {
+            "seconds": last["seconds"],
+            "stages": last["stages"],
+            "busy": last["devices"][0]["busy_share"],
+        },
     }

@@ -1,6 +1,8 @@
-"""Everything around the model, measured with a simulated forward pass: busy devices, overlap, scaling, many shards.
+"""Everything around the model, measured with a simulated forward pass: busy devices, overlap,
+scaling, many shards.
 
-Parts of `benchmark`, on a Ray of their own whose GPUs are logical: they say nothing about a model's speed.
+Parts of `benchmark`, on a Ray of their own whose GPUs are logical: they say nothing about a model's
+speed.
 """
 
 from __future__ import annotations
@@ -77,27 +79,40 @@ def _simulate(
     gpus: int = 1,
     tuning: Tuning = DEFAULT_TUNING,
 ) -> BuildReport:
-    """One build of these shards with a forward pass of `forward_s`, vectors `width` wide, on so many devices."""
+    """One build of these shards with a forward pass of `forward_s`, vectors `width` wide, on so
+    many devices.
+    """
     model = bench.scratch / f"model-{width}"
     if not model.is_dir():
         make_shape(Path(bench.checkpoint.path), model, width)
     index, together = bench.scratch / f"index-{name}", bench.scratch / f"together-{name}"
     together.mkdir()
     encoder = Simulation(forward_s, together=str(together), devices=gpus)
-    return build(BuildConfig(str(shards), str(index), model=str(model), num_gpus=gpus, encoder=encoder, tuning=tuning))
+    return build(
+        BuildConfig(
+            str(shards), str(index), model=str(model), num_gpus=gpus, encoder=encoder, tuning=tuning
+        )
+    )
 
 
 def _shards(bench: Bench, rows: int, count: int) -> Path:
-    """`count` shards of `rows` real records each, ids made different where the input is used more than once."""
+    """`count` shards of `rows` real records each, ids made different where the input is used more
+    than once.
+    """
     out = bench.scratch / f"shards-{rows}-{count}"
     texts = islice(cycle(bench.texts), rows * count)
-    dump = write_dump(bench.scratch / f"tags-{rows}-{count}.jsonl", ((str(n), text) for n, text in enumerate(texts)))
+    dump = write_dump(
+        bench.scratch / f"tags-{rows}-{count}.jsonl",
+        ((str(n), text) for n, text in enumerate(texts)),
+    )
     prepare(PrepareConfig((str(dump),), str(out), shard_rows=rows))
     return out
 
 
 def device(bench: Bench) -> dict[str, Any]:
-    """How busy one device is kept, 200 ms a shard of 4,096 rows, outputs at 128 values and in full width."""
+    """How busy one device is kept, 200 ms a shard of 4,096 rows, outputs at 128 values and in full
+    width.
+    """
     measured: dict[str, Any] = {}
     with _cluster(1):
         for width, count in DEVICE_SHARDS.items():
@@ -115,7 +130,9 @@ def device(bench: Bench) -> dict[str, Any]:
 
 
 def overlap(bench: Bench) -> dict[str, Any]:
-    """What each habit of the pipeline is worth to one busy device: 200 ms a shard of 4,096 rows at 128 values."""
+    """What each habit of the pipeline is worth to one busy device: 200 ms a shard of 4,096 rows at
+    128 values.
+    """
     shards = _shards(bench, DEVICE_ROWS, OVERLAP_SHARDS)
     measured: dict[str, Any] = {}
     with _cluster(1):
@@ -129,7 +146,9 @@ def overlap(bench: Bench) -> dict[str, Any]:
 
 
 def scaling(bench: Bench) -> dict[str, Any]:
-    """1 to 8 logical GPUs, small shards, forwards of 2 s and of 200 ms: shards a second against as many times one."""
+    """1 to 8 logical GPUs, small shards, forwards of 2 s and of 200 ms: shards a second against as
+    many times one.
+    """
     measured: dict[str, Any] = {}
     with _cluster(max(GPUS)):
         for forward_s, per_gpu in SCALING_SHARDS.items():
@@ -149,7 +168,8 @@ def scaling(bench: Bench) -> dict[str, Any]:
 
 
 def shards(bench: Bench) -> dict[str, Any]:
-    """Many small shards through the whole job: the driver's cost of each, memory over time, the commit as the list grows.
+    """Many small shards through the whole job: the driver's cost of each, memory over time, the
+    commit as the list grows.
 
     `--rows` is the number of shards.
     """
@@ -171,7 +191,9 @@ def shards(bench: Bench) -> dict[str, Any]:
     commits = {}
     for part in (count // 8, count // 4, count // 2, count):
         began = time.perf_counter()
-        commit(generation.path, generation.manifest.specs, [known[shard] for shard in listed[:part]])
+        commit(
+            generation.path, generation.manifest.specs, [known[shard] for shard in listed[:part]]
+        )
         commits[str(part)] = round((time.perf_counter() - began) / part * 1e3, 4)
     return {
         "shards": count,
@@ -186,8 +208,9 @@ def shards(bench: Bench) -> dict[str, Any]:
 
 
 class _MemoryWatch:
-    """Memory of the driver and of its largest actor (resident) and of the object store, once a second, and the driver's
-    processor time, while the encoder is there."""
+    """Memory of the driver and of its largest actor (resident) and of the object store, once a
+    second, and the driver's processor time, while the encoder is there.
+    """
 
     def __init__(self) -> None:
         import psutil
@@ -217,12 +240,18 @@ class _MemoryWatch:
         from ray.exceptions import RayError
 
         while not self._ended.wait(1.0):
-            with contextlib.suppress(psutil.Error, RayError, OSError):  # a process that ends meanwhile, a Ray that does
-                workers = [p for p in self._own.children(recursive=True) if "EncodeShard" in "".join(p.cmdline())]
+            with contextlib.suppress(psutil.Error, RayError, OSError):
+                # a process that ends meanwhile, a Ray that does
+                workers = [
+                    p
+                    for p in self._own.children(recursive=True)
+                    if "EncodeShard" in "".join(p.cmdline())
+                ]
                 if not workers and not self._cpu:
                     continue
                 self._cpu.append(time.process_time())
-                if not workers:  # once more where they are gone: a short run is over between two looks
+                if not workers:
+                    # once more where they are gone: a short run is over between two looks
                     return
                 total, free = ray.cluster_resources(), ray.available_resources()
                 name = "object_store_memory"
@@ -240,6 +269,9 @@ class _MemoryWatch:
         samples = self._samples
         size = max(1, len(samples) // 10)
         return {
-            name: [round(max(s[name] for s in samples[at : at + size])) for at in range(0, len(samples), size)]
+            name: [
+                round(max(s[name] for s in samples[at : at + size]))
+                for at in range(0, len(samples), size)
+            ]
             for name in (samples[0] if samples else {})
         }

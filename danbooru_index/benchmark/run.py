@@ -1,7 +1,9 @@
-"""Measuring this job against what a user would pick instead, as ratios in one run; the results go to BENCHMARKS.md.
+"""Measuring this job against what a user would pick instead, as ratios in one run; the results go
+to BENCHMARKS.md.
 
-Each part runs its contestants in turn, several times over, on the same machine, texts and model; medians with their
-spread are reported, never one time alone. The last line on stdout is one JSON document.
+Each part runs its contestants in turn, several times over, on the same machine, texts and model;
+medians with their spread are reported, never one time alone. The last line on stdout is one JSON
+document.
 """
 
 from __future__ import annotations
@@ -59,8 +61,9 @@ IN_ROUNDS = (Part.ENCODER, Part.PACKING, Part.JOB, Part.OVERHEAD)
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkConfig:
-    """What to measure, with which model and texts; `rows`: of the input (default: `ROWS` of the device), `repeats`: rounds of
-    each contestant."""
+    """What to measure, with which model and texts; `rows`: of the input (default: `ROWS` of the
+    device), `repeats`: rounds of each contestant.
+    """
 
     model: str
     parts: tuple[Part, ...] = (Part.ENCODER,)
@@ -102,7 +105,11 @@ class Bench:
             return (Precision(self.device.precision),)
         if self.device.kind == "cuda":
             return (Precision.FP16,)
-        return (Precision.FP32, Precision.BF16) if self.device.precision == "bf16" else (Precision.FP32,)
+        return (
+            (Precision.FP32, Precision.BF16)
+            if self.device.precision == "bf16"
+            else (Precision.FP32,)
+        )
 
 
 @dataclass(slots=True)
@@ -122,7 +129,9 @@ class BenchmarkReport:
     def to_text(self) -> str:
         lines = [f"{self.model} on {self.device}: {self.rows:,} records"]
         for part, measured in self.parts.items():
-            rounds = f"{self.repeats} rounds of each" if Part(part) in IN_ROUNDS else "one run of each"
+            rounds = (
+                f"{self.repeats} rounds of each" if Part(part) in IN_ROUNDS else "one run of each"
+            )
             lines += [f"{part}, {rounds}", *(f"  {line}" for line in _measurement_lines(measured))]
         return "\n".join(lines)
 
@@ -140,7 +149,9 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkReport:
     report = BenchmarkReport(device.name, checkpoint.name, len(records), config.repeats, versions)
     for part in config.parts:
         with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
-            report.parts[part.value] = part.measure(Bench(config, checkpoint, device, records, Path(scratch)))
+            report.parts[part.value] = part.measure(
+                Bench(config, checkpoint, device, records, Path(scratch))
+            )
         give_back_memory()
     return report
 
@@ -156,9 +167,12 @@ def _records(inputs: tuple[str, ...]) -> Any:
 
 
 def in_turn(
-    contestants: dict[str, Callable[[], Any]], repeats: int, after: Callable[[str], None] = lambda _: None
+    contestants: dict[str, Callable[[], Any]],
+    repeats: int,
+    after: Callable[[str], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round; each round runs all of them, the last one first next time.
+    """Seconds of every contestant in every round; each round runs all of them, the last one first
+    next time.
 
     `after` is called with a contestant's name when its time is taken.
     """
@@ -202,7 +216,9 @@ def _measurement_lines(measured: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
             lines += [label, *_measurement_lines(value, "  ")]
         elif isinstance(value, dict):
-            lines.append(f"{label:<34} " + ", ".join(f"{key} {inner}" for key, inner in value.items()))
+            lines.append(
+                f"{label:<34} " + ", ".join(f"{key} {inner}" for key, inner in value.items())
+            )
         else:
             lines.append(f"{label:<34} {value}")
     return lines

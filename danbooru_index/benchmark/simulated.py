@@ -1,7 +1,9 @@
-"""A forward pass of a fixed time, for `benchmark`: what everything around the model costs, without a GPU.
+"""A forward pass of a fixed time, for `benchmark`: what everything around the model costs, without
+a GPU.
 
-Outputs are of the true shape and a function of the tokens, so that a build passes its checks; everything but the model
-is the product. Built on the worker by the factory that `BuildConfig.encoder` takes.
+Outputs are of the true shape and a function of the tokens, so that a build passes its checks;
+everything but the model is the product. Built on the worker by the factory that
+`BuildConfig.encoder` takes.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ DEVICE = DeviceInfo("cuda", "simulated device", "fp16")
 
 
 class SimulatedEncoder:
-    """Waits `forward_s` a shard, one forward at a time, as a device would; then looks vectors up."""
+    """Waits `forward_s` a shard, one forward at a time, as a device would; then looks
+    vectors up.
+    """
 
     tokens_per_batch = 32_768
     peak_memory = 0
@@ -46,10 +50,14 @@ class SimulatedEncoder:
         return 60.0
 
     def encode(
-        self, batch: TokenBatch, on_rows: Callable[[int], None] | None = None, stats: EncoderStats | None = None
+        self,
+        batch: TokenBatch,
+        on_rows: Callable[[int], None] | None = None,
+        stats: EncoderStats | None = None,
     ) -> Embeddings:
-        """The three outputs, each token's vector at random but fixed; the device is busy for `forward_s`, or for no time
-        with the few texts of the self-check, which nobody counts."""
+        """The three outputs, each token's vector at random but fixed; the device is busy for
+        `forward_s`, or for no time with the few texts of the self-check, which nobody counts.
+        """
         with self._device:
             started = time.perf_counter()
             time.sleep(0.0 if stats is None else self._forward_s)
@@ -97,7 +105,9 @@ class Simulation:
     devices: int = 1
 
     def __call__(self, settings: Any) -> SimulatedEncoder:
-        """The encoder; where `together` is a folder, not before all `devices` are there, so that none has a lead."""
+        """The encoder; where `together` is a folder, not before all `devices` are there, so that
+        none has a lead.
+        """
         made = SimulatedEncoder(settings.dim, settings.colbert_dim, self.forward_s)
         if self.together:
             (Path(self.together) / str(os.getpid())).touch()
@@ -108,12 +118,16 @@ class Simulation:
 
 
 def make_shape(model: Path, out: Path, hidden: int) -> Path:
-    """A folder that names a model of this width, with the tokenizer of `model` and no weights to load."""
+    """A folder that names a model of this width, with the tokenizer of `model` and no weights to
+    load.
+    """
     out.mkdir(parents=True)
     for name in (*TOKENIZERS, *SETTINGS):
         if (model / name).is_file():
             shutil.copy(model / name, out / name)
-    settings = json.loads((model / "config.json").read_text(encoding="utf-8")) | {"hidden_size": hidden}
+    settings = json.loads((model / "config.json").read_text(encoding="utf-8")) | {
+        "hidden_size": hidden
+    }
     (out / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     for name in ("model.safetensors", *HEADS):
         (out / name).write_bytes(b"simulated")

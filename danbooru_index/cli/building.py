@@ -6,7 +6,14 @@ import argparse
 from typing import Any, TextIO
 
 from danbooru_index.cli.options import add_model_options, add_rejects, print_report, verb
-from danbooru_index.config import DEFAULT_SHARD_ROWS, BuildConfig, Device, Precision, PrepareConfig, RejectLimit
+from danbooru_index.config import (
+    DEFAULT_SHARD_ROWS,
+    BuildConfig,
+    Device,
+    Precision,
+    PrepareConfig,
+    RejectLimit,
+)
 
 
 def add_prepare(verbs: Any) -> None:
@@ -15,13 +22,22 @@ def add_prepare(verbs: Any) -> None:
         verbs,
         "prepare",
         _prepare,
-        "Write tag dumps (.jsonl, .csv, .parquet, also .gz and .zst; files or folders) as Parquet shards.",
+        "Write tag dumps (.jsonl, .csv, .parquet, also .gz and .zst; files or folders) as Parquet"
+        " shards.",
         "danbooru-index prepare danbooru.csv --translations zh.csv --out shards/",
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT")
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--shard-rows", type=int, default=DEFAULT_SHARD_ROWS, metavar="N", help="(default %(default)s)")
-    parser.add_argument("--translations", metavar="FILE", help="CSV, tag,text: explanations for CSV records")
+    parser.add_argument(
+        "--shard-rows",
+        type=int,
+        default=DEFAULT_SHARD_ROWS,
+        metavar="N",
+        help="(default %(default)s)",
+    )
+    parser.add_argument(
+        "--translations", metavar="FILE", help="CSV, tag,text: explanations for CSV records"
+    )
     add_rejects(parser)
 
 
@@ -97,9 +113,19 @@ def add_rebuild(verbs: Any) -> None:
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT")
     parser.add_argument("--index", required=True)
-    parser.add_argument("--keep", type=int, default=3, metavar="N", help="generations to keep (default %(default)s)")
-    parser.add_argument("--shard-rows", type=int, default=DEFAULT_SHARD_ROWS, metavar="N", help="(default %(default)s)")
-    parser.add_argument("--translations", metavar="FILE", help="CSV, tag,text: explanations for CSV records")
+    parser.add_argument(
+        "--keep", type=int, default=3, metavar="N", help="generations to keep (default %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-rows",
+        type=int,
+        default=DEFAULT_SHARD_ROWS,
+        metavar="N",
+        help="(default %(default)s)",
+    )
+    parser.add_argument(
+        "--translations", metavar="FILE", help="CSV, tag,text: explanations for CSV records"
+    )
     add_model_options(parser)
 
 

@@ -1,6 +1,8 @@
-"""The command line: one command, one verb per capability. Parses, calls, prints, and ends with the exit code.
+"""The command line: one command, one verb per capability. Parses, calls, prints, and ends with the
+exit code.
 
-Exit 0 done; 1 a problem the message explains; 2 wrong usage; 3 published, but some records or shards were left out.
+Exit 0 done; 1 a problem the message explains; 2 wrong usage; 3 published, but some records or
+shards were left out.
 """
 
 from __future__ import annotations
@@ -36,14 +38,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code. Only this project's errors are caught: one line on stderr."""
+    """Run one command; return its exit code. Only this project's errors are caught: one line on
+    stderr.
+    """
 
     def run() -> int:
         _open_closed_streams()
         parsed = make_parser().parse_args(arguments)
         if parsed.verb != "doctor":  # which says more
             check_versions()
-        with _stdout_for_results() as out, bounded_stops(f"danbooru-index: {STOPPED}"), terminable():
+        with (
+            _stdout_for_results() as out,
+            bounded_stops(f"danbooru-index: {STOPPED}"),
+            terminable(),
+        ):
             command: Command = parsed.command
             return command(parsed, out)
 
@@ -51,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Streams that the caller has closed lead nowhere; what a stream cannot write in its encoding is escaped."""
+    """Streams that the caller has closed lead nowhere; what a stream cannot write in its encoding
+    is escaped.
+    """
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -65,7 +75,9 @@ def _open_closed_streams() -> None:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """The exit code of `run`, or of what it raises, said in one line on stderr; what the library logs is shown there."""
+    """The exit code of `run`, or of what it raises, said in one line on stderr; what the library
+    logs is shown there.
+    """
     log_to_stderr()
     try:
         return run()
@@ -80,11 +92,15 @@ def guarded(run: Callable[[], int]) -> int:
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"danbooru-index: {where}{error.strerror or ' '.join(str(error).split())[:300]}", file=sys.stderr)
+        print(
+            f"danbooru-index: {where}{error.strerror or ' '.join(str(error).split())[:300]}",
+            file=sys.stderr,
+        )
         return 1
     except UnicodeError as error:
         print(
-            f"danbooru-index: a name or a text is not valid UTF-8 ({error.reason if hasattr(error, 'reason') else error})",
+            "danbooru-index: a name or a text is not valid UTF-8"
+            f" ({error.reason if hasattr(error, 'reason') else error})",
             file=sys.stderr,
         )
         return 1
@@ -93,8 +109,9 @@ def guarded(run: Callable[[], int]) -> int:
 def entry(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and end the process with its exit code.
 
-    At once, without the interpreter's own teardown: there, threads of Ray and Lance that a stop has left running
-    crashed 1 in 10 stopped builds after their last line (measured). Ray is shut down by then.
+    At once, without the interpreter's own teardown: there, threads of Ray and Lance that a stop has
+    left running crashed 1 in 10 stopped builds after their last line (measured). Ray is shut down
+    by then.
     """
     code = main(arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -120,7 +137,9 @@ def _stdout_for_results() -> Iterator[TextIO]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; a parsed command names its function (`command`) and itself (`verb`)."""
+    """The parser of all verbs; a parsed command names its function (`command`) and itself
+    (`verb`).
+    """
     parser = _Parser(
         prog="danbooru-index",
         description="Turn a Danbooru tag dump into a searchable BGE-M3 index.",

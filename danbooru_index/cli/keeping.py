@@ -11,7 +11,9 @@ from danbooru_index.cli.options import print_fields, print_report, verb
 def add_status(verbs: Any) -> None:
     """The verb `status`."""
     summary = "What is published, what is unfinished, by which model."
-    verb(verbs, "status", _status, summary, "danbooru-index status my-index").add_argument("index", metavar="INDEX")
+    verb(verbs, "status", _status, summary, "danbooru-index status my-index").add_argument(
+        "index", metavar="INDEX"
+    )
 
 
 def _status(arguments: argparse.Namespace, out: TextIO) -> int:
@@ -24,7 +26,9 @@ def _status(arguments: argparse.Namespace, out: TextIO) -> int:
 def add_verify(verbs: Any) -> None:
     """The verb `verify`."""
     summary = "Reread every row of the published generation: counts, digests, non-finite values."
-    verb(verbs, "verify", _verify, summary, "danbooru-index verify my-index").add_argument("index", metavar="INDEX")
+    verb(verbs, "verify", _verify, summary, "danbooru-index verify my-index").add_argument(
+        "index", metavar="INDEX"
+    )
 
 
 def _verify(arguments: argparse.Namespace, out: TextIO) -> int:
@@ -52,17 +56,25 @@ def _rollback(arguments: argparse.Namespace, out: TextIO) -> int:
     with root.path.owned():
         generation = rollback(root)
     print_fields(
-        {"generation": generation.id}, f"{root.path}: generation {generation.id} is published again", arguments, out
+        {"generation": generation.id},
+        f"{root.path}: generation {generation.id} is published again",
+        arguments,
+        out,
     )
     return 0
 
 
 def add_prune(verbs: Any) -> None:
     """The verb `prune`."""
-    summary = "Delete old generations; never the published one, nor one replaced less than 15 minutes ago."
+    summary = (
+        "Delete old generations; never the published one, nor one replaced less than 15 minutes"
+        " ago."
+    )
     parser = verb(verbs, "prune", _prune, summary, "danbooru-index prune my-index --keep 3")
     parser.add_argument("index", metavar="INDEX")
-    parser.add_argument("--keep", type=int, default=3, metavar="N", help="generations to keep (default %(default)s)")
+    parser.add_argument(
+        "--keep", type=int, default=3, metavar="N", help="generations to keep (default %(default)s)"
+    )
 
 
 def _prune(arguments: argparse.Namespace, out: TextIO) -> int:
@@ -73,6 +85,10 @@ def _prune(arguments: argparse.Namespace, out: TextIO) -> int:
     root.require()
     with root.path.owned():
         deleted = prune(root, arguments.keep)
-    said = f"{root.path}: deleted {', '.join(deleted)}" if deleted else f"{root.path}: nothing to delete"
+    said = (
+        f"{root.path}: deleted {', '.join(deleted)}"
+        if deleted
+        else f"{root.path}: nothing to delete"
+    )
     print_fields({"deleted": deleted}, said, arguments, out)
     return 0

@@ -18,20 +18,36 @@ def add_evaluate(verbs: Any) -> None:
         verbs,
         "evaluate",
         _evaluate,
-        "Recall, nDCG, mAP and MRR of an index over a queries file, by mode and by kind, beside BM25 and TF-IDF.",
-        "danbooru-index evaluate my-index queries.jsonl --against another-index --picture quality.svg",
+        "Recall, nDCG, mAP and MRR of an index over a queries file, by mode and by kind, beside"
+        " BM25 and TF-IDF.",
+        "danbooru-index evaluate my-index queries.jsonl --against another-index --picture"
+        " quality.svg",
     )
     parser.add_argument("index", metavar="INDEX")
-    parser.add_argument("queries", metavar="QUERIES", help='{"query": "...", "relevant": ["tag"], "kind": "zh"} a line')
+    parser.add_argument(
+        "queries",
+        metavar="QUERIES",
+        help='{"query": "...", "relevant": ["tag"], "kind": "zh"} a line',
+    )
     parser.add_argument("--mode", default="all", metavar="all|dense|sparse|colbert|hybrid")
     add_query_options(parser)
-    parser.add_argument("--against", metavar="INDEX2", help="another index, to compare with: base against tuned")
     parser.add_argument(
-        "--query-instruction", metavar="TEXT", help="put before every query of INDEX (default: its own)"
+        "--against", metavar="INDEX2", help="another index, to compare with: base against tuned"
     )
-    parser.add_argument("--no-baselines", action="store_true", help="without BM25 and character TF-IDF")
-    parser.add_argument("--ablation", action="store_true", help="also hybrid without each of its three parts")
-    parser.add_argument("--picture", metavar="FILE", help="draw Recall@10 and mAP@10 (.svg or .png)")
+    parser.add_argument(
+        "--query-instruction",
+        metavar="TEXT",
+        help="put before every query of INDEX (default: its own)",
+    )
+    parser.add_argument(
+        "--no-baselines", action="store_true", help="without BM25 and character TF-IDF"
+    )
+    parser.add_argument(
+        "--ablation", action="store_true", help="also hybrid without each of its three parts"
+    )
+    parser.add_argument(
+        "--picture", metavar="FILE", help="draw Recall@10 and mAP@10 (.svg or .png)"
+    )
 
 
 def _evaluate(arguments: argparse.Namespace, out: TextIO) -> int:
@@ -69,17 +85,24 @@ def add_benchmark(verbs: Any) -> None:
         verbs,
         "benchmark",
         _benchmark,
-        "Measure this job against what you would use instead, here, as ratios; the last line is one JSON document.",
+        "Measure this job against what you would use instead, here, as ratios; the last line is one"
+        " JSON document.",
         "danbooru-index benchmark encoder job --model BAAI/bge-m3 --input tags.jsonl --rows 4096",
     )
     parser.add_argument(
         "parts",
         nargs="*",
         metavar="PART",
-        help="encoder (default), packing, colbert, job, overhead; with a simulated forward: device, overlap, scaling, shards",
+        help=(
+            "encoder (default), packing, colbert, job, overhead; with a simulated forward: device,"
+            " overlap, scaling, shards"
+        ),
     )
     parser.add_argument(
-        "--against", default="flagembedding", metavar="flagembedding|nothing", help="(default %(default)s)"
+        "--against",
+        default="flagembedding",
+        metavar="flagembedding|nothing",
+        help="(default %(default)s)",
     )
     parser.add_argument("--model", required=True, metavar="NAME_OR_PATH")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
@@ -87,14 +110,26 @@ def add_benchmark(verbs: Any) -> None:
         "--precision",
         default="auto",
         metavar="auto|fp32|bf16|fp16",
-        help="auto: encoder measures all that this device has, the other parts the one that build takes",
+        help=(
+            "auto: encoder measures all that this device has, the other parts the one that build"
+            " takes"
+        ),
     )
     parser.add_argument(
-        "--input", action="append", metavar="INPUT", help="a tag dump (default: the sample of 468 tags)"
+        "--input",
+        action="append",
+        metavar="INPUT",
+        help="a tag dump (default: the sample of 468 tags)",
     )
-    parser.add_argument("--rows", type=int, metavar="N", help="records of it (default 2048, on a GPU 65536)")
     parser.add_argument(
-        "--repeats", type=int, default=3, metavar="N", help="rounds of each contestant (default %(default)s)"
+        "--rows", type=int, metavar="N", help="records of it (default 2048, on a GPU 65536)"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="N",
+        help="rounds of each contestant (default %(default)s)",
     )
 
 
@@ -128,15 +163,24 @@ def add_doctor(verbs: Any) -> None:
         verbs,
         "doctor",
         _doctor,
-        "Check this installation: versions, device, model, a real encode, Ray, disk space; exit 1 where one is not right.",
+        "Check this installation: versions, device, model, a real encode, Ray, disk space; exit 1"
+        " where one is not right.",
         "danbooru-index doctor --model BAAI/bge-m3 --records 1386373 --path /data",
     )
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="(default: what build would take here)")
+    parser.add_argument(
+        "--model", metavar="NAME_OR_PATH", help="(default: what build would take here)"
+    )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|fp16")
-    parser.add_argument("--records", type=int, default=BASELINE_RECORDS, metavar="N", help="(default %(default)s)")
-    parser.add_argument("--path", default=".", metavar="DIR", help="where the index will be (default: here)")
-    parser.add_argument("--address", metavar="RAY", help="a running Ray cluster, such as auto (default: start one)")
+    parser.add_argument(
+        "--records", type=int, default=BASELINE_RECORDS, metavar="N", help="(default %(default)s)"
+    )
+    parser.add_argument(
+        "--path", default=".", metavar="DIR", help="where the index will be (default: here)"
+    )
+    parser.add_argument(
+        "--address", metavar="RAY", help="a running Ray cluster, such as auto (default: start one)"
+    )
 
 
 def _doctor(arguments: argparse.Namespace, out: TextIO) -> int:

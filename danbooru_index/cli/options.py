@@ -1,4 +1,6 @@
-"""What several verbs share: how a verb is added, options with one meaning everywhere, how a report is printed."""
+"""What several verbs share: how a verb is added, options with one meaning everywhere, how a report
+is printed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from danbooru_index.config import DEFAULT_MAX_LENGTH, DEFAULT_MIN_FIDELITY
 Command = Callable[[argparse.Namespace, TextIO], int]
 
 
-def verb(verbs: Any, name: str, command: Command, summary: str, example: str) -> argparse.ArgumentParser:
+def verb(
+    verbs: Any, name: str, command: Command, summary: str, example: str
+) -> argparse.ArgumentParser:
     """Add a verb: its help with an example, and the function that runs it."""
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
@@ -29,7 +33,9 @@ def verb(verbs: Any, name: str, command: Command, summary: str, example: str) ->
 def add_rejects(parser: argparse.ArgumentParser) -> None:
     """How many rejected records are too many."""
     parser.add_argument(
-        "--strict", action="store_true", help="stop with 1 at rejected records, before anything is made"
+        "--strict",
+        action="store_true",
+        help="stop with 1 at rejected records, before anything is made",
     )
     parser.add_argument(
         "--max-rejects",
@@ -42,15 +48,28 @@ def add_rejects(parser: argparse.ArgumentParser) -> None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What `build` and `rebuild` share."""
     parser.add_argument(
-        "--model", metavar="NAME_OR_PATH", help="hub name or folder (default BAAI/bge-m3 on a GPU, else m3-mini)"
+        "--model",
+        metavar="NAME_OR_PATH",
+        help="hub name or folder (default BAAI/bge-m3 on a GPU, else m3-mini)",
     )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
-    parser.add_argument("--num-gpus", type=int, metavar="N", help="use at most N GPUs (default all)")
+    parser.add_argument(
+        "--num-gpus", type=int, metavar="N", help="use at most N GPUs (default all)"
+    )
     parser.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|fp16")
     parser.add_argument(
-        "--max-length", type=int, default=DEFAULT_MAX_LENGTH, metavar="N", help="tokens per text (default %(default)s)"
+        "--max-length",
+        type=int,
+        default=DEFAULT_MAX_LENGTH,
+        metavar="N",
+        help="tokens per text (default %(default)s)",
     )
-    parser.add_argument("--tokens-per-batch", type=int, metavar="N", help="tokens a device call (default: from memory)")
+    parser.add_argument(
+        "--tokens-per-batch",
+        type=int,
+        metavar="N",
+        help="tokens a device call (default: from memory)",
+    )
     parser.add_argument(
         "--colbert-dim",
         type=int,
@@ -62,28 +81,49 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DEFAULT_MIN_FIDELITY,
         metavar="SHARE",
-        help="refuse a projection that finds less than this share of the full top 10 again (default %(default)s)",
+        help=(
+            "refuse a projection that finds less than this share of the full top 10 again (default"
+            " %(default)s)"
+        ),
     )
-    parser.add_argument("--query-instruction", default="", metavar="TEXT", help="put before every query (default none)")
-    parser.add_argument("--address", metavar="RAY", help="a running Ray cluster, such as auto (default: start one)")
-    parser.add_argument("--allow-failed-shards", action="store_true", help="publish without failed shards, exit 3")
+    parser.add_argument(
+        "--query-instruction",
+        default="",
+        metavar="TEXT",
+        help="put before every query (default none)",
+    )
+    parser.add_argument(
+        "--address", metavar="RAY", help="a running Ray cluster, such as auto (default: start one)"
+    )
+    parser.add_argument(
+        "--allow-failed-shards", action="store_true", help="publish without failed shards, exit 3"
+    )
     add_rejects(parser)
 
 
 def add_query_options(parser: argparse.ArgumentParser) -> None:
     """What verbs that ask an index share."""
     parser.add_argument(
-        "--weights", default="0.4,0.2,0.4", metavar="D,S,C", help="of a hybrid score (default %(default)s)"
+        "--weights",
+        default="0.4,0.2,0.4",
+        metavar="D,S,C",
+        help="of a hybrid score (default %(default)s)",
     )
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="where the model that built the index is now")
+    parser.add_argument(
+        "--model", metavar="NAME_OR_PATH", help="where the model that built the index is now"
+    )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
 
 
 def print_report(report: Any, as_json: bool, out: TextIO) -> None:
     """A report as text, or as one JSON document."""
-    print(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else report.to_text(), file=out)
+    print(
+        json.dumps(report.to_dict(), ensure_ascii=False) if as_json else report.to_text(), file=out
+    )
 
 
-def print_fields(fields: dict[str, Any], text: str, arguments: argparse.Namespace, out: TextIO) -> None:
+def print_fields(
+    fields: dict[str, Any], text: str, arguments: argparse.Namespace, out: TextIO
+) -> None:
     """Fields as one JSON document, or what a person is told instead."""
     print(json.dumps(fields, ensure_ascii=False) if arguments.json else text, file=out)

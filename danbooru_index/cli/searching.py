@@ -22,16 +22,26 @@ def add_search(verbs: Any) -> None:
     )
     parser.add_argument("index", metavar="INDEX")
     parser.add_argument(
-        "query", metavar="QUERY", help="`-` reads one query a line from stdin; --json then prints one document a line"
+        "query",
+        metavar="QUERY",
+        help="`-` reads one query a line from stdin; --json then prints one document a line",
     )
     parser.add_argument("--mode", default="hybrid", metavar="dense|sparse|colbert|hybrid")
     add_query_options(parser)
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="(default %(default)s)")
     parser.add_argument(
-        "--category", action="append", default=[], metavar="NAME", help="only of this category (may be repeated)"
+        "--category",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only of this category (may be repeated)",
     )
-    parser.add_argument("--min-post-count", type=int, metavar="N", help="only tags with at least N posts")
-    parser.add_argument("--nsfw", action="store_true", help="also answer with tags that are not safe for work")
+    parser.add_argument(
+        "--min-post-count", type=int, metavar="N", help="only tags with at least N posts"
+    )
+    parser.add_argument(
+        "--nsfw", action="store_true", help="also answer with tags that are not safe for work"
+    )
 
 
 def _search(arguments: argparse.Namespace, out: TextIO) -> int:
@@ -39,9 +49,13 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.search.query import query_lines
     from danbooru_index.search.tag_index import TagIndex, format_hits
 
-    with TagIndex.open(arguments.index, model=arguments.model, device=Device.parse(arguments.device)) as index:
+    with TagIndex.open(
+        arguments.index, model=arguments.model, device=Device.parse(arguments.device)
+    ) as index:
         failed, headed = 0, False
-        queries = query_lines(sys.stdin.buffer) if arguments.query == "-" else [(arguments.query, "")]
+        queries = (
+            query_lines(sys.stdin.buffer) if arguments.query == "-" else [(arguments.query, "")]
+        )
         for query, problem in queries:
             if problem:
                 failed = 1
@@ -59,7 +73,12 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
             if arguments.json:
                 built = index.generation.manifest.model
                 named = {"model": built.name, "model_id": built.id}
-                answer = {"query": query, "mode": mode.value, **named, "hits": [hit.to_dict() for hit in hits]}
+                answer = {
+                    "query": query,
+                    "mode": mode.value,
+                    **named,
+                    "hits": [hit.to_dict() for hit in hits],
+                }
                 print(json.dumps(answer, ensure_ascii=False), file=out, flush=True)
             else:
                 if not headed:

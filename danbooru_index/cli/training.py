@@ -31,31 +31,66 @@ def add_finetune(verbs: Any) -> None:
         verbs,
         "finetune",
         _finetune,
-        "Tune the model on tags (FlagEmbedding's M3 training, on every GPU or the CPU); goes on after a kill.",
-        "danbooru-index finetune tags.jsonl --index my-index --held-out queries.jsonl --out tuned-model",
+        "Tune the model on tags (FlagEmbedding's M3 training, on every GPU or the CPU); goes on"
+        " after a kill.",
+        "danbooru-index finetune tags.jsonl --index my-index --held-out queries.jsonl --out"
+        " tuned-model",
     )
     parser.add_argument(
         "pairs",
         metavar="PAIRS",
-        help='{"query": "...", "pos": [...], "neg": [...]} a line; or a tag dump, to make them from',
+        help=(
+            '{"query": "...", "pos": [...], "neg": [...]} a line; or a tag dump, to make them from'
+        ),
     )
     parser.add_argument("--index", help="where hard negatives are mined")
-    parser.add_argument("--out", required=True, metavar="MODEL", help="a new folder, in BGE-M3's format")
     parser.add_argument(
-        "--model", metavar="NAME_OR_PATH", help="what to tune (default: the model that built the index)"
+        "--out", required=True, metavar="MODEL", help="a new folder, in BGE-M3's format"
     )
     parser.add_argument(
-        "--names", action="append", default=[], metavar="FILE", help='more names: {"tag": "...", "ja": "..."} a line'
+        "--model",
+        metavar="NAME_OR_PATH",
+        help="what to tune (default: the model that built the index)",
     )
     parser.add_argument(
-        "--held-out", action="append", default=[], metavar="QUERIES", help="queries that are never trained on"
+        "--names",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help='more names: {"tag": "...", "ja": "..."} a line',
     )
+    parser.add_argument(
+        "--held-out",
+        action="append",
+        default=[],
+        metavar="QUERIES",
+        help="queries that are never trained on",
+    )
+    _add_numbers(parser)
+    parser.add_argument(
+        "--num-gpus", type=int, metavar="N", help="use at most N GPUs (default all)"
+    )
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    parser.add_argument(
+        "--precision", default="auto", metavar="auto|fp32|bf16|fp16", help="mixed precision"
+    )
+    parser.add_argument(
+        "--address", metavar="RAY", help="a running Ray cluster, such as auto (default: start one)"
+    )
+
+
+def _add_numbers(parser: argparse.ArgumentParser) -> None:
+    """The options that are a number of `FinetuneConfig`, each with its default there."""
     defaults: dict[str, Any] = {field.name: field.default for field in fields(FinetuneConfig)}
     for name, what in NUMERIC_OPTIONS.items():
         default = defaults[name]
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(
-            option, type=type(default), default=default, metavar="N", help=f"{what} (default %(default)s)"
+            option,
+            type=type(default),
+            default=default,
+            metavar="N",
+            help=f"{what} (default %(default)s)",
         )
     parser.add_argument(
         "--ranks",
@@ -63,10 +98,6 @@ def add_finetune(verbs: Any) -> None:
         metavar="A-B",
         help="of mined negatives (default %(default)s)",
     )
-    parser.add_argument("--num-gpus", type=int, metavar="N", help="use at most N GPUs (default all)")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
-    parser.add_argument("--precision", default="auto", metavar="auto|fp32|bf16|fp16", help="mixed precision")
-    parser.add_argument("--address", metavar="RAY", help="a running Ray cluster, such as auto (default: start one)")
 
 
 def _finetune(arguments: argparse.Namespace, out: TextIO) -> int:

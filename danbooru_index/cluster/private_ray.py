@@ -1,4 +1,6 @@
-"""A Ray of this process's own: on loopback, behind a token, started again where the machine was too busy."""
+"""A Ray of this process's own: on loopback, behind a token, started again where the machine was too
+busy.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,13 @@ from typing import Any
 from danbooru_index.cluster.resources import worker_environment
 from danbooru_index.errors import ClusterError, in_one_line
 from danbooru_index.machine import cpu_count, uncollected
-from danbooru_index.signals import descendants, end_processes, interrupting_exit, signals_ignored, terminable
+from danbooru_index.signals import (
+    descendants,
+    end_processes,
+    interrupting_exit,
+    signals_ignored,
+    terminable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,36 +40,49 @@ SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def prepare_private_ray() -> None:
-    """Environment for a Ray of this process's own: on loopback only, behind a token that nobody else has.
+    """Environment for a Ray of this process's own: on loopback only, behind a token that nobody
+    else has.
 
-    Ray reads the first variables and those of the token when it is imported; without the first its servers listen on every
-    address, and under `uv run` it would upload the current folder to itself. A job's own settings must not reach it. When its
-    control store dies, the driver gives up in seconds instead of a minute. Raises `ClusterError` where Ray has been imported
-    already, without a word on tokens.
+    Ray reads the first variables and those of the token when it is imported; without the first its
+    servers listen on every address, and under `uv run` it would upload the current folder to
+    itself. A job's own settings must not reach it. When its control store dies, the driver gives up
+    in seconds instead of a minute. Raises `ClusterError` where Ray has been imported already,
+    without a word on tokens.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(START_S // 15))  # tries, of 15 s each
+    # tries, of 15 s each
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(START_S // 15))
     os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "5")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START_S))
     os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
     if "RAY_AUTH_MODE" not in os.environ:
         if "ray" in sys.modules:
             raise ClusterError(
-                "ray was imported before danbooru_index could give a Ray of its own a token: import ray later, or call "
-                "ray.init() yourself, or set RAY_AUTH_MODE (token or disabled) before importing it"
+                "ray was imported before danbooru_index could give a Ray of its own a token: import"
+                " ray later, or call ray.init() yourself, or set RAY_AUTH_MODE (token or disabled)"
+                " before importing it"
             )
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def start_private_ray() -> Any:
-    """A private Ray; tried again where this machine was too busy for it. Raises `ClusterError`; whatever ends it, no process
-    stays behind."""
+    """A private Ray; tried again where this machine was too busy for it. Raises `ClusterError`;
+    whatever ends it, no process stays behind.
+    """
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "address": "local"}
-    options |= {"include_dashboard": False, "num_cpus": cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "address": "local",
+    }
+    options |= {
+        "include_dashboard": False,
+        "num_cpus": cpu_count(),
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
     before = _of_ray()
     for attempt in range(1, TRIES + 1):
         began = time.monotonic()
@@ -73,14 +94,17 @@ def start_private_ray() -> Any:
                     context = ray.init(**options)
                 unless_started.pop_all()
                 return context
-        except Exception as error:  # Ray has a class for each way in which it does not start, and Python's own
+        except Exception as error:
+            # Ray has a class for each way in which it does not start, and Python's own
             if attempt == TRIES or time.monotonic() - began < AT_ONCE_S:
                 raise ClusterError(
-                    f"no Ray can be started on this machine ({in_one_line(error)}); it needs a core, 1 GB of memory and "
-                    f"space in {tempfile.gettempdir()}; danbooru-index doctor says what there is"
+                    f"no Ray can be started on this machine ({in_one_line(error)}); it needs a"
+                    f" core, 1 GB of memory and space in {tempfile.gettempdir()}; danbooru-index"
+                    " doctor says what there is"
                 ) from None
             log.warning(
-                f"Ray has not started ({in_one_line(error, 160)}); {_machine_load()}: tried again, {attempt + 1} of {TRIES}"
+                f"Ray has not started ({in_one_line(error, 160)}); {_machine_load()}: tried again,"
+                f" {attempt + 1} of {TRIES}"
             )
     raise AssertionError("every try returns or raises")
 
@@ -95,7 +119,9 @@ def _end_ray(before: set[int]) -> None:
 
 
 def _of_ray() -> set[int]:
-    """The processes of Ray among this one's descendants: whatever else the caller has started is left alone."""
+    """The processes of Ray among this one's descendants: whatever else the caller has started is
+    left alone.
+    """
     return descendants(f"{os.sep}ray{os.sep}")
 
 
@@ -107,7 +133,9 @@ def _told_of_waiting() -> Iterator[None]:
 
     def wait() -> None:
         while not ended.wait(TOLD_EVERY_S):
-            log.info(f"waiting for Ray to start: {time.monotonic() - started:.0f} s; {_machine_load()}")
+            log.info(
+                f"waiting for Ray to start: {time.monotonic() - started:.0f} s; {_machine_load()}"
+            )
 
     threading.Thread(target=wait, name="waiting", daemon=True).start()
     try:
@@ -121,7 +149,9 @@ def _machine_load() -> str:
 
 
 def _short_folder() -> dict[str, str]:
-    """Where Ray keeps its sockets, if the usual folder's name is too long for them. Raises `ClusterError`."""
+    """Where Ray keeps its sockets, if the usual folder's name is too long for them. Raises
+    `ClusterError`.
+    """
     usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     if len(os.fsencode(usual)) <= LONGEST_FOLDER:
         return {}
@@ -129,13 +159,16 @@ def _short_folder() -> dict[str, str]:
         if len(os.fsencode(folder)) <= LONGEST_FOLDER and os.access(folder, os.W_OK | os.X_OK):
             return {"RAY_TMPDIR": folder}
     raise ClusterError(
-        f"{usual}: too long a name for Ray's sockets: set RAY_TMPDIR to a folder of at most {LONGEST_FOLDER} bytes"
+        f"{usual}: too long a name for Ray's sockets: set RAY_TMPDIR to a folder of at most"
+        f" {LONGEST_FOLDER} bytes"
     )
 
 
 def _own_port() -> dict[str, str]:
-    """A port that is free now for the control store. Where Ray has it choose one itself, it waits for the answer inside its
-    C++ code with the interpreter's lock held: no thread runs meanwhile, and no signal is heard."""
+    """A port that is free now for the control store. Where Ray has it choose one itself, it waits
+    for the answer inside its C++ code with the interpreter's lock held: no thread runs meanwhile,
+    and no signal is heard.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return {"RAY_GCS_SERVER_PORT": str(probe.getsockname()[1])}

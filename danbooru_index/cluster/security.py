@@ -1,4 +1,5 @@
-"""What answers at a Ray's address, known in seconds where Ray itself would try for minutes; and who may command it.
+"""What answers at a Ray's address, known in seconds where Ray itself would try for minutes; and who
+may command it.
 
 Its token file, and heads that strangers could reach, are looked at before a cluster is used.
 """
@@ -27,7 +28,9 @@ NO_PROXY = (("grpc.enable_http_proxy", 0),)
 
 
 class Answer(Enum):
-    """Who is at a port. OPEN: a control store that asks for no token; GUARDED: one that asks for another."""
+    """Who is at a port. OPEN: a control store that asks for no token; GUARDED: one that asks for
+    another.
+    """
 
     OPEN = "open"
     GUARDED = "guarded"
@@ -37,23 +40,29 @@ class Answer(Enum):
 
 
 def check_address(address: str) -> None:
-    """Raise `ClusterError` unless a Ray control store answers at `address` within seconds; name the right address where the
-    dashboard's was given. Not asked: `auto`, which Ray resolves itself."""
+    """Raise `ClusterError` unless a Ray control store answers at `address` within seconds; name the
+    right address where the dashboard's was given. Not asked: `auto`, which Ray resolves itself.
+    """
     if address.startswith(("http://", "https://")):
         raise ClusterError(
-            f"{address}: the address of a Ray dashboard and job server. A build joins a cluster by the address of its control "
-            f"store{_named_by(address.partition('://')[2].partition('/')[0])}; to submit a job there: ray job submit "
-            f"--address {address} --working-dir . -- python jobs/build.py ... (--address or RAY_ADDRESS says which)"
+            f"{address}: the address of a Ray dashboard and job server. A build joins a cluster by"
+            " the address of its control"
+            f" store{_named_by(address.partition('://')[2].partition('/')[0])}; to submit a job"
+            f" there: ray job submit --address {address} --working-dir . -- python jobs/build.py"
+            " ... (--address or RAY_ADDRESS says which)"
         )
     scheme, _, place = address.rpartition("://")
     host, _, port = place.rpartition(":")
     if not _is_port(port):
         return
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # asked by Ray itself, which has the certificates
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        # asked by Ray itself, which has the certificates
         _refuse_nobody(address, host, int(port))
         return
     answer = ask_control_store(host, int(port))
-    if answer in (Answer.OPEN, Answer.GUARDED) or (scheme == "ray" and answer is Answer.CLIENT_SERVER):
+    if answer in (Answer.OPEN, Answer.GUARDED) or (
+        scheme == "ray" and answer is Answer.CLIENT_SERVER
+    ):
         return
     _refuse_nobody(address, host, int(port))
     raise ClusterError(f"Ray at {address}: {_what_is_there(host, int(port), answer)}")
@@ -64,7 +73,9 @@ def _refuse_nobody(address: str, host: str, port: int) -> None:
     try:
         socket.create_connection((host.strip("[]"), port), timeout=ANSWER_S).close()
     except OSError as error:
-        raise ClusterError(f"Ray at {address}: nobody answers there ({error.strerror or error}); {REMEDY}") from None
+        raise ClusterError(
+            f"Ray at {address}: nobody answers there ({error.strerror or error}); {REMEDY}"
+        ) from None
 
 
 def _is_port(word: str) -> bool:
@@ -73,20 +84,28 @@ def _is_port(word: str) -> bool:
 
 def _what_is_there(host: str, port: int, answer: Answer) -> str:
     if answer is Answer.CLIENT_SERVER:
-        return f"that is the port of its client server: pass ray://{host}:{port}, or the control store's port"
+        return (
+            f"that is the port of its client server: pass ray://{host}:{port}, or the control"
+            " store's port"
+        )
     if answer is Answer.SILENT:
-        return f"no answer in {ANSWER_S:.0f} s: not the control store of a Ray, or one that hangs; {REMEDY}"
+        return (
+            f"no answer in {ANSWER_S:.0f} s: not the control store of a Ray, or one that hangs;"
+            f" {REMEDY}"
+        )
     if is_dashboard(host, port):
         return (
-            f"that is the port of its dashboard and job server; pass the control store's{_named_by(f'{host}:{port}')}, or "
-            f"submit the job: ray job submit --address http://{host}:{port} --working-dir . -- python jobs/build.py ..."
+            "that is the port of its dashboard and job server; pass the control"
+            f" store's{_named_by(f'{host}:{port}')}, or submit the job: ray job submit --address"
+            f" http://{host}:{port} --working-dir . -- python jobs/build.py ..."
         )
     return f"what answers there is not the control store of a Ray; {REMEDY}"
 
 
 def ask_control_store(host: str, port: int, *, token: bool = True) -> Answer:
-    """Who answers a control store's question whether it is alive, with this user's token or without. Ray has no public
-    call for this."""
+    """Who answers a control store's question whether it is alive, with this user's token or
+    without. Ray has no public call for this.
+    """
     import grpc
 
     known = read_token() if token else ""
@@ -105,7 +124,9 @@ def ask_control_store(host: str, port: int, *, token: bool = True) -> Answer:
 
 
 def read_token() -> str:
-    """The token that Ray would send: of the environment, or of its file; empty where tokens are off, or there is none."""
+    """The token that Ray would send: of the environment, or of its file; empty where tokens are
+    off, or there is none.
+    """
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return ""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
@@ -123,7 +144,9 @@ def token_file() -> Path:
 
 
 def is_dashboard(host: str, port: int) -> bool:
-    """Whether a Ray dashboard answers there: it says to everybody which kind of authentication it wants."""
+    """Whether a Ray dashboard answers there: it says to everybody which kind of authentication it
+    wants.
+    """
     return b'"authentication_mode"' in _get(host, port, "/api/authentication_mode")
 
 
@@ -133,13 +156,17 @@ def serves_jobs(host: str, port: int) -> bool:
 
 
 def _named_by(dashboard: str) -> str:
-    """The control store's address, as far as its dashboard tells (in its processes' command lines), or as it usually is."""
+    """The control store's address, as far as its dashboard tells (in its processes' command lines),
+    or as it usually is.
+    """
     host, _, port = dashboard.rpartition(":")
     token = read_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     page = _get(host, int(port), "/nodes?view=summary", headers) if _is_port(port) else b""
     found = re.search(rb"--gcs-address=([A-Za-z0-9.\[\]-]+:\d+)", page)
-    return f", {found[1].decode()}" if found else f", usually {host or dashboard}:{CONTROL_STORE_PORT}"
+    return (
+        f", {found[1].decode()}" if found else f", usually {host or dashboard}:{CONTROL_STORE_PORT}"
+    )
 
 
 def _get(host: str, port: int, path: str, headers: dict[str, str] | None = None) -> bytes:
@@ -156,7 +183,9 @@ def _get(host: str, port: int, path: str, headers: dict[str, str] | None = None)
 
 
 def protect_token() -> None:
-    """Make Ray's token file readable by its owner only: `ray get-auth-token --generate` leaves it open to all."""
+    """Make Ray's token file readable by its owner only: `ray get-auth-token --generate` leaves it
+    open to all.
+    """
     path = token_file()
     with contextlib.suppress(OSError):
         mode = path.stat().st_mode
@@ -166,25 +195,34 @@ def protect_token() -> None:
 
 
 def refuse_open_head(gcs_address: str, dashboard: str | None) -> None:
-    """Raise `ClusterError` for a Ray that strangers can command: beyond loopback, and without a token.
+    """Raise `ClusterError` for a Ray that strangers can command: beyond loopback, and without a
+    token.
 
-    Its control store counts by the address it gives itself, its job server by whether another address of this machine
-    reaches it. A control store that also answers elsewhere is only warned about: Ray binds it to all addresses.
+    Its control store counts by the address it gives itself, its job server by whether another
+    address of this machine reaches it. A control store that also answers elsewhere is only warned
+    about: Ray binds it to all addresses.
     """
     host, _, port = gcs_address.rpartition(":")
-    remedy = "start it with RAY_AUTH_MODE=token (ray get-auth-token --generate), or on loopback only"
+    remedy = (
+        "start it with RAY_AUTH_MODE=token (ray get-auth-token --generate), or on loopback only"
+    )
     if _is_open(host, int(port)):
         if not _is_loopback(host):
             raise ClusterError(
-                f"the Ray head at {gcs_address} asks for no token, and whoever reaches it can run any command: {remedy}"
+                f"the Ray head at {gcs_address} asks for no token, and whoever reaches it can run"
+                f" any command: {remedy}"
             )
         if any(_is_open(other, int(port)) for other in _own_addresses()):
-            log.warning(f"warning: the Ray head at {gcs_address} answers other addresses too, without a token")
+            log.warning(
+                f"warning: the Ray head at {gcs_address} answers other addresses too, without a"
+                " token"
+            )
     where, _, web_port = (dashboard or "").rpartition(":")
     for other in {where, *_own_addresses()} if web_port.isdigit() else ():
         if not _is_loopback(other) and serves_jobs(other, int(web_port)):
             raise ClusterError(
-                f"Ray's job server at {other}:{web_port} runs any command for whoever reaches it: {remedy}"
+                f"Ray's job server at {other}:{web_port} runs any command for whoever reaches it:"
+                f" {remedy}"
             )
 
 

@@ -1,4 +1,6 @@
-"""A Ray of this process's own, or a cluster that is joined: started, named where it fails, and ended."""
+"""A Ray of this process's own, or a cluster that is joined: started, named where it fails, and
+ended.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,13 @@ MEANINGLESS = re.compile(
 
 @contextlib.contextmanager
 def ray_session(address: str | None) -> Iterator[bool]:
-    """Join the cluster at `address` (or `RAY_ADDRESS`), else start a private Ray on this machine; end it afterwards.
+    """Join the cluster at `address` (or `RAY_ADDRESS`), else start a private Ray on this machine;
+    end it afterwards.
 
-    Yields whether its workers have the `worker_environment` from their start: those of a private Ray. A Ray that this
-    process has already started is used and left running. SIGTERM becomes KeyboardInterrupt inside.
-    Raises `ClusterError` when the cluster cannot be reached, or no Ray be started.
+    Yields whether its workers have the `worker_environment` from their start: those of a private
+    Ray. A Ray that this process has already started is used and left running. SIGTERM becomes
+    KeyboardInterrupt inside. Raises `ClusterError` when the cluster cannot be reached, or no Ray be
+    started.
     """
     named = cluster_address(address)
     private = named is None
@@ -52,33 +56,42 @@ def ray_session(address: str | None) -> Iterator[bool]:
     with sigterm_restored():
         context = start_private_ray() if private else _join(str(named))
         try:
-            with interrupting_exit(), terminable():  # after `ray.init`, which installs its own handlers
+            with interrupting_exit(), terminable():
+                # after `ray.init`, which installs its own handlers
                 if not private:
                     refuse_open_head(ray.get_runtime_context().gcs_address, context.dashboard_url)
                 spend_warning()
                 yield private
         finally:
-            with signals_ignored(), uncollected(), contextlib.suppress(Exception):  # whatever ended it, this ends
+            with signals_ignored(), uncollected(), contextlib.suppress(Exception):
+                # whatever ended it, this ends
                 ray.shutdown()
 
 
 def cluster_address(address: str | None) -> str | None:
-    """The cluster that is joined, by option or by `RAY_ADDRESS`; None where this process starts a Ray of its own."""
+    """The cluster that is joined, by option or by `RAY_ADDRESS`; None where this process starts a
+    Ray of its own.
+    """
     named = address or os.environ.get("RAY_ADDRESS")
     return named if named and named != "local" else None
 
 
 def ray_runs() -> bool:
-    """Whether this process has started or joined a Ray. Does not import it: that is when Ray reads its settings."""
+    """Whether this process has started or joined a Ray. Does not import it: that is when Ray reads
+    its settings.
+    """
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def _prepare_to_join(address: str) -> None:
-    """What can be known before Ray is imported; raise `ClusterError` for what would fail, or take minutes to."""
+    """What can be known before Ray is imported; raise `ClusterError` for what would fail, or take
+    minutes to.
+    """
     protect_token()
     check_address(address)
     refuse_large_upload(Path.cwd())
-    # For a control store that falls silent now, and for `auto`, which Ray resolves: two tries of 16 s instead of 20 of 41.
+    # For a control store that falls silent now, and for `auto`, which Ray resolves: two tries of 16
+    # s instead of 20 of 41.
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "5")
 
@@ -90,7 +103,8 @@ def _join(address: str) -> Any:
     try:
         with interrupting_exit():
             return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # Ray has a class for each way in which it does not connect, and Python's own
+    except Exception as error:
+        # Ray has a class for each way in which it does not connect, and Python's own
         raise ClusterError(f"Ray at {address}: {_why(error)}") from None
     finally:
         if not ray.is_initialized():
@@ -105,17 +119,21 @@ def _why(error: BaseException) -> str:
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    if any("AuthenticationError" in f"{type(e).__name__} {e}" or "InvalidAuthToken" in str(e) for e in chain):
+    if any(
+        "AuthenticationError" in f"{type(e).__name__} {e}" or "InvalidAuthToken" in str(e)
+        for e in chain
+    ):
         return (
-            "it asks for a token that this user has not shown: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the file "
-            "~/.ray/auth_token to the head's"
+            "it asks for a token that this user has not shown: set RAY_AUTH_MODE=token, and"
+            " RAY_AUTH_TOKEN or the file ~/.ray/auth_token to the head's"
         )
     return f"{type(error).__name__}: {in_one_line(error)}"
 
 
 def spend_warning() -> None:
-    """Have Ray say into a file what it says once a process, as an error on stderr, of every pool of Ray Data: that an actor
-    may not restart, which means nothing here. Anything else that is said meanwhile goes to stderr after all.
+    """Have Ray say into a file what it says once a process, as an error on stderr, of every pool of
+    Ray Data: that an actor may not restart, which means nothing here. Anything else that is said
+    meanwhile goes to stderr after all.
 
     The actor that it is said of asks for a resource that no node has, and is taken back at once.
     """

@@ -1,7 +1,9 @@
-"""What Ray would upload of a folder: `ray job submit --working-dir`, or `uv run`; its size, and what makes it large.
+"""What Ray would upload of a folder: `ray job submit --working-dir`, or `uv run`; its size, and
+what makes it large.
 
-The rules are Ray's: no `.git`, `.venv`, `venv`, `__pycache__`, and what the `.gitignore` and `.rayignore` of each folder leave
-out. Ray itself says of a folder that is too large only how large it is, after it has packed it.
+The rules are Ray's: no `.git`, `.venv`, `venv`, `__pycache__`, and what the `.gitignore` and
+`.rayignore` of each folder leave out. Ray itself says of a folder that is too large only how large
+it is, after it has packed it.
 """
 
 from __future__ import annotations
@@ -35,26 +37,33 @@ class Upload:
 
     def largest(self) -> str:
         """The entries that take most, with their sizes."""
-        return ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in self.sizes.most_common(LARGEST_NAMED))
+        return ", ".join(
+            f"{name} {size / 1e6:,.0f} MB" for name, size in self.sizes.most_common(LARGEST_NAMED)
+        )
 
 
 def measure_upload(folder: Path) -> Upload:
-    """What Ray would pack of a folder. Raises `StorageError` for more files than anybody would upload."""
+    """What Ray would pack of a folder. Raises `StorageError` for more files than anybody would
+    upload.
+    """
     upload = Upload()
     _walk(folder.absolute(), folder.absolute(), [], upload, set())
     return upload
 
 
 def refuse_large_upload(folder: Path) -> None:
-    """Raise `ClusterError` where joining a cluster would upload this folder (under `uv run`), and it is too large."""
+    """Raise `ClusterError` where joining a cluster would upload this folder (under `uv run`), and
+    it is too large.
+    """
     if not under_uv_run():
         return
     found = measure_upload(folder)
     if found.bytes > LARGEST_PACKAGE:
         raise ClusterError(
-            f"{folder}: under uv run Ray uploads this folder to the cluster, {found.bytes / 1e6:,.0f} MB of at most "
-            f"{LARGEST_PACKAGE / 1e6:,.0f} ({found.largest()}): name them in .rayignore, keep data elsewhere, or set "
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV=0"
+            f"{folder}: under uv run Ray uploads this folder to the cluster,"
+            f" {found.bytes / 1e6:,.0f} MB of at most {LARGEST_PACKAGE / 1e6:,.0f}"
+            f" ({found.largest()}): name them in .rayignore, keep data elsewhere, or set"
+            " RAY_ENABLE_UV_RUN_RUNTIME_ENV=0"
         )
 
 
@@ -74,19 +83,31 @@ def under_uv_run() -> bool:
     return False
 
 
-def _walk(root: Path, folder: Path, specs: list[tuple[Path, Any]], upload: Upload, seen: set[tuple[int, int]]) -> None:
-    """Count what is in a folder, less what the ignore files above it and its own leave out; a folder that links lead to again
-    once. What cannot be read counts nothing: Ray will fail there, and say so."""
+def _walk(
+    root: Path,
+    folder: Path,
+    specs: list[tuple[Path, Any]],
+    upload: Upload,
+    seen: set[tuple[int, int]],
+) -> None:
+    """Count what is in a folder, less what the ignore files above it and its own leave out; a
+    folder that links lead to again once. What cannot be read counts nothing: Ray will fail there,
+    and say so.
+    """
     from pathspec import PathSpec
 
     for name in IGNORE_FILES:
         path = folder / name
-        if path.is_file() and not (name == ".gitignore" and os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1"):
+        if path.is_file() and not (
+            name == ".gitignore" and os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1"
+        ):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             try:
                 specs = [*specs, (folder, PathSpec.from_lines("gitignore", lines))]
             except ValueError as error:
-                raise StorageError(f"{path}: a line that is no pattern ({first_line(error)})") from None
+                raise StorageError(
+                    f"{path}: a line that is no pattern ({first_line(error)})"
+                ) from None
     try:
         known = (folder.stat().st_dev, folder.stat().st_ino)
         entries = [] if known in seen else sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -95,7 +116,9 @@ def _walk(root: Path, folder: Path, specs: list[tuple[Path, Any]], upload: Uploa
         return
     for entry in entries:
         path = Path(entry.path)
-        if entry.name in LEFT_OUT or any(spec.match_file(str(path.relative_to(place))) for place, spec in specs):
+        if entry.name in LEFT_OUT or any(
+            spec.match_file(str(path.relative_to(place))) for place, spec in specs
+        ):
             continue
         try:
             if entry.is_dir():
@@ -107,6 +130,7 @@ def _walk(root: Path, folder: Path, specs: list[tuple[Path, Any]], upload: Uploa
         upload.files += 1
         if upload.files > MOST_FILES:
             raise StorageError(
-                f"{root}: more than {MOST_FILES:,} files to upload ({upload.largest()}): submit a smaller folder"
+                f"{root}: more than {MOST_FILES:,} files to upload ({upload.largest()}): submit a"
+                " smaller folder"
             )
         upload.sizes[path.relative_to(root).parts[0]] += size

@@ -1,4 +1,6 @@
-"""What stands beside an index's modes, over the same texts: BM25 by bm25s, TF-IDF of character n-grams by scikit-learn."""
+"""What stands beside an index's modes, over the same texts: BM25 by bm25s, TF-IDF of character
+n-grams by scikit-learn.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,12 @@ def bm25(texts: list[str], tags: list[str], queries: Sequence[Query]) -> Run:
     except ImportError:
         raise _missing("bm25s") from None
     vocabulary: dict[str, int] = {}
-    corpus = [[vocabulary.setdefault(term, len(vocabulary)) for term in _terms(text)] for text in texts]
-    asked = [[vocabulary[term] for term in _terms(query.text) if term in vocabulary] for query in queries]
+    corpus = [
+        [vocabulary.setdefault(term, len(vocabulary)) for term in _terms(text)] for text in texts
+    ]
+    asked = [
+        [vocabulary[term] for term in _terms(query.text) if term in vocabulary] for query in queries
+    ]
     if not vocabulary:  # a dump of kaomoji alone
         return [[] for _ in queries]
     retriever = bm25s.BM25()
@@ -44,7 +50,9 @@ def _terms(text: str) -> list[str]:
     terms: list[str] = []
     for found in TERM.finditer(text.lower()):
         word = found[0]
-        terms += [*word, *(word[at : at + 2] for at in range(len(word) - 1))] if found["cjk"] else [word]
+        terms += (
+            [*word, *(word[at : at + 2] for at in range(len(word) - 1))] if found["cjk"] else [word]
+        )
     return terms
 
 

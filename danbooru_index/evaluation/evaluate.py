@@ -1,9 +1,11 @@
-"""How good an index finds tags: Recall, nDCG, mAP and MRR over a queries file, by mode and by kind, with intervals.
+"""How good an index finds tags: Recall, nDCG, mAP and MRR over a queries file, by mode and by kind,
+with intervals.
 
     {"query": "...", "relevant": ["tag", ...], "kind": "zh"}        one query a line
 
-Metrics are those of ir-measures. Beside the index's modes stand baselines over the same texts (BM25 by bm25s, TF-IDF of
-character n-grams by scikit-learn), and a second index, where one is given, with the differences that matter marked.
+Metrics are those of ir-measures. Beside the index's modes stand baselines over the same texts (BM25
+by bm25s, TF-IDF of character n-grams by scikit-learn), and a second index, where one is given, with
+the differences that matter marked.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ import numpy as np
 from danbooru_index.config import Device, Filter, Mode, Weights
 from danbooru_index.errors import UsageError
 from danbooru_index.evaluation.baselines import bm25, char_tfidf
-from danbooru_index.evaluation.metrics import DEPTH, MEASURES, PerQuery, Run, import_ir_measures, interval, per_query
+from danbooru_index.evaluation.metrics import (
+    DEPTH,
+    MEASURES,
+    PerQuery,
+    Run,
+    import_ir_measures,
+    interval,
+    per_query,
+)
 from danbooru_index.evaluation.queries import Query, read_queries
 from danbooru_index.evaluation.report import EvaluationReport, System
 from danbooru_index.index.catalog import IndexRoot
@@ -53,7 +63,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.ablation and Mode.HYBRID not in self.modes:
-            raise UsageError("--ablation takes parts out of the hybrid score: pass --mode hybrid or --mode all")
+            raise UsageError(
+                "--ablation takes parts out of the hybrid score: pass --mode hybrid or --mode all"
+            )
         if self.ablation and not all(self.without(part).total for part in ABLATED):
             raise UsageError("--ablation needs two --weights that are not 0")
 
@@ -84,7 +96,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         sum(not known.intersection(query.relevant) for query in queries),
         len({tag for query in queries for tag in query.relevant} - known),
     )
-    encoded = _encoded(QueryEncoder(generation, config.model, config.device, config.instruction), queries)
+    encoded = _encoded(
+        QueryEncoder(generation, config.model, config.device, config.instruction), queries
+    )
     runs = _runs(config, reader, encoded, ABLATED if config.ablation else ())
     scored = {name: per_query(queries, run) for name, run in runs.items()}
     counterparts = {name: Mode.HYBRID.value for name in scored if name.startswith(WITHOUT)}
@@ -112,7 +126,10 @@ def _encoded(encode: QueryEncoder, queries: list[Query]) -> list[EncodedQuery]:
 
 
 def _runs(
-    config: EvaluateConfig, reader: GenerationReader, encoded: list[EncodedQuery], left_out: Sequence[str] = ()
+    config: EvaluateConfig,
+    reader: GenerationReader,
+    encoded: list[EncodedQuery],
+    left_out: Sequence[str] = (),
 ) -> dict[str, Run]:
     """The answers of each mode; hybrid also without each part that is left out."""
     wanted = Filter(nsfw=config.nsfw)
@@ -121,21 +138,32 @@ def _runs(
         if mode is Mode.HYBRID:
             weightings = [config.weights, *(config.without(part) for part in left_out)]
             names = [mode.value, *(WITHOUT + part for part in left_out)]
-            ranked |= zip(names, rank_hybrids(reader, encoded, DEPTH, weightings, wanted), strict=True)
+            ranked |= zip(
+                names, rank_hybrids(reader, encoded, DEPTH, weightings, wanted), strict=True
+            )
         else:
             ranked[mode.value] = rank_many(reader, encoded, mode, DEPTH, config.weights, wanted)
     tags = reader.tags()
-    return {name: [[tags[row] for row in rows.tolist()] for rows in found] for name, found in ranked.items()}
+    return {
+        name: [[tags[row] for row in rows.tolist()] for rows in found]
+        for name, found in ranked.items()
+    }
 
 
 def _system(
-    name: str, values: PerQuery, queries: list[Query], other: str | None, scored: dict[str, PerQuery]
+    name: str,
+    values: PerQuery,
+    queries: list[Query],
+    other: str | None,
+    scored: dict[str, PerQuery],
 ) -> System:
     kinds = np.array([query.kind for query in queries])
     system = System(name, counterpart=other or "")
     system.all = {measure: interval(values[measure]) for measure in MEASURES}
     for kind in sorted(set(kinds.tolist())):
-        system.kinds[kind] = {measure: interval(values[measure][kinds == kind]) for measure in MEASURES}
+        system.kinds[kind] = {
+            measure: interval(values[measure][kinds == kind]) for measure in MEASURES
+        }
     for measure in MEASURES if other else ():
         _, low, high = interval(values[measure] - scored[other or ""][measure])
         if low > 0:

@@ -20,11 +20,17 @@ PerQuery = dict[str, np.ndarray[Any, Any]]
 
 
 def per_query(queries: Sequence[Query], run: Run) -> PerQuery:
-    """Every measure of every query, [queries]; a tag that several records share counts once, at its best place."""
+    """Every measure of every query, [queries]; a tag that several records share counts once, at its
+    best place.
+    """
     ir_measures = import_ir_measures()
     Qrel, ScoredDoc = ir_measures.Qrel, ir_measures.ScoredDoc
 
-    judged = [Qrel(str(n), tag, 1) for n, query in enumerate(queries) for tag in dict.fromkeys(query.relevant)]
+    judged = [
+        Qrel(str(n), tag, 1)
+        for n, query in enumerate(queries)
+        for tag in dict.fromkeys(query.relevant)
+    ]
     scored = [
         ScoredDoc(str(n), tag, float(-place))
         for n, tags in enumerate(run)
@@ -38,9 +44,13 @@ def per_query(queries: Sequence[Query], run: Run) -> PerQuery:
 
 
 def interval(values: np.ndarray[Any, Any]) -> list[float]:
-    """[mean, low, high]: the mean of per-query values and its 95% bootstrap interval; the same values, the same interval."""
+    """[mean, low, high]: the mean of per-query values and its 95% bootstrap interval; the same
+    values, the same interval.
+    """
     rng = np.random.default_rng(0)
-    means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)])
+    means = np.array(
+        [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
+    )
     low, high = np.percentile(means, [2.5, 97.5])
     return [round(float(values.mean()), 4), round(float(low), 4), round(float(high), 4)]
 

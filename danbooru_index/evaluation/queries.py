@@ -32,14 +32,20 @@ def read_queries(path: str) -> list[Query]:
             text, relevant, kind = item["query"], item["relevant"], item.get("kind", "all queries")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError(
-                f'{path}:{number}: needs {{"query": "...", "relevant": ["tag", ...], "kind": "..."}}'
+                f'{path}:{number}: needs {{"query": "...", "relevant": ["tag", ...], "kind":'
+                ' "..."}'
             ) from None
         strings = isinstance(relevant, list) and all(isinstance(tag, str) for tag in relevant)
         if not (isinstance(text, str) and strings and relevant and isinstance(kind, str)):
-            raise InputError(f"{path}:{number}: query must be a text, relevant a list of at least one tag")
-        if kind == "all" or any(is_blank(word) or not _plain(word) for word in (text, kind, *relevant)):
             raise InputError(
-                f"{path}:{number}: query, kind and tags must be texts that can be seen, in valid Unicode; no kind is called all"
+                f"{path}:{number}: query must be a text, relevant a list of at least one tag"
+            )
+        if kind == "all" or any(
+            is_blank(word) or not _plain(word) for word in (text, kind, *relevant)
+        ):
+            raise InputError(
+                f"{path}:{number}: query, kind and tags must be texts that can be seen, in valid"
+                " Unicode; no kind is called all"
             )
         queries.append(Query(text, tuple(relevant), kind))
     if not queries:
@@ -48,5 +54,7 @@ def read_queries(path: str) -> list[Query]:
 
 
 def _plain(text: str) -> bool:
-    """Whether a text can be handed to C: no lone surrogates, which end the process there, and no NUL, which ends the text."""
+    """Whether a text can be handed to C: no lone surrogates, which end the process there, and no
+    NUL, which ends the text.
+    """
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

@@ -22,9 +22,11 @@ TITLES = {
 
 @dataclass(slots=True)
 class System:
-    """What one way of searching reached: every measure over all queries and by kind, each with its 95% interval.
+    """What one way of searching reached: every measure over all queries and by kind, each with its
+    95% interval.
 
-    `better`, `worse`: the measures in which it differs from its counterpart beyond chance (paired bootstrap).
+    `better`, `worse`: the measures in which it differs from its counterpart beyond chance (paired
+    bootstrap).
     """
 
     name: str
@@ -57,28 +59,35 @@ class EvaluationReport:
         total = sum(self.queries.values())
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.queries.items())
         lines = [
-            f"{self.index}: {self.records:,} records, {self.model} (id {self.model_id[:12]}); {total:,} queries ({kinds})"
+            f"{self.index}: {self.records:,} records, {self.model} (id {self.model_id[:12]});"
+            f" {total:,} queries ({kinds})"
         ]
         if self.unknown:
-            lines.append(f"  {self.unknown:,} queries name no tag of this index: they count as not found")
+            lines.append(
+                f"  {self.unknown:,} queries name no tag of this index: they count as not found"
+            )
         if self.unknown_tags:
             lines.append(
-                f"  {self.unknown_tags:,} of the tags that queries name are none of this index: recall stays below 1"
+                f"  {self.unknown_tags:,} of the tags that queries name are none of this index:"
+                " recall stays below 1"
             )
         width = max(len(system.name) for system in self.systems) + 2
         for kind in ("all", *self.queries):
             lines.append(f"{kind:<{width}}" + "".join(f"{TITLES[m]:>22}" for m in MEASURES))
             for system in self.systems:
                 values = system.all if kind == "all" else system.kinds[kind]
-                cells = [f"{v[0]:.3f} [{v[1]:.3f}, {v[2]:.3f}]" for v in (values[m] for m in MEASURES)]
+                cells = [
+                    f"{v[0]:.3f} [{v[1]:.3f}, {v[2]:.3f}]" for v in (values[m] for m in MEASURES)
+                ]
                 marks = [_mark(system, m) if kind == "all" else "" for m in MEASURES]
                 lines.append(
-                    f"{system.name:<{width}}" + "".join(f"{c + k:>22}" for c, k in zip(cells, marks, strict=True))
+                    f"{system.name:<{width}}"
+                    + "".join(f"{c + k:>22}" for c, k in zip(cells, marks, strict=True))
                 )
         if any(system.counterpart for system in self.systems):
             lines.append(
-                "  + better, - worse than its counterpart (the same mode of the other index; the whole hybrid), beyond chance "
-                "(paired bootstrap, 95%)"
+                "  + better, - worse than its counterpart (the same mode of the other index; the"
+                " whole hybrid), beyond chance (paired bootstrap, 95%)"
             )
         return "\n".join(lines)
 
@@ -93,7 +102,9 @@ def _plain_label(text: str) -> str:
 
 
 def draw_evaluation(report: EvaluationReport, path: Path) -> None:
-    """Recall@10 and mAP@10 of every system, over all queries and by kind, with their intervals (SVG or PNG by suffix)."""
+    """Recall@10 and mAP@10 of every system, over all queries and by kind, with their intervals (SVG
+    or PNG by suffix).
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -104,15 +115,28 @@ def draw_evaluation(report: EvaluationReport, path: Path) -> None:
         for axes, measure in zip(figure.subplots(2, 1), ("R@10", "AP@10"), strict=True):
             width = 0.8 / len(report.systems)
             for place, system in enumerate(report.systems):
-                values = np.array([(system.all if kind == "all" else system.kinds[kind])[measure] for kind in kinds])
+                values = np.array(
+                    [
+                        (system.all if kind == "all" else system.kinds[kind])[measure]
+                        for kind in kinds
+                    ]
+                )
                 at = np.arange(len(kinds)) + (place - (len(report.systems) - 1) / 2) * width
                 errors = np.abs(values[:, 1:].T - values[:, 0])
-                axes.bar(at, values[:, 0], width, yerr=errors, capsize=2, label=_plain_label(system.name))
-            axes.set_xticks(np.arange(len(kinds)), [_plain_label(f"{k} ({count:,})") for k, count in counts.items()])
+                axes.bar(
+                    at, values[:, 0], width, yerr=errors, capsize=2, label=_plain_label(system.name)
+                )
+            axes.set_xticks(
+                np.arange(len(kinds)),
+                [_plain_label(f"{k} ({count:,})") for k, count in counts.items()],
+            )
             axes.set(ylabel=TITLES[measure], ylim=(0, 1))
             axes.grid(axis="y", alpha=0.3)
         figure.axes[0].legend(fontsize=8, ncols=3)
-        title = f"{report.model} over {report.records:,} records; bars: mean, whiskers: 95% bootstrap interval"
+        title = (
+            f"{report.model} over {report.records:,} records; bars: mean, whiskers: 95% bootstrap"
+            " interval"
+        )
         figure.suptitle(_plain_label(title))
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     report.picture = str(path)

@@ -1,7 +1,8 @@
 """The generations of an index: which there are, which is published, and a new one.
 
-INDEX/CURRENT.json                which generation, and the version of each table; replaced atomically, last
-INDEX/generations/<id>/           a LanceDB database, `manifest.json` and the completion records
+INDEX/CURRENT.json                which generation, and the version of each table; replaced
+atomically, last INDEX/generations/<id>/           a LanceDB database, `manifest.json` and the
+completion records
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Generation:
         return self.manifest.id
 
     def load_codec(self) -> Codec | None:
-        """How ColBERT vectors are stored here, None: in full. Raises `StorageError` where its file is not whole."""
+        """How ColBERT vectors are stored here, None: in full. Raises `StorageError` where its file
+        is not whole.
+        """
         return load_codec(self.path, self.manifest.fingerprint.codec)
 
     def is_sealed_by_now(self) -> bool:
@@ -45,26 +48,36 @@ class Generation:
         return read_manifest(self.path / "manifest.json").sealed
 
     def has_its_shards(self) -> bool:
-        """Whether the data of every shard of a sealed generation is there, in size; `verify` rereads it."""
+        """Whether the data of every shard of a sealed generation is there, in size; `verify`
+        rereads it.
+        """
         manifest = self.manifest
         seal = manifest.need_seal()
         done = [shard for shard in manifest.shards if shard not in seal.failed_shards]
-        found = read_records(self.path, done, manifest.fingerprint_digest, sealed=True, compacted=seal.compacted)
+        found = read_records(
+            self.path, done, manifest.fingerprint_digest, sealed=True, compacted=seal.compacted
+        )
         return len(found) == len(done)
 
     def is_whole(self) -> bool:
         """Whether Lance's own files are also as they were."""
-        return self.has_its_shards() and not damaged_files(self.path, self.manifest.need_seal().files)
+        return self.has_its_shards() and not damaged_files(
+            self.path, self.manifest.need_seal().files
+        )
 
     def save(self) -> None:
-        """Write the manifest, atomically; raise `ValueError` for one that could not be read back."""
+        """Write the manifest, atomically; raise `ValueError` for one that could not be read
+        back.
+        """
         document = self.manifest.to_json()
         Manifest.from_json(document)
         (self.path / "manifest.json").replace(to_checked_json(document))
 
 
 class IndexRoot:
-    """The folder of an index. Everything that writes is called by its owner only (`storage.local.owned`)."""
+    """The folder of an index. Everything that writes is called by its owner only
+    (`storage.local.owned`).
+    """
 
     def __init__(self, path: str | Path | Storage) -> None:
         self.path = locate(path)
@@ -74,16 +87,24 @@ class IndexRoot:
     def create(self) -> None:
         """Make the folder of the index; refuse one that holds other things."""
         known = {"CURRENT.json", "generations", ".owner.lock", ".owner.json", "input"}
-        strangers = [p.name for p in self.path.entries() if p.name not in known and not p.name.endswith(".tmp")]
+        strangers = [
+            p.name
+            for p in self.path.entries()
+            if p.name not in known and not p.name.endswith(".tmp")
+        ]
         if strangers and not (self.path / "generations").is_folder():
-            raise UsageError(f"{self.path}: not empty ({strangers[0]}, ...) and not an index; choose another folder")
+            raise UsageError(
+                f"{self.path}: not empty ({strangers[0]}, ...) and not an index; choose another"
+                " folder"
+            )
         (self.path / "generations").make_folder()
 
     def require(self) -> None:
         """Raise `StorageError` unless this is an index."""
         if not (self.path / "generations").is_folder():
             raise StorageError(
-                f"{self.path}: no index here; make one with danbooru-index build SHARDS --index {self.path}"
+                f"{self.path}: no index here; make one with danbooru-index build SHARDS --index"
+                f" {self.path}"
             )
 
     def generations(self) -> list[Generation]:
@@ -96,7 +117,8 @@ class IndexRoot:
 
     def _found(self) -> Iterator[Generation | tuple[str, str]]:
         for path in (self.path / "generations").entries():
-            # A name with a dot is a generation on its way to being deleted, by a process that was killed meanwhile.
+            # A name with a dot is a generation on its way to being deleted, by a process that was
+            # killed meanwhile.
             if not path.name.startswith(".") and (path / "manifest.json").exists():
                 try:
                     yield Generation(path, read_manifest(path / "manifest.json"))
@@ -109,7 +131,9 @@ class IndexRoot:
         return None if current is None else current[0]
 
     def _read_current(self) -> tuple[str, list[str] | None] | None:
-        """The published generation's id and those published before it, oldest first, where that is written down."""
+        """The published generation's id and those published before it, oldest first, where that is
+        written down.
+        """
         path = self.path / "CURRENT.json"
         try:
             body = from_checked_json(path.read())
@@ -118,7 +142,8 @@ class IndexRoot:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StorageError(
-                f"{path}: cannot be read ({first_line(error, 120)}); danbooru-index rollback repairs it"
+                f"{path}: cannot be read ({first_line(error, 120)}); danbooru-index rollback"
+                " repairs it"
             ) from None
         names = [named, *before] if isinstance(before, list) else [named]
         if not all(isinstance(name, str) and GENERATION_ID.fullmatch(name) for name in names):
@@ -126,7 +151,9 @@ class IndexRoot:
         return named, before if isinstance(before, list) else None
 
     def published_before(self) -> list[str]:
-        """What was published before the current generation, oldest first; by their numbers where nobody wrote it down."""
+        """What was published before the current generation, oldest first; by their numbers where
+        nobody wrote it down.
+        """
         try:
             current = self._read_current()
         except StorageError:
@@ -134,28 +161,39 @@ class IndexRoot:
         if current is None:
             return []
         named, before = current
-        return [g.id for g in self.generations() if g.manifest.sealed and g.id < named] if before is None else before
+        return (
+            [g.id for g in self.generations() if g.manifest.sealed and g.id < named]
+            if before is None
+            else before
+        )
 
     def current(self) -> Generation:
         """The published generation; raise `StorageError` where there is none."""
         self.require()
         generation_id = self.current_id()
         if generation_id is None:
-            raise StorageError(f"{self.path}: nothing is published yet; run the build again to finish it")
+            raise StorageError(
+                f"{self.path}: nothing is published yet; run the build again to finish it"
+            )
         return self._named(generation_id)
 
     def _named(self, generation_id: str) -> Generation:
         path = self.path / "generations" / generation_id
         if not (path / "manifest.json").exists():
             raise StorageError(
-                f"{self.path}: generation {generation_id!r} is not there; danbooru-index rollback goes back"
+                f"{self.path}: generation {generation_id!r} is not there; danbooru-index rollback"
+                " goes back"
             )
         return Generation(path, read_manifest(path / "manifest.json"))
 
     def start(self, manifest: Manifest, codec: Codec | None = None) -> Generation:
         """A new, unfinished generation; with its codec, which is there before it is."""
-        names = [path.name.removeprefix(".trash-") for path in (self.path / "generations").entries()]
-        numbers = [int(name[1:].partition("-")[0]) for name in names if GENERATION_ID.fullmatch(name)]
+        names = [
+            path.name.removeprefix(".trash-") for path in (self.path / "generations").entries()
+        ]
+        numbers = [
+            int(name[1:].partition("-")[0]) for name in names if GENERATION_ID.fullmatch(name)
+        ]
         name = f"g{max(numbers, default=0) + 1:06d}-{manifest.fingerprint_digest[:8]}"
         manifest = replace(manifest, id=name, created_at=time.time())
         generation = Generation(self.path / "generations" / manifest.id, manifest)
@@ -170,4 +208,7 @@ class IndexRoot:
 
 def done_shards(generation: Generation) -> int:
     """How many shards of a generation have a completion record."""
-    return len({f"{shard}.json" for shard in generation.manifest.shards} & (generation.path / "shards").sizes().keys())
+    return len(
+        {f"{shard}.json" for shard in generation.manifest.shards}
+        & (generation.path / "shards").sizes().keys()
+    )

@@ -10,7 +10,13 @@ import xxhash
 
 from danbooru_index.errors import StorageError
 from danbooru_index.index.completion import CompletionRecord
-from danbooru_index.index.lance_io import lance_reason, open_table, panics_as_errors, read_fragments, table_path
+from danbooru_index.index.lance_io import (
+    lance_reason,
+    open_table,
+    panics_as_errors,
+    read_fragments,
+    table_path,
+)
 from danbooru_index.index.schema import TableDigest, TableSpec, count_non_finite
 from danbooru_index.storage.base import Storage
 
@@ -18,7 +24,9 @@ METADATA_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.(manifest|txn|id
 
 
 def file_checksum(path: Storage) -> str:
-    """xxh3-128 of a file's bytes, in hex: any flipped bit shows, also one that no value depends on."""
+    """xxh3-128 of a file's bytes, in hex: any flipped bit shows, also one that no value
+    depends on.
+    """
     checksum = xxhash.xxh3_128()
     with path.open() as file:
         while block := file.read(1 << 20):
@@ -27,7 +35,9 @@ def file_checksum(path: Storage) -> str:
 
 
 def metadata_checksums(generation: Storage, specs: tuple[TableSpec, ...]) -> dict[str, str]:
-    """The checksum of each of Lance's own files beside the data, by their path in the generation's folder."""
+    """The checksum of each of Lance's own files beside the data, by their path in the generation's
+    folder.
+    """
     found = {}
     for spec in specs:
         folder = table_path(generation, spec.name)
@@ -47,16 +57,22 @@ def damaged_files(generation: Storage, checksums: dict[str, str]) -> list[str]:
     ]
 
 
-def verify_table(generation: Storage, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
+def verify_table(
+    generation: Storage, spec: TableSpec, version: int, records: list[CompletionRecord]
+) -> list[str]:
     """Reread one table and compare it with the completion records; return the problems found."""
     problems = row_problems(generation, spec, version, records)
     folder = table_path(generation, spec.name)
     for record in records:
         part = record.tables[spec.name]
         rotten = [
-            name for name, checksum in part.checksums.items() if not _has_checksum(folder / "data" / name, checksum)
+            name
+            for name, checksum in part.checksums.items()
+            if not _has_checksum(folder / "data" / name, checksum)
         ]
-        problems += [f"{folder}/data/{name}: not as it was written (shard {record.shard})" for name in rotten]
+        problems += [
+            f"{folder}/data/{name}: not as it was written (shard {record.shard})" for name in rotten
+        ]
         if not rotten:
             names = ", ".join(part.sizes)
             batches = read_fragments(folder, part.fragments)
@@ -67,7 +83,9 @@ def verify_table(generation: Storage, spec: TableSpec, version: int, records: li
 def shard_problems(
     spec: TableSpec, record: CompletionRecord, batches: Iterable[pa.RecordBatch], where: str
 ) -> list[str]:
-    """What is wrong with the rows of one shard in one table, read from `where`, by its completion record."""
+    """What is wrong with the rows of one shard in one table, read from `where`, by its completion
+    record.
+    """
     problems = []
     part, digest = record.tables[spec.name], TableDigest()
     try:
@@ -85,15 +103,23 @@ def shard_problems(
     return problems
 
 
-def row_problems(generation: Storage, spec: TableSpec, version: int, records: list[CompletionRecord]) -> list[str]:
-    """Whether a table can be opened at this version and has as many rows as the completion records say."""
+def row_problems(
+    generation: Storage, spec: TableSpec, version: int, records: list[CompletionRecord]
+) -> list[str]:
+    """Whether a table can be opened at this version and has as many rows as the completion records
+    say.
+    """
     expected = sum(record.rows for record in records)
     try:
         with panics_as_errors():
             rows = open_table(generation, spec.name, version).count_rows()
     except (StorageError, OSError, RuntimeError) as error:
         return [str(error)]
-    return [] if rows == expected else [f"{spec.name}: {rows} rows, the completion records say {expected}"]
+    return (
+        []
+        if rows == expected
+        else [f"{spec.name}: {rows} rows, the completion records say {expected}"]
+    )
 
 
 def _has_checksum(path: Storage, checksum: str) -> bool:

@@ -1,8 +1,9 @@
-"""How a ColBERT matrix is stored: in full, or projected onto the directions that the input's own vectors use most.
+"""How a ColBERT matrix is stored: in full, or projected onto the directions that the input's own
+vectors use most.
 
-BGE-M3 is not trained to be truncated, so dimensions are never cut: an uncentred SVD of the input's token vectors gives
-an orthonormal matrix [D, C]; vectors are multiplied by it and normalised again, on the device, queries too. What that
-costs is measured on the same input before anything is built.
+BGE-M3 is not trained to be truncated, so dimensions are never cut: an uncentred SVD of the input's
+token vectors gives an orthonormal matrix [D, C]; vectors are multiplied by it and normalised again,
+on the device, queries too. What that costs is measured on the same input before anything is built.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ RANKED = 100
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A projection, `matrix` [D, C] float32 with orthonormal columns; its name holds its checksum."""
+    """A projection, `matrix` [D, C] float32 with orthonormal columns; its name holds its
+    checksum.
+    """
 
     matrix: npt.NDArray[np.float32]
 
@@ -64,29 +67,37 @@ def load_codec(generation: Storage, name: str) -> Codec | None:
     path = generation / FILE
     try:
         content = path.read()
-        if hashlib.sha256(content).hexdigest()[:32] == name.rpartition("-")[2]:  # before anything parses it
+        if hashlib.sha256(content).hexdigest()[:32] == name.rpartition("-")[2]:
+            # before anything parses it
             return Codec(np.load(io.BytesIO(content), allow_pickle=False))
     except (OSError, ValueError) as error:
-        raise StorageError(f"{path}: the ColBERT projection cannot be read ({str(error)[:120]})") from None
+        raise StorageError(
+            f"{path}: the ColBERT projection cannot be read ({str(error)[:120]})"
+        ) from None
     raise StorageError(f"{path}: not the ColBERT projection that this generation was made with")
 
 
 def fit(moment: npt.NDArray[Any], dim: int) -> tuple[Codec, float]:
     """The projection that keeps most of the vectors' energy, and the share it keeps.
 
-    `moment` [D, D]: the sum of v vT over the vectors. Each direction's sign is fixed, so that equal sums give equal bytes.
+    `moment` [D, D]: the sum of v vT over the vectors. Each direction's sign is fixed, so that equal
+    sums give equal bytes.
     """
     energies, directions = np.linalg.eigh(moment)
     kept = directions[:, ::-1][:, :dim]
     signs = np.sign(kept[np.abs(kept).argmax(axis=0), np.arange(dim)])
-    return Codec((kept * signs).astype(np.float32)), float(energies[::-1][:dim].sum() / energies.sum())
+    return Codec((kept * signs).astype(np.float32)), float(
+        energies[::-1][:dim].sum() / energies.sum()
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """What a projection costs: MaxSim rankings of `queries` texts over `records` records, against those of the full
-    matrices. `overlap`: the mean share of the full top 10 found again; `spearman`: the mean rank correlation of the
-    scores within the full top 100; `energy`: the share of the vectors' energy kept."""
+    """What a projection costs: MaxSim rankings of `queries` texts over `records` records, against
+    those of the full matrices. `overlap`: the mean share of the full top 10 found again;
+    `spearman`: the mean rank correlation of the scores within the full top 100; `energy`: the share
+    of the vectors' energy kept.
+    """
 
     dim: int
     full_dim: int
@@ -99,13 +110,16 @@ class Fidelity:
 
     def to_text(self) -> str:
         return (
-            f"ColBERT {self.full_dim} -> {self.dim} values: {self.overlap:.3f} of the full top {TOP} found again, Spearman "
-            f"{self.spearman:.3f} ({self.queries:,} queries over {self.records:,} records; fitted on {self.fitted_on:,})"
+            f"ColBERT {self.full_dim} -> {self.dim} values: {self.overlap:.3f} of the full top"
+            f" {TOP} found again, Spearman {self.spearman:.3f} ({self.queries:,} queries over"
+            f" {self.records:,} records; fitted on {self.fitted_on:,})"
         )
 
 
 def agreement(full: npt.NDArray[Any], projected: npt.NDArray[Any]) -> tuple[float, float]:
-    """(overlap, Spearman) of two score matrices [queries, records]; a tie in the full scores may fall either way."""
+    """(overlap, Spearman) of two score matrices [queries, records]; a tie in the full scores may
+    fall either way.
+    """
     from scipy.stats import spearmanr
 
     top, ranked = min(TOP, full.shape[1]), min(RANKED, full.shape[1])

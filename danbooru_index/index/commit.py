@@ -1,4 +1,6 @@
-"""The commit: each table becomes exactly the fragments of the completion records; and what belongs to none is deleted."""
+"""The commit: each table becomes exactly the fragments of the completion records; and what belongs
+to none is deleted.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,24 @@ from collections.abc import Container, Mapping
 from danbooru_index.errors import StorageError
 from danbooru_index.failpoints import reach
 from danbooru_index.index.completion import CompletionRecord, TablePart
-from danbooru_index.index.lance_io import FragmentMetadata, lance, lance_reason, panics_as_errors, table_path
+from danbooru_index.index.lance_io import (
+    FragmentMetadata,
+    lance,
+    lance_reason,
+    panics_as_errors,
+    table_path,
+)
 from danbooru_index.index.schema import TableSpec
 from danbooru_index.storage.base import Storage, remove_temporary
 
 COMMIT_TRIES = 20
 
 
-def commit(generation: Storage, specs: tuple[TableSpec, ...], records: list[CompletionRecord]) -> dict[str, int]:
-    """Make each table exactly the fragments of `records`, in their order; return the version of each.
+def commit(
+    generation: Storage, specs: tuple[TableSpec, ...], records: list[CompletionRecord]
+) -> dict[str, int]:
+    """Make each table exactly the fragments of `records`, in their order; return the version of
+    each.
 
     An overwrite with a read version is a compare-and-swap, and repeating it changes nothing.
     """
@@ -54,9 +65,10 @@ def commit_table(generation: Storage, spec: TableSpec, records: list[CompletionR
 
 
 def _latest_version(folder: Storage, spec: TableSpec) -> int:
-    """The version of a table, 0 for none. What a power loss left of versions (cut short, or zeros, which Lance opens
-    as a table without columns) is deleted: nobody reads a generation that is not sealed, and the commit makes its
-    tables anew from the completion records."""
+    """The version of a table, 0 for none. What a power loss left of versions (cut short, or zeros,
+    which Lance opens as a table without columns) is deleted: nobody reads a generation that is not
+    sealed, and the commit makes its tables anew from the completion records.
+    """
     if not any(path.name.endswith(".manifest") for path in (folder / "_versions").entries()):
         return 0
     with contextlib.suppress(OSError, ValueError, RuntimeError):
@@ -81,8 +93,10 @@ def sweep_orphans(
     records: list[CompletionRecord],
     compacted: Mapping[str, TablePart] | None = None,
 ) -> int:
-    """Delete the data files of killed attempts: those that neither a record nor a compaction names, and only they; return
-    how many. Also what counted those attempts, and what they wrote of a file that never got its name."""
+    """Delete the data files of killed attempts: those that neither a record nor a compaction names,
+    and only they; return how many. Also what counted those attempts, and what they wrote of a file
+    that never got its name.
+    """
     swept = 0
     for path in generation.entries():
         if path.name.startswith("attempts-"):
@@ -92,7 +106,9 @@ def sweep_orphans(
     compacted = compacted or {}
     for spec in specs:
         parts = [record.tables[spec.name] for record in records]
-        named = {name for part in (*parts, compacted.get(spec.name, TablePart())) for name in part.sizes}
+        named = {
+            name for part in (*parts, compacted.get(spec.name, TablePart())) for name in part.sizes
+        }
         swept += keep_only(table_path(generation, spec.name), named)
     return swept
 

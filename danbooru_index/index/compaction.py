@@ -1,7 +1,9 @@
-"""Many small fragments made few: a query then reads from one file what it would have read from thousands.
+"""Many small fragments made few: a query then reads from one file what it would have read from
+thousands.
 
-Called after the commit and its checks, before the index. The shards' own files, and their completion records, stay as they
-are until the generation is sealed: whatever happens before, the same commit makes the tables of them again.
+Called after the commit and its checks, before the index. The shards' own files, and their
+completion records, stay as they are until the generation is sealed: whatever happens before, the
+same commit makes the tables of them again.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from danbooru_index.index.fragments import make_durable
 from danbooru_index.index.lance_io import open_table, panics_as_errors, read_fragments, table_path
 from danbooru_index.index.schema import TableSpec
 
-COMPACTED = ("dense", "sparse")  # of ColBERT a query reads a few hundred rows: rewriting it costs more than it gains
+# of ColBERT a query reads a few hundred rows: rewriting it costs more than it gains
+COMPACTED = ("dense", "sparse")
 FRAGMENTS = 128  # fewer cost a query next to nothing
 SMALL_ROWS = 1024
 TARGET_ROWS = 1 << 20
@@ -30,37 +33,49 @@ TARGET_ROWS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """The version of every table, what the compacted ones consist of now, and what was done, or why not, in words."""
+    """The version of every table, what the compacted ones consist of now, and what was done, or why
+    not, in words.
+    """
 
     versions: dict[str, int]
     parts: dict[str, TablePart]
     notes: list[str]
 
 
-def compact(generation: Generation, versions: Mapping[str, int], records: list[CompletionRecord]) -> Compaction:
+def compact(
+    generation: Generation, versions: Mapping[str, int], records: list[CompletionRecord]
+) -> Compaction:
     """Compact the tables that consist of very many small fragments.
 
-    What Lance made is reread and compared with the digest of every shard; a table for which that fails is committed from
-    `records` again, and stays as it was.
+    What Lance made is reread and compared with the digest of every shard; a table for which that
+    fails is committed from `records` again, and stays as it was.
     """
     done = Compaction(dict(versions), {}, [])
     rows = sum(record.rows for record in records)
     for spec in generation.manifest.specs:
         count = sum(len(record.tables[spec.name].fragments) for record in records)
         if spec.name in COMPACTED and count >= FRAGMENTS and rows < count * SMALL_ROWS:
-            done.notes.append(f"table {spec.name}{_compact(generation, spec, records, done, count)}")
+            done.notes.append(
+                f"table {spec.name}{_compact(generation, spec, records, done, count)}"
+            )
     return done
 
 
 def _compact(
-    generation: Generation, spec: TableSpec, records: list[CompletionRecord], done: Compaction, count: int
+    generation: Generation,
+    spec: TableSpec,
+    records: list[CompletionRecord],
+    done: Compaction,
+    count: int,
 ) -> str:
     """Compact one table of `count` fragments, if there is room; return what came of it."""
     needed = sum(record.tables[spec.name].bytes for record in records)
     if needed > generation.path.free_bytes():
         return f" stays in {count:,} small fragments: {needed / 1e9:.1f} GB are not free"
     try:
-        done.versions[spec.name], part = _compacted(generation, spec, done.versions[spec.name], records)
+        done.versions[spec.name], part = _compacted(
+            generation, spec, done.versions[spec.name], records
+        )
     except StorageError as error:
         sweep_orphans(generation.path, (spec,), records)  # it may be the disk that is full
         done.versions[spec.name] = commit_table(generation.path, spec, records)
@@ -92,8 +107,8 @@ def _compacted(
 
 
 def drop_replaced(generation: Generation) -> None:
-    """Delete the shards' own files of the tables that were compacted, once the generation is sealed; what cannot be deleted
-    stays.
+    """Delete the shards' own files of the tables that were compacted, once the generation is
+    sealed; what cannot be deleted stays.
 
     Not on an object store, where an owner that lost its lease may still be about to commit them.
     """
@@ -105,29 +120,45 @@ def drop_replaced(generation: Generation) -> None:
 
 
 def verify_compacted(
-    generation: Generation, spec: TableSpec, version: int, part: TablePart, records: list[CompletionRecord]
+    generation: Generation,
+    spec: TableSpec,
+    version: int,
+    part: TablePart,
+    records: list[CompletionRecord],
 ) -> list[str]:
-    """Reread a compacted table and compare it with the completion records, shard by shard; return the problems found."""
+    """Reread a compacted table and compare it with the completion records, shard by shard; return
+    the problems found.
+    """
     folder = table_path(generation.path, spec.name)
-    if rotten := damaged_files(folder, {f"data/{name}": checksum for name, checksum in part.checksums.items()}):
+    if rotten := damaged_files(
+        folder, {f"data/{name}": checksum for name, checksum in part.checksums.items()}
+    ):
         return row_problems(generation.path, spec, version, records) + rotten
     return _content_problems(generation, spec, version, part, records)
 
 
 def _content_problems(
-    generation: Generation, spec: TableSpec, version: int, part: TablePart, records: list[CompletionRecord]
+    generation: Generation,
+    spec: TableSpec,
+    version: int,
+    part: TablePart,
+    records: list[CompletionRecord],
 ) -> list[str]:
     folder = table_path(generation.path, spec.name)
     problems = row_problems(generation.path, spec, version, records)
     try:
-        for record, rows in zip(records, _cut(read_fragments(folder, part.fragments), records), strict=True):
+        for record, rows in zip(
+            records, _cut(read_fragments(folder, part.fragments), records), strict=True
+        ):
             problems += shard_problems(spec, record, rows, str(folder))
     except StorageError as error:
         problems.append(str(error))
     return problems
 
 
-def _cut(batches: Iterator[pa.RecordBatch], records: list[CompletionRecord]) -> Iterator[list[pa.RecordBatch]]:
+def _cut(
+    batches: Iterator[pa.RecordBatch], records: list[CompletionRecord]
+) -> Iterator[list[pa.RecordBatch]]:
     """The rows of each shard, one shard after the other, from batches that begin anywhere."""
     rest = next(batches, None)
     for record in records:

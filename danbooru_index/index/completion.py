@@ -1,4 +1,5 @@
-"""The completion record: one file, created atomically and only if absent, that makes a shard done for the three tables.
+"""The completion record: one file, created atomically and only if absent, that makes a shard done
+for the three tables.
 
 The tables are a function of these records.
 """
@@ -25,7 +26,9 @@ DATA_FILE = re.compile(r"[A-Za-z0-9_-]+\.lance")
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """The actor that encoded a shard: host and process, its token budget, the most device memory it held, in bytes."""
+    """The actor that encoded a shard: host and process, its token budget, the most device memory it
+    held, in bytes.
+    """
 
     id: str = ""
     tokens_per_batch: int = 0
@@ -34,9 +37,11 @@ class WorkerStats:
 
 @dataclass(frozen=True, slots=True)
 class ShardStats:
-    """`started`, `ended`: seconds since the epoch; `read`, `encode`, `write`: seconds of each stage; `computed`: tokens of
-    distinct texts, `processed`: tokens on the device, padding included; `flops`: useful floating-point operations;
-    `histogram`: texts by length, by `HISTOGRAM_EDGES`."""
+    """`started`, `ended`: seconds since the epoch; `read`, `encode`, `write`: seconds of each
+    stage; `computed`: tokens of distinct texts, `processed`: tokens on the device, padding
+    included; `flops`: useful floating-point operations; `histogram`: texts by length, by
+    `HISTOGRAM_EDGES`.
+    """
 
     started: float = 0.0
     ended: float = 0.0
@@ -57,11 +62,15 @@ class ShardStats:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
-        """Parse what `to_json` gave; raise `ValueError` or `TypeError` for values of another type."""
+        """Parse what `to_json` gave; raise `ValueError` or `TypeError` for values of
+        another type.
+        """
         worker = WorkerStats(**fields.get("worker", {}))
         histogram = tuple(int(count) for count in fields.get("histogram", ()))
         stats = cls(**fields | {"worker": worker, "histogram": histogram})
-        numbers = [getattr(stats, name) for name in cls.__slots__ if name not in ("worker", "histogram")]
+        numbers = [
+            getattr(stats, name) for name in cls.__slots__ if name not in ("worker", "histogram")
+        ]
         if not all(isinstance(number, int | float) for number in (*numbers, worker.peak_memory)):
             raise ValueError("its measurements are no numbers")
         return stats
@@ -69,7 +78,9 @@ class ShardStats:
 
 @dataclass(slots=True)
 class TablePart:
-    """What a shard put into one table. `digest`: of the rows; `checksums`: of each data file's bytes, by name."""
+    """What a shard put into one table. `digest`: of the rows; `checksums`: of each data file's
+    bytes, by name.
+    """
 
     fragments: list[dict[str, Any]] = field(default_factory=list)
     rows: int = 0
@@ -80,7 +91,11 @@ class TablePart:
     @property
     def sizes(self) -> dict[str, int]:
         """The bytes of each data file, by name."""
-        return {file["path"]: file["file_size_bytes"] for fragment in self.fragments for file in fragment["files"]}
+        return {
+            file["path"]: file["file_size_bytes"]
+            for fragment in self.fragments
+            for file in fragment["files"]
+        }
 
     def validate(self) -> None:
         """Raise `ValueError` for a name that could leave the table's folder."""
@@ -90,7 +105,9 @@ class TablePart:
 
 @dataclass(slots=True)
 class CompletionRecord:
-    """The proof that a shard is done: its fragments in the three tables, counts, rejects, digests and timings."""
+    """The proof that a shard is done: its fragments in the three tables, counts, rejects, digests
+    and timings.
+    """
 
     shard: str
     fingerprint: str
@@ -145,10 +162,12 @@ def record_path(generation: Storage, shard: str) -> Storage:
 
 
 def complete(generation: Storage, record: CompletionRecord) -> bool:
-    """Create the completion record; return whether the shard is done by this attempt. The first writer wins.
+    """Create the completion record; return whether the shard is done by this attempt. The first
+    writer wins.
 
-    A client that retried after a lost reply is told that its own record exists, so the one that is there is read.
-    Where that cannot be done, `StorageError`: whose record it is is not known, so nobody's files may be deleted.
+    A client that retried after a lost reply is told that its own record exists, so the one that is
+    there is read. Where that cannot be done, `StorageError`: whose record it is is not known, so
+    nobody's files may be deleted.
     """
     path = record_path(generation, record.shard)
     if path.create(record.to_bytes()):
@@ -165,7 +184,13 @@ def read_record(generation: Storage, shard: str) -> tuple[CompletionRecord | Non
     try:
         return CompletionRecord.from_bytes(path.read()), ""
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
-        return None, f"{path}: the completion record cannot be read ({type(error).__name__}: {str(error)[:80]})"
+        return (
+            None,
+            (
+                f"{path}: the completion record cannot be read ({type(error).__name__}:"
+                f" {str(error)[:80]})"
+            ),
+        )
 
 
 def read_records(
@@ -176,10 +201,12 @@ def read_records(
     sealed: bool = False,
     compacted: Mapping[str, TablePart] | None = None,
 ) -> dict[str, CompletionRecord]:
-    """The completion records that can be believed, by shard: whole, of this fingerprint, their files there in size.
+    """The completion records that can be believed, by shard: whole, of this fingerprint, their
+    files there in size.
 
-    A bad one is renamed to `<id>.json.bad-<n>`, so that the shard is done again, unless the generation is `sealed`,
-    where nothing is touched. Tables that were `compacted` have their own files instead. Only the owner may call this.
+    A bad one is renamed to `<id>.json.bad-<n>`, so that the shard is done again, unless the
+    generation is `sealed`, where nothing is touched. Tables that were `compacted` have their own
+    files instead. Only the owner may call this.
     """
     found: dict[str, CompletionRecord] = {}
     compacted = compacted or {}
@@ -199,7 +226,9 @@ def read_records(
         if (
             record.fingerprint == fingerprint
             and record.shard == shard
-            and _files_are_there(sizes, {name: part for name, part in record.tables.items() if name not in compacted})
+            and _files_are_there(
+                sizes, {name: part for name, part in record.tables.items() if name not in compacted}
+            )
         ):
             found[shard] = record
         elif not sealed:

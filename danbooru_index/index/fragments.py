@@ -1,6 +1,8 @@
-"""One shard's fragments in the three tables: written, made durable, read back and compared before anything names them.
+"""One shard's fragments in the three tables: written, made durable, read back and compared before
+anything names them.
 
-An actor writes the fragments of a shard; the completion record that names them is created after that (`completion`).
+An actor writes the fragments of a shard; the completion record that names them is created after
+that (`completion`).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from danbooru_index.storage.base import Storage
 
 
 class ShardWriter:
-    """Writes one shard's fragments: ColBERT slice by slice as it comes, the two small tables at the end."""
+    """Writes one shard's fragments: ColBERT slice by slice as it comes, the two small tables at the
+    end.
+    """
 
     def __init__(self, generation: Storage, shard: str, specs: tuple[TableSpec, ...]) -> None:
         self._generation = generation
@@ -45,14 +49,18 @@ class ShardWriter:
         for spec in self._specs:
             table = to_rows(spec, records, self._shard, encoding)
             if bad := count_non_finite(table, spec.column):
-                raise StorageError(f"shard {self._shard}: {bad} non-finite values for table {spec.name}")
+                raise StorageError(
+                    f"shard {self._shard}: {bad} non-finite values for table {spec.name}"
+                )
             self._digests[spec.name].update(table)
             self._waiting[spec.name].append(table)
             if spec.name == "colbert":
                 self._flush(spec)
 
     def finish(self) -> dict[str, TablePart]:
-        """Write what waits, make all of it durable, read it back and compare; return the parts of the tables."""
+        """Write what waits, make all of it durable, read it back and compare; return the parts of
+        the tables.
+        """
         for spec in self._specs:
             self._flush(spec)
             part, digest = self.parts[spec.name], self._digests[spec.name]
@@ -92,15 +100,20 @@ class ShardWriter:
         reach("shard.flushed", self._shard)
 
     def _check(self, spec: TableSpec, part: TablePart) -> None:
-        """Lance can swallow the error of a file's last write: fsync, read again, compare digests."""
+        """Lance can swallow the error of a file's last write: fsync, read again, compare
+        digests.
+        """
         digest = TableDigest()
         folder = table_path(self._generation, spec.name)
         make_durable(folder, part)
         for batch in read_fragments(folder, part.fragments):
             digest.update(batch)
         if digest.rows != part.rows or (part.rows and digest.hexdigest() != part.digest):
-            raise StorageError(f"{folder}: what was written for shard {self._shard} cannot be read back")
-        if spec.name == "colbert":  # nine tenths of the bytes; the other two are soon indexed and searched whole
+            raise StorageError(
+                f"{folder}: what was written for shard {self._shard} cannot be read back"
+            )
+        if spec.name == "colbert":
+            # nine tenths of the bytes; the other two are soon indexed and searched whole
             for path in fragment_files(folder, part.fragments):
                 path.uncache()
 

@@ -1,6 +1,8 @@
-"""Lance, called so that its panics are errors and its warnings stay quiet; where a table is, and how it is opened.
+"""Lance, called so that its panics are errors and its warnings stay quiet; where a table is, and
+how it is opened.
 
-The only module that imports Lance: Lance reads `LANCE_LOG` when it is imported, so it must be set before that.
+The only module that imports Lance: Lance reads `LANCE_LOG` when it is imported, so it must be set
+before that.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from lance.fragment import write_fragments as write_fragments
 from danbooru_index.errors import StorageError
 from danbooru_index.storage.base import Storage
 
-LANCE_STORAGE_VERSION = "2.0"  # measured: ColBERT is written 2.5 times and scanned 1.6 times as fast as in 2.1 or 2.2
+# measured: ColBERT is written 2.5 times and scanned 1.6 times as fast as in 2.1 or 2.2
+LANCE_STORAGE_VERSION = "2.0"
 
 
 @contextlib.contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """A panic inside Lance (on rotten bytes, on a failing disk) as `OSError`: by itself it is no Exception."""
+    """A panic inside Lance (on rotten bytes, on a failing disk) as `OSError`: by itself it is no
+    Exception.
+    """
     try:
         yield
     except BaseException as error:  # a panic is no Exception, and its class cannot be imported
@@ -48,7 +53,9 @@ def fragment_files(folder: Storage, fragments: list[dict[str, Any]]) -> list[Sto
 
 
 def read_fragments(folder: Storage, fragments: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
-    """The rows of uncommitted fragments, read from their files; raise `StorageError` for one that is not whole."""
+    """The rows of uncommitted fragments, read from their files; raise `StorageError` for one that
+    is not whole.
+    """
     for path in fragment_files(folder, fragments):
         try:
             with panics_as_errors():
@@ -69,13 +76,20 @@ def open_table(generation: Storage, name: str, version: int) -> lance.LanceDatas
         with panics_as_errors():
             return lance.dataset(str(path), version=version, storage_options=path.lance_options())
     except (OSError, ValueError, RuntimeError) as error:
-        raise StorageError(f"{table_path(generation, name)}: cannot be opened ({lance_reason(error)})") from None
+        raise StorageError(
+            f"{table_path(generation, name)}: cannot be opened ({lance_reason(error)})"
+        ) from None
 
 
 def lance_reason(error: BaseException | None) -> str:
     """The first words of an error of Lance's, without its source location."""
     text = str(error).splitlines()[0] if error and str(error) else type(error).__name__
-    for word in ("No space left on device", "Read-only file system", "Permission denied", "File too large"):
+    for word in (
+        "No space left on device",
+        "Read-only file system",
+        "Permission denied",
+        "File too large",
+    ):
         if word in str(error):
             return word
     return text.split(", /home/")[0][:300]

@@ -1,6 +1,8 @@
-"""The life of a generation: which one a build works on, and how it ends: commit, check, sweep, seal, publish.
+"""The life of a generation: which one a build works on, and how it ends: commit, check, sweep,
+seal, publish.
 
-Called by the owner of the index only. Between any two steps the process may die; the same call goes on.
+Called by the owner of the index only. Between any two steps the process may die; the same call goes
+on.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ class OpenedGeneration:
 def open_generation(
     root: IndexRoot, wanted: Manifest, codec: Codec | None = None, *, strict: bool = False
 ) -> OpenedGeneration:
-    """Go on with the unfinished generation that equals `wanted` in all that must not be mixed, else start a new one.
+    """Go on with the unfinished generation that equals `wanted` in all that must not be mixed, else
+    start a new one.
 
-    A finished one is published again where it is not, unless it leaves records out and `strict` is asked for
-    (`RejectedRecordsError`); a damaged one is left alone and built anew.
+    A finished one is published again where it is not, unless it leaves records out and `strict` is
+    asked for (`RejectedRecordsError`); a damaged one is left alone and built anew.
     """
     known = root.generations()
     damaged: list[str] = []
@@ -46,16 +49,21 @@ def open_generation(
         if not _same(manifest, wanted):
             continue
         if not manifest.sealed:
-            return OpenedGeneration(generation, [f"going on with unfinished generation {generation.id}"])
+            return OpenedGeneration(
+                generation, [f"going on with unfinished generation {generation.id}"]
+            )
         seal = manifest.need_seal()
         if not seal.failed_shards and not generation.has_its_shards():
-            damaged.append(f"generation {generation.id} is damaged (danbooru-index verify): built anew")
+            damaged.append(
+                f"generation {generation.id} is damaged (danbooru-index verify): built anew"
+            )
             break
         if not seal.failed_shards:
             if strict and seal.rejected:
                 raise RejectedRecordsError(
-                    f"generation {generation.id} is this build, without {sum(seal.rejected.values()):,} records "
-                    f"({', '.join(seal.rejected)}): refused because of --strict"
+                    f"generation {generation.id} is this build, without"
+                    f" {sum(seal.rejected.values()):,} records ({', '.join(seal.rejected)}):"
+                    " refused because of --strict"
                 )
             drop_replaced(generation)
             if root.current_id() != generation.id:
@@ -90,7 +98,8 @@ class SealTimes:
     notes: list[str]
 
 
-# (generation, version of each table, completion records) -> what was checked; raises where a check fails.
+# (generation, version of each table, completion records) -> what was checked; raises where a check
+# fails.
 Check = Callable[[Generation, Mapping[str, int], list[CompletionRecord]], Checks]
 
 
@@ -106,7 +115,8 @@ def seal_and_publish(
     reach("build.before_commit")
     if generation.is_sealed_by_now():
         raise StorageError(
-            f"generation {generation.id} was finished by another process meanwhile: run the same command again"
+            f"generation {generation.id} was finished by another process meanwhile: run the same"
+            " command again"
         )
     versions = commit(generation.path, specs, records)
     reach("build.after_commit")
@@ -117,7 +127,10 @@ def seal_and_publish(
     compaction = compact(generation, versions, records)
     clock.note("compact")
     rows = sum(record.rows for record in records)
-    versions = {**compaction.versions, "dense": build_index(generation.path, compaction.versions["dense"], rows)}
+    versions = {
+        **compaction.versions,
+        "dense": build_index(generation.path, compaction.versions["dense"], rows),
+    }
     clock.note("index")
     reach("build.indexed")
     sweep_orphans(generation.path, specs, records, compaction.parts)

@@ -1,7 +1,9 @@
-"""The manifest of a generation: what it was made of and by, written when it begins, completed when it is sealed.
+"""The manifest of a generation: what it was made of and by, written when it begins, completed when
+it is sealed.
 
-In memory a manifest never changes: sealing makes another one. In JSON it is one flat document, the same in every version of
-this program; `from_json` checks every field, since a document may be damaged, of another version, or made to do harm.
+In memory a manifest never changes: sealing makes another one. In JSON it is one flat document, the
+same in every version of this program; `from_json` checks every field, since a document may be
+damaged, of another version, or made to do harm.
 """
 
 from __future__ import annotations
@@ -52,14 +54,17 @@ class ModelRef:
 
     @property
     def place(self) -> str:
-        """Where the model was on the machine that built the index, if that is here; else its name."""
+        """Where the model was on the machine that built the index, if that is here; else
+        its name.
+        """
         return self.path if Path(self.path).is_dir() else self.name
 
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """What was checked before a generation was sealed: the rows of each table, the checks passed, samples that found
-    themselves."""
+    """What was checked before a generation was sealed: the rows of each table, the checks passed,
+    samples that found themselves.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     passed: tuple[str, ...] = ()
@@ -74,14 +79,19 @@ class Checks:
     @classmethod
     def from_json(cls, found: Any) -> Self:
         values = _as_mapping(found)
-        counts = {str(name): _as_count(rows) for name, rows in _as_mapping(values.get("counts", {})).items()}
+        counts = {
+            str(name): _as_count(rows)
+            for name, rows in _as_mapping(values.get("counts", {})).items()
+        }
         return cls(counts, _as_names(values.get("passed", [])), values.get("self_queries"))
 
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What a generation gets when it is finished: `versions` of its tables, `files`: the checksum of each of Lance's own files,
-    `compacted`: what compacted tables consist of, instead of what the completion records name."""
+    """What a generation gets when it is finished: `versions` of its tables, `files`: the checksum
+    of each of Lance's own files, `compacted`: what compacted tables consist of, instead of what the
+    completion records name.
+    """
 
     sealed_at: float
     versions: dict[str, int]
@@ -94,14 +104,26 @@ class Seal:
 
     def to_json(self) -> dict[str, Any]:
         parts = {name: asdict(part) for name, part in self.compacted.items()}
-        own = {"failed_shards": list(self.failed_shards), "checks": self.checks.to_json(), "compacted": parts}
+        own = {
+            "failed_shards": list(self.failed_shards),
+            "checks": self.checks.to_json(),
+            "compacted": parts,
+        }
         return {f.name: getattr(self, f.name) for f in fields(self)} | own
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
-        versions = {name: _as_count(version) for name, version in _as_mapping(found["versions"]).items()}
-        parts = {str(name): TablePart(**part) for name, part in _as_mapping(found.get("compacted", {})).items()}
-        files = {name: _as_text(checksum) for name, checksum in _as_mapping(found.get("files", {})).items()}
+        versions = {
+            name: _as_count(version) for name, version in _as_mapping(found["versions"]).items()
+        }
+        parts = {
+            str(name): TablePart(**part)
+            for name, part in _as_mapping(found.get("compacted", {})).items()
+        }
+        files = {
+            name: _as_text(checksum)
+            for name, checksum in _as_mapping(found.get("files", {})).items()
+        }
         for part in parts.values():
             part.validate()
         if versions.keys() != set(TABLES) or not parts.keys() <= set(TABLES):
@@ -112,7 +134,10 @@ class Seal:
             sealed_at=float(found["sealed_at"]),
             versions=versions,
             records=_as_count(found["records"]),
-            rejected={name: _as_count(rows) for name, rows in _as_mapping(found.get("rejected", {})).items()},
+            rejected={
+                name: _as_count(rows)
+                for name, rows in _as_mapping(found.get("rejected", {})).items()
+            },
             failed_shards=_as_shards(found.get("failed_shards", [])),
             checks=Checks.from_json(found.get("checks", {})),
             files=files,
@@ -121,15 +146,16 @@ class Seal:
 
 
 UNSEALED: dict[str, Any] = {
-    "sealed_at": None, "versions": {}, "records": 0, "rejected": {}, "failed_shards": [], "checks": {}, "files": {},
-    "compacted": {},
+    "sealed_at": None, "versions": {}, "records": 0, "rejected": {}, "failed_shards": [],
+    "checks": {}, "files": {}, "compacted": {},
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a generation is. `seal` None: unfinished; `fidelity`: what its ColBERT projection costs, where it has one;
-    `input`, `input_digest`: how the user named the input, and what was in it."""
+    """What a generation is. `seal` None: unfinished; `fidelity`: what its ColBERT projection costs,
+    where it has one; `input`, `input_digest`: how the user named the input, and what was in it.
+    """
 
     id: str
     fingerprint: Fingerprint
@@ -173,15 +199,22 @@ class Manifest:
         """The document, its fields in the order that they have always had."""
         seal = UNSEALED if self.seal is None else self.seal.to_json()
         known = asdict(self) | {"shards": list(self.shards)} | seal | {"codec": self.codec}
-        order = (*(f.name for f in fields(self) if f.name not in ("seal", "fidelity")), *list(UNSEALED)[:-1])
+        order = (
+            *(f.name for f in fields(self) if f.name not in ("seal", "fidelity")),
+            *list(UNSEALED)[:-1],
+        )
         return {name: known[name] for name in (*order, "codec", "compacted")}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
-        """Parse and check; raise `ValueError`, `TypeError` or `KeyError` for what is no manifest."""
+        """Parse and check; raise `ValueError`, `TypeError` or `KeyError` for what is no
+        manifest.
+        """
         known = {f.name for f in fields(cls)} | UNSEALED.keys() | {"codec"}
         if strangers := found.keys() - known:
-            raise ValueError(f"its fields are not those of a manifest ({', '.join(sorted(strangers))})")
+            raise ValueError(
+                f"its fields are not those of a manifest ({', '.join(sorted(strangers))})"
+            )
         fingerprint = _as_dataclass(Fingerprint, found["fingerprint"])
         _as_count(fingerprint.max_length)
         sealed = found.get("sealed_at") is not None
@@ -203,7 +236,9 @@ class Manifest:
 
 
 def _as_dataclass(kind: type[T], found: Any) -> T:
-    """A dataclass of plain values; raise where a field is missing, unknown, or no text where one is needed."""
+    """A dataclass of plain values; raise where a field is missing, unknown, or no text where one is
+    needed.
+    """
     made = kind(**_as_mapping(found))
     for f in fields(kind):  # type: ignore[arg-type]
         if f.type == "str":
@@ -252,9 +287,14 @@ def describe_difference(old: Manifest, wanted: Manifest) -> str:
             shown = (str(before)[:12], str(value)[:12])
             changes.append(f"{name.replace('_', ' ')} ({shown[0]} -> {shown[1]})")
     if old.input_digest != wanted.input_digest:
-        added, removed = len(set(wanted.shards) - set(old.shards)), len(set(old.shards) - set(wanted.shards))
+        added, removed = (
+            len(set(wanted.shards) - set(old.shards)),
+            len(set(old.shards) - set(wanted.shards)),
+        )
         changes.append(
-            f"input ({added} shards new, {removed} gone)" if added or removed else "input (order or duplicates)"
+            f"input ({added} shards new, {removed} gone)"
+            if added or removed
+            else "input (order or duplicates)"
         )
     if old.query_instruction != wanted.query_instruction:
         changes.append("the query instruction")
@@ -267,5 +307,6 @@ def read_manifest(path: Storage) -> Manifest:
         return Manifest.from_json(from_checked_json(path.read()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(
-            f"{path}: cannot be read ({first_line(error, 120)}); restore it, or delete this generation"
+            f"{path}: cannot be read ({first_line(error, 120)}); restore it, or delete this"
+            " generation"
         ) from None

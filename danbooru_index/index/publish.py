@@ -1,5 +1,5 @@
-"""Publishing: which generation readers open, replaced atomically, and the way back; and pruning, what is deleted so that no
-generation is ever seen in part. Called by the owner of the index only.
+"""Publishing: which generation readers open, replaced atomically, and the way back; and pruning,
+what is deleted so that no generation is ever seen in part. Called by the owner of the index only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def publish(root: IndexRoot, generation: Generation) -> None:
     before = root.published_before()
     with contextlib.suppress(StorageError):
         before.append(root.current_id() or generation.id)
-    _publish(root, generation, list(dict.fromkeys(name for name in before if name != generation.id)))
+    _publish(
+        root, generation, list(dict.fromkeys(name for name in before if name != generation.id))
+    )
 
 
 def _publish(root: IndexRoot, generation: Generation, before: list[str]) -> None:
@@ -43,10 +45,13 @@ def _publish(root: IndexRoot, generation: Generation, before: list[str]) -> None
 
 
 def rollback(root: IndexRoot) -> Generation:
-    """Publish what was published before the current generation, passing over damaged ones; raise `StorageError` where
-    there is none."""
+    """Publish what was published before the current generation, passing over damaged ones; raise
+    `StorageError` where there is none.
+    """
     root.require()
-    known = {generation.id: generation for generation in root.generations() if generation.manifest.sealed}
+    known = {
+        generation.id: generation for generation in root.generations() if generation.manifest.sealed
+    }
     before, unreadable = root.published_before(), root.damaged()
     damaged = []
     while before:
@@ -55,13 +60,19 @@ def rollback(root: IndexRoot) -> Generation:
             _publish(root, known[name], before)
             return known[name]
         damaged += [name] if name in known or name in unreadable else []
-    more = f" but {', '.join(damaged)}, which {'is' if len(damaged) == 1 else 'are'} damaged" if damaged else ""
+    more = (
+        f" but {', '.join(damaged)}, which {'is' if len(damaged) == 1 else 'are'} damaged"
+        if damaged
+        else ""
+    )
     raise StorageError(f"{root.path}: there is no earlier generation to go back to{more}")
 
 
 def prune(root: IndexRoot, keep: int, grace_s: float = GRACE_S) -> list[str]:
-    """Delete generations older than the last `keep` sealed ones, and unfinished ones that have a later one; never the
-    published one, nor one that a reader may have opened less than `grace_s` seconds ago; return the ids deleted."""
+    """Delete generations older than the last `keep` sealed ones, and unfinished ones that have a
+    later one; never the published one, nor one that a reader may have opened less than `grace_s`
+    seconds ago; return the ids deleted.
+    """
     root.require()
     if keep < 1:
         raise UsageError(f"--keep must be at least 1, not {keep}")
@@ -94,7 +105,9 @@ def _clear_remains(root: IndexRoot, newest: str) -> None:
 
 
 def _superseded_at(generation: Generation, sealed: list[Generation]) -> float:
-    """When readers last could have opened a generation: when it was replaced, else when a later one was sealed."""
+    """When readers last could have opened a generation: when it was replaced, else when a later one
+    was sealed.
+    """
     with contextlib.suppress(OSError, ValueError):
         return float((generation.path / SUPERSEDED).read())
     later = [g.manifest.need_seal().sealed_at for g in sealed if g.id > generation.id]
@@ -102,7 +115,9 @@ def _superseded_at(generation: Generation, sealed: list[Generation]) -> float:
 
 
 def _delete(generation: Generation) -> None:
-    """Delete a generation so that none is ever seen in part: first its name goes, or its manifest."""
+    """Delete a generation so that none is ever seen in part: first its name goes, or its
+    manifest.
+    """
     hidden = generation.path.hide("manifest.json")
     reach("prune.renamed")
     hidden.remove_tree()

@@ -1,4 +1,5 @@
-"""Reading one generation: its three tables by rows, which are numbered as in the input, the same in the three tables.
+"""Reading one generation: its three tables by rows, which are numbered as in the input, the same in
+the three tables.
 
 What a query makes of them is for `search`.
 """
@@ -20,13 +21,25 @@ from danbooru_index.index.catalog import Generation
 from danbooru_index.index.lance_io import open_table
 from danbooru_index.index.vector_index import probes
 
-ANSWERED = ["id", "tag", "category", "text", "source", "post_count", "aliases", "nsfw", "deprecated"]
+ANSWERED = [
+    "id",
+    "tag",
+    "category",
+    "text",
+    "source",
+    "post_count",
+    "aliases",
+    "nsfw",
+    "deprecated",
+]
 BLOCK_ROWS = 8192
 SCAN_ROWS = 512  # of 512 tokens at full width: half a gigabyte
 
 
 class GenerationReader:
-    """The three tables of a generation, each at the version that was sealed, or at the `versions` given before the seal."""
+    """The three tables of a generation, each at the version that was sealed, or at the `versions`
+    given before the seal.
+    """
 
     def __init__(self, generation: Generation, versions: Mapping[str, int] | None = None) -> None:
         self.manifest = generation.manifest
@@ -41,7 +54,11 @@ class GenerationReader:
 
     def counts(self) -> dict[str, int]:
         """The rows of each table."""
-        return {"dense": self.rows, "sparse": self._sparse.count_rows(), "colbert": self._colbert.count_rows()}
+        return {
+            "dense": self.rows,
+            "sparse": self._sparse.count_rows(),
+            "colbert": self._colbert.count_rows(),
+        }
 
     def id_problems(self) -> list[str]:
         """What is wrong with the ids: an id twice, or the three tables not in the same order."""
@@ -89,8 +106,12 @@ class GenerationReader:
 
     # ---- dense ----
 
-    def nearest(self, vector: Array, k: int, expression: pc.Expression | None) -> npt.NDArray[np.int64]:
-        """The `k` rows of highest cosine that a filter lets through, best first: exactly, or those the index finds."""
+    def nearest(
+        self, vector: Array, k: int, expression: pc.Expression | None
+    ) -> npt.NDArray[np.int64]:
+        """The `k` rows of highest cosine that a filter lets through, best first: exactly, or those
+        the index finds.
+        """
         if not self.rows:
             return np.empty(0, np.int64)
         asked = {"column": "vector", "q": vector.astype(np.float16), "k": k, "metric": "cosine"}
@@ -143,7 +164,9 @@ class GenerationReader:
         columns = tokens.flatten().to_numpy()
         indptr = np.concatenate(([0], np.cumsum(lengths)))
         width = int(columns.max(initial=-1)) + 1
-        matrix = csr_matrix((weights.flatten().to_numpy(), columns, indptr), shape=(len(lengths), width))
+        matrix = csr_matrix(
+            (weights.flatten().to_numpy(), columns, indptr), shape=(len(lengths), width)
+        )
         return matrix.tocsc()
 
     # ---- ColBERT ----
@@ -159,7 +182,9 @@ class GenerationReader:
 
 
 def _dense(column: pa.FixedSizeListArray) -> npt.NDArray[np.float32]:
-    matrix: npt.NDArray[np.float32] = column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)
+    matrix: npt.NDArray[np.float32] = (
+        column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)
+    )
     return matrix
 
 

@@ -1,6 +1,8 @@
-"""Encoder output -> Arrow columns: the schemas of the three tables, built from flat buffers, never row by row.
+"""Encoder output -> Arrow columns: the schemas of the three tables, built from flat buffers, never
+row by row.
 
-Called by the encoding actors; the digests let `tables` and `verify` compare what was written with what is read.
+Called by the encoding actors; the digests let `tables` and `verify` compare what was written with
+what is read.
 """
 
 from __future__ import annotations
@@ -17,10 +19,20 @@ import xxhash
 from danbooru_index.embeddings import Embeddings
 
 SCHEMA_VERSION = 1
-RECORD_COLUMNS = ("tag", "category", "text", "source", "post_count", "aliases", "nsfw", "deprecated")
+RECORD_COLUMNS = (
+    "tag",
+    "category",
+    "text",
+    "source",
+    "post_count",
+    "aliases",
+    "nsfw",
+    "deprecated",
+)
 TABLES = ("dense", "sparse", "colbert")
 FINITE_BLOCK = 1 << 18
-EXPONENTS = {2: (np.uint16, np.uint16(0x7C00)), 4: (np.uint32, np.uint32(0x7F800000))}  # all ones: NaN or infinite
+# all ones: NaN or infinite
+EXPONENTS = {2: (np.uint16, np.uint16(0x7C00)), 4: (np.uint32, np.uint32(0x7F800000))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +45,9 @@ class TableSpec:
 
 
 def table_specs(dim: int, colbert_dim: int) -> tuple[TableSpec, ...]:
-    """The three tables of a generation whose dense vectors have `dim` values and ColBERT vectors `colbert_dim`."""
+    """The three tables of a generation whose dense vectors have `dim` values and ColBERT vectors
+    `colbert_dim`.
+    """
     keys = [pa.field("id", pa.string()), pa.field("shard", pa.string())]
     dense = [
         *keys,
@@ -44,7 +58,11 @@ def table_specs(dim: int, colbert_dim: int) -> tuple[TableSpec, ...]:
         pa.field("deprecated", pa.bool_()),
         pa.field("vector", pa.list_(pa.float16(), dim)),
     ]
-    sparse = [*keys, pa.field("token_ids", pa.list_(pa.int32())), pa.field("weights", pa.list_(pa.float32()))]
+    sparse = [
+        *keys,
+        pa.field("token_ids", pa.list_(pa.int32())),
+        pa.field("weights", pa.list_(pa.float32())),
+    ]
     colbert = [*keys, pa.field("vectors", pa.list_(pa.list_(pa.float16(), colbert_dim)))]
     return (
         TableSpec("dense", pa.schema(dense), "vector"),
@@ -55,7 +73,10 @@ def table_specs(dim: int, colbert_dim: int) -> tuple[TableSpec, ...]:
 
 def to_rows(spec: TableSpec, records: pa.Table, shard: str, encoding: Embeddings) -> pa.Table:
     """The rows of one table, in the order of `records`."""
-    columns: dict[str, Any] = {"id": records["id"], "shard": pa.repeat(pa.scalar(shard), records.num_rows)}
+    columns: dict[str, Any] = {
+        "id": records["id"],
+        "shard": pa.repeat(pa.scalar(shard), records.num_rows),
+    }
     if spec.name == "dense":
         columns |= {name: records[name] for name in RECORD_COLUMNS}
         columns["vector"] = _vectors(encoding.dense)
@@ -64,7 +85,9 @@ def to_rows(spec: TableSpec, records: pa.Table, shard: str, encoding: Embeddings
         columns["token_ids"] = pa.ListArray.from_arrays(offsets, pa.array(encoding.sparse_ids))
         columns["weights"] = pa.ListArray.from_arrays(offsets, pa.array(encoding.sparse_weights))
     else:
-        columns["vectors"] = pa.ListArray.from_arrays(_offsets(encoding.colbert_lengths), _vectors(encoding.colbert))
+        columns["vectors"] = pa.ListArray.from_arrays(
+            _offsets(encoding.colbert_lengths), _vectors(encoding.colbert)
+        )
     return pa.table([columns[name] for name in spec.schema.names], schema=spec.schema)
 
 
@@ -92,7 +115,9 @@ class TableDigest:
         self.rows += batch.num_rows
         for name in batch.schema.names:
             column = batch.column(name)
-            chunks: Iterable[pa.Array] = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+            chunks: Iterable[pa.Array] = (
+                column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+            )
             for chunk in chunks:
                 self._hash(f"{name}?", np.asarray(chunk.is_valid().cast(pa.uint8())))
                 self._add(name, chunk.fill_null(0) if pa.types.is_integer(chunk.type) else chunk)
@@ -104,7 +129,9 @@ class TableDigest:
             self._hash(f"{name}#", np.diff(_buffer(array, 1, np.int32, len(array) + 1)))
             bounds = _buffer(array, 1, np.int32, len(array) + 1)
             if len(array) and bounds[-1] > bounds[0]:
-                self._hash(name, np.frombuffer(array.buffers()[2], np.uint8)[bounds[0] : bounds[-1]])
+                self._hash(
+                    name, np.frombuffer(array.buffers()[2], np.uint8)[bounds[0] : bounds[-1]]
+                )
         elif pa.types.is_fixed_size_list(kind):
             self._add(f"{name}.", array.flatten())
         elif pa.types.is_list(kind):
@@ -116,7 +143,9 @@ class TableDigest:
             self._hash(name, array.to_numpy(zero_copy_only=False))
 
     def _hash(self, key: str, values: npt.NDArray[Any]) -> None:
-        self._hashes.setdefault(key, xxhash.xxh3_128()).update(np.ascontiguousarray(values).view(np.uint8).data)
+        self._hashes.setdefault(key, xxhash.xxh3_128()).update(
+            np.ascontiguousarray(values).view(np.uint8).data
+        )
 
     def hexdigest(self) -> str:
         """32 hex digits over the columns, in name order, and the number of rows."""

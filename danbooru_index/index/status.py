@@ -1,4 +1,6 @@
-"""What an index holds (`status`), and whether all of it can still be read as it was written (`verify`)."""
+"""What an index holds (`status`), and whether all of it can still be read as it was written
+(`verify`).
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,15 @@ class GenerationStatus:
 
     def to_text(self) -> str:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.sealed_at or self.created_at))
-        rows = f"{self.records:,} records" if self.sealed_at else f"{self.done} of {self.shards} shards done"
+        rows = (
+            f"{self.records:,} records"
+            if self.sealed_at
+            else f"{self.done} of {self.shards} shards done"
+        )
         return (
-            f"  {self.id}  {self.state:<10} {when}  {rows}, {self.bytes / 1e6:,.1f} MB, "
-            f"{self.model} (id {self.model_id[:12]}) in {self.precision}, up to {self.max_length} tokens, "
-            f"ColBERT at {self.colbert_dim} values"
+            f"  {self.id}  {self.state:<10} {when}  {rows}, {self.bytes / 1e6:,.1f} MB,"
+            f" {self.model} (id {self.model_id[:12]}) in {self.precision}, up to {self.max_length}"
+            f" tokens, ColBERT at {self.colbert_dim} values"
         )
 
 
@@ -60,9 +66,12 @@ class IndexStatus:
         }
 
     def to_text(self) -> str:
-        head = f"{self.index}: {f'generation {self.published} is published' if self.published else 'nothing published'}"
+        published = f"generation {self.published} is" if self.published else "nothing"
+        head = f"{self.index}: {published} published"
         damaged = [f"  damaged: {problem}" for problem in self.problems]
-        return "\n".join([head, *(generation.to_text() for generation in self.generations), *damaged])
+        return "\n".join(
+            [head, *(generation.to_text() for generation in self.generations), *damaged]
+        )
 
 
 def status(path: str) -> IndexStatus:
@@ -110,14 +119,24 @@ class VerifyReport:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def to_text(self) -> str:
-        head = f"{self.index}: generation {self.generation}, {self.records:,} records reread in {self.seconds:.1f} s"
+        head = (
+            f"{self.index}: generation {self.generation}, {self.records:,} records reread in"
+            f" {self.seconds:.1f} s"
+        )
         if not self.problems:
             return f"{head}: every table is whole"
-        return "\n".join([f"{head}: {len(self.problems)} problems", *(f"  {problem}" for problem in self.problems)])
+        return "\n".join(
+            [
+                f"{head}: {len(self.problems)} problems",
+                *(f"  {problem}" for problem in self.problems),
+            ]
+        )
 
 
 def verify(path: str) -> VerifyReport:
-    """Reread everything the published generation holds and compare it with the completion records' digests."""
+    """Reread everything the published generation holds and compare it with the completion records'
+    digests.
+    """
     started = time.monotonic()
     generation = IndexRoot(path).current()
     manifest = generation.manifest
@@ -143,4 +162,6 @@ def verify(path: str) -> VerifyReport:
                 problems += verify_table(generation.path, spec, version, records)
             else:
                 problems += verify_compacted(generation, spec, version, part, records)
-    return VerifyReport(path, generation.id, seal.records, round(time.monotonic() - started, 3), problems)
+    return VerifyReport(
+        path, generation.id, seal.records, round(time.monotonic() - started, 3), problems
+    )

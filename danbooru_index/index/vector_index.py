@@ -1,6 +1,8 @@
-"""The index on the dense vectors of a large generation: IVF_RQ, built by pylance after the commit, before the seal.
+"""The index on the dense vectors of a large generation: IVF_RQ, built by pylance after the commit,
+before the seal.
 
-Below `INDEX_ROWS` search is exact: fast enough, and nothing to build. A candidate found by the index is scored exactly.
+Below `INDEX_ROWS` search is exact: fast enough, and nothing to build. A candidate found by the
+index is scored exactly.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from danbooru_index.storage.base import Storage
 NAME = "dense_ivf_rq"
 INDEX_ROWS = 1 << 18
 ROWS_PER_PARTITION = 4096
-PROBES = {"minimum_nprobes": 80, "refine_factor": 10}  # more, where a filter leaves too few rows in these
+# more, where a filter leaves too few rows in these
+PROBES = {"minimum_nprobes": 80, "refine_factor": 10}
 
 
 def build_index(generation: Storage, version: int, rows: int) -> int:
-    """Index the dense table at this version where it is large; return the version that readers open.
+    """Index the dense table at this version where it is large; return the version that readers
+    open.
 
     Raises `StorageError` when it cannot be built, or does not cover every row.
     """
@@ -31,14 +35,21 @@ def build_index(generation: Storage, version: int, rows: int) -> int:
     try:
         with panics_as_errors():
             dataset.create_index(
-                "vector", "IVF_RQ", name=NAME, metric="cosine", num_partitions=max(1, rows // ROWS_PER_PARTITION)
+                "vector",
+                "IVF_RQ",
+                name=NAME,
+                metric="cosine",
+                num_partitions=max(1, rows // ROWS_PER_PARTITION),
             )
             covered = dataset.stats.index_stats(NAME)
     except (OSError, RuntimeError, ValueError) as error:
         raise StorageError(f"{folder}: the index cannot be built ({first_line(error)})") from None
     if (covered["num_indexed_rows"], covered["num_unindexed_rows"]) != (rows, 0):
-        raise StorageError(f"{folder}: the index covers {covered['num_indexed_rows']:,} of {rows:,} rows")
-    (folder / "_indices").sync_tree()  # Lance syncs nothing: first these files, then the manifest that names them
+        raise StorageError(
+            f"{folder}: the index covers {covered['num_indexed_rows']:,} of {rows:,} rows"
+        )
+    # Lance syncs nothing: first these files, then the manifest that names them
+    (folder / "_indices").sync_tree()
     sync_manifests(folder)
     return int(dataset.version)
 

@@ -1,7 +1,8 @@
 """Which ids occur twice in an input, in 8 bytes of memory an id; in 16 where their order is kept.
 
-A first pass hands every id to `IdHashes`; only ids whose 64-bit hash occurs twice are looked at again, by a
-`DuplicateFilter` in a second pass, which compares them by a 128-bit cryptographic hash. Used by `prepare` and `scan`.
+A first pass hands every id to `IdHashes`; only ids whose 64-bit hash occurs twice are looked at
+again, by a `DuplicateFilter` in a second pass, which compares them by a 128-bit cryptographic hash.
+Used by `prepare` and `scan`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class IdHashes:
         return len(self._hashes)
 
     def suspects(self, *, keep_order: bool = False) -> npt.NDArray[np.uint64]:
-        """The sorted hashes that occur more than once. Sorts in place, unless `among` is to be asked afterwards."""
+        """The sorted hashes that occur more than once. Sorts in place, unless `among` is to be
+        asked afterwards.
+        """
         if not self._hashes:
             return np.empty(0, dtype=np.uint64)
         hashes = np.frombuffer(self._hashes, dtype=np.uint64)

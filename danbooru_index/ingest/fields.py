@@ -1,4 +1,5 @@
-"""Fields as users have them -> a `Record`; raises `RejectedError` with the reason where they cannot be one.
+"""Fields as users have them -> a `Record`; raises `RejectedError` with the reason where they cannot
+be one.
 
 Called by the readers of dumps and of shards; nothing is guessed that a later stage could not undo.
 """
@@ -26,12 +27,16 @@ def parse_line(line: str) -> Record:
     except (ValueError, RecursionError) as error:
         raise RejectedError(Reason.UNPARSABLE_LINE, str(error)) from None
     if not isinstance(fields, dict):
-        raise RejectedError(Reason.UNPARSABLE_LINE, f"a JSON object is needed, not {type(fields).__name__}")
+        raise RejectedError(
+            Reason.UNPARSABLE_LINE, f"a JSON object is needed, not {type(fields).__name__}"
+        )
     return parse_fields(fields)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object none of whose names occurs twice: of two values Python would take the last, others the first."""
+    """An object none of whose names occurs twice: of two values Python would take the last, others
+    the first.
+    """
     fields = dict(pairs)
     if len(fields) < len(pairs):
         twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
@@ -63,8 +68,8 @@ def parse_csv_row(row: list[str], explanation: str | None = None) -> Record:
 def parse_fields(fields: Mapping[str, Any]) -> Record:
     """Fields as a user has them -> a record; raise `RejectedError`.
 
-    Optional fields are also looked for in `metadata`. Tag, category and explanation come from the fields where they
-    are, else from the text.
+    Optional fields are also looked for in `metadata`. Tag, category and explanation come from the
+    fields where they are, else from the text.
     """
     record_id = _identifier(fields)
     text = _text(fields)
@@ -87,13 +92,17 @@ def parse_fields(fields: Mapping[str, Any]) -> Record:
 
 
 def _metadata(value: Any) -> Mapping[str, Any]:
-    """Further fields: an object, its JSON text, or pairs as Arrow has maps; a text that is no object holds none."""
+    """Further fields: an object, its JSON text, or pairs as Arrow has maps; a text that is no
+    object holds none.
+    """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value, parse_constant=lambda constant: None, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise RejectedError(Reason.WRONG_TYPE, f"metadata is not JSON: {error}") from None
-    if isinstance(value, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+    if isinstance(value, list) and all(
+        isinstance(pair, tuple) and len(pair) == 2 for pair in value
+    ):
         try:
             value = _once(value)
         except (TypeError, ValueError) as error:
@@ -101,7 +110,9 @@ def _metadata(value: Any) -> Mapping[str, Any]:
     if value is None or isinstance(value, str):
         return {}
     if not isinstance(value, Mapping):
-        raise RejectedError(Reason.WRONG_TYPE, f"metadata is a {type(value).__name__}, not an object")
+        raise RejectedError(
+            Reason.WRONG_TYPE, f"metadata is a {type(value).__name__}, not an object"
+        )
     return value
 
 
@@ -112,7 +123,9 @@ def _identifier(fields: Mapping[str, Any]) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise RejectedError(Reason.WRONG_TYPE, f"id is a {type(value).__name__}, not a string or an integer")
+        raise RejectedError(
+            Reason.WRONG_TYPE, f"id is a {type(value).__name__}, not a string or an integer"
+        )
     if is_blank(value):
         raise RejectedError(Reason.EMPTY_ID)
     return _unicode(value, "id")
@@ -128,7 +141,9 @@ def _text(fields: Mapping[str, Any]) -> str:
         raise RejectedError(Reason.EMPTY_TEXT)
     _unicode(value, "text")
     if len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES:
-        raise RejectedError(Reason.TEXT_TOO_LONG, f"{len(value.encode())} bytes; at most {MAX_TEXT_BYTES}")
+        raise RejectedError(
+            Reason.TEXT_TOO_LONG, f"{len(value.encode())} bytes; at most {MAX_TEXT_BYTES}"
+        )
     return value
 
 
@@ -137,7 +152,9 @@ def _unicode(value: str, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RejectedError(Reason.INVALID_UNICODE, f"{name}: {error.reason} at character {error.start}") from None
+        raise RejectedError(
+            Reason.INVALID_UNICODE, f"{name}: {error.reason} at character {error.start}"
+        ) from None
     return value
 
 
@@ -166,7 +183,9 @@ def _count(fields: Mapping[str, Any]) -> int | None:
         # A column with missing values comes out of pandas as decimals.
         count = int(value.strip().removesuffix(".0") if isinstance(value, str) else value)
     except (ValueError, TypeError, OverflowError):
-        raise RejectedError(Reason.WRONG_TYPE, f"post_count is {str(value)[:40]!r}, not an integer") from None
+        raise RejectedError(
+            Reason.WRONG_TYPE, f"post_count is {str(value)[:40]!r}, not an integer"
+        ) from None
     if abs(count) > INT64_MAX:
         raise RejectedError(Reason.WRONG_TYPE, f"post_count {str(count)[:40]} does not fit 64 bits")
     return count

@@ -1,4 +1,6 @@
-"""The folder that `prepare` writes: replaced as a whole or not at all, and never one that holds something else."""
+"""The folder that `prepare` writes: replaced as a whole or not at all, and never one that holds
+something else.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,31 @@ STAGING, REPLACED = "partial", "old"
 
 
 def check_replaceable(out: Path, inputs: tuple[str, ...]) -> None:
-    """Refuse an output folder that holds something `prepare` did not write, or an input: it is replaced as a whole."""
+    """Refuse an output folder that holds something `prepare` did not write, or an input: it is
+    replaced as a whole.
+    """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file; a folder is needed")
     if os.path.ismount(out):
-        raise UsageError(f"--out {out}: a disk's own folder cannot be replaced; choose a folder in it")
+        raise UsageError(
+            f"--out {out}: a disk's own folder cannot be replaced; choose a folder in it"
+        )
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     own = (*OWN_FILES, ".DS_Store")
     if strangers := [name for name in names if name not in own and not SHARD_FILE.fullmatch(name)]:
         raise UsageError(
-            f"--out {out}: not empty, and {strangers[0]} was not written by prepare, which replaces the whole folder; "
-            "choose another folder"
+            f"--out {out}: not empty, and {strangers[0]} was not written by prepare, which replaces"
+            " the whole folder; choose another folder"
         )
     if names and REPORT_FILE not in names:
-        raise UsageError(f"--out {out}: not empty, and not written by prepare; choose another folder")
+        raise UsageError(
+            f"--out {out}: not empty, and not written by prepare; choose another folder"
+        )
     if inside := [word for word in inputs if out in Path(word).resolve().parents]:
-        raise UsageError(f"--out {out}: the input {inside[0]} lies in it, and would be replaced; choose another folder")
+        raise UsageError(
+            f"--out {out}: the input {inside[0]} lies in it, and would be replaced; choose another"
+            " folder"
+        )
 
 
 def beside(out: Path, kind: str) -> Path:
@@ -40,8 +51,9 @@ def beside(out: Path, kind: str) -> Path:
 
 
 def clear_remains(out: Path) -> None:
-    """What a process that was killed on this machine left beside `out`: shards half written go; those that were to be
-    replaced come back, where it died before the new ones were in their place."""
+    """What a process that was killed on this machine left beside `out`: shards half written go;
+    those that were to be replaced come back, where it died before the new ones were in their place.
+    """
     host = re.escape(os.uname().nodename)
     remains = re.compile(rf"{re.escape(out.name)}\.({STAGING}|{REPLACED})-{host}-([0-9]+)")
     for path in sorted(out.parent.iterdir()) if out.parent.is_dir() else []:

@@ -1,6 +1,8 @@
-"""Prepare: tag dumps as users have them -> content-addressed Parquet shards, with every reject kept and counted.
+"""Prepare: tag dumps as users have them -> content-addressed Parquet shards, with every reject kept
+and counted.
 
-Streaming: memory does not grow with the input beyond 8 bytes an id. The same input gives the same bytes.
+Streaming: memory does not grow with the input beyond 8 bytes an id. The same input gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -55,24 +57,34 @@ class PrepareReport:
         return self.with_explanation / self.records if self.records else 0.0
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self) | {"rejected": dict(self.rejected), "explained_share": round(self.explained_share, 4)}
+        return asdict(self) | {
+            "rejected": dict(self.rejected),
+            "explained_share": round(self.explained_share, 4),
+        }
 
     def to_text(self) -> str:
         lines = [
-            f"prepared {self.records:,} of {self.read:,} records in {self.seconds:.1f} s: "
-            f"{self.shards:,} shards, {self.bytes / 1e6:.1f} MB, in {self.out}",
+            (
+                f"prepared {self.records:,} of {self.read:,} records in {self.seconds:.1f} s: "
+                f"{self.shards:,} shards, {self.bytes / 1e6:.1f} MB, in {self.out}"
+            ),
             f"  with an explanation: {self.explained_share:.1%}",
         ]
         if self.rejected:
-            lines.append(f"  left out: {describe_rejects(self.rejected)}; each with its line in {self.rejects_file}")
+            lines.append(
+                f"  left out: {describe_rejects(self.rejected)}; each with its line in"
+                f" {self.rejects_file}"
+            )
         return "\n".join(lines)
 
 
 def prepare(config: PrepareConfig) -> PrepareReport:
-    """Write the inputs as content-addressed Parquet shards in `config.out`, replacing what an earlier run put there.
+    """Write the inputs as content-addressed Parquet shards in `config.out`, replacing what an
+    earlier run put there.
 
-    Nothing appears in `config.out` until everything is written. Raises `InputError` for an input that cannot be read
-    and for one without a single usable record, `RejectedRecordsError` under `strict`.
+    Nothing appears in `config.out` until everything is written. Raises `InputError` for an input
+    that cannot be read and for one without a single usable record, `RejectedRecordsError` under
+    `strict`.
     """
     started = time.monotonic()
     out = Path(config.out).resolve()
@@ -81,23 +93,27 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     files = list_inputs(config.inputs, leaving_out=out)
     translations = read_translations(config.translations)
     if translations and not any(".csv" in path.name.lower() for path in files):
-        raise UsageError(f"--translations {config.translations}: no input is CSV, so there is nothing to add them to")
+        raise UsageError(
+            f"--translations {config.translations}: no input is CSV, so there is nothing to add"
+            " them to"
+        )
     staging = beside(out, STAGING)
     try:
         report = _write_unique(files, translations, staging, config)
         report.seconds = round(time.monotonic() - started, 3)
         if config.strict and report.rejected:
             raise RejectedRecordsError(
-                f"{sum(report.rejected.values()):,} of {report.read:,} records would be rejected "
-                f"({describe_rejects(report.rejected)}); the first: {_first_reject(staging)}; nothing was written "
-                "because of --strict"
+                f"{sum(report.rejected.values()):,} of {report.read:,} records would be rejected"
+                f" ({describe_rejects(report.rejected)}); the first: {_first_reject(staging)};"
+                " nothing was written because of --strict"
             )
         if not report.records:
             raise _nothing_usable(report, config, staging, out)
         if translations and not report.with_explanation:
             raise InputError(
-                f"--translations {config.translations}: names none of these {report.records:,} tags (its first: "
-                f"{next(iter(translations))[:60]!r}): it takes CSV, tag,text, with the tags as the input spells them"
+                f"--translations {config.translations}: names none of these {report.records:,} tags"
+                f" (its first: {next(iter(translations))[:60]!r}): it takes CSV, tag,text, with the"
+                " tags as the input spells them"
             )
         text = json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n"
         (staging / REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -109,25 +125,35 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     return report
 
 
-def _nothing_usable(report: PrepareReport, config: PrepareConfig, staging: Path, out: Path) -> InputError:
+def _nothing_usable(
+    report: PrepareReport, config: PrepareConfig, staging: Path, out: Path
+) -> InputError:
     """No record at all: what is in `out` stays; the rejects are kept beside it."""
     where = ""
     if report.rejected:
         kept = out.with_name(f"{out.name}.rejects.jsonl")
         shutil.copy(staging / REJECTS_FILE, kept)
         where = f" ({describe_rejects(report.rejected)}); see {kept}"
-    return InputError(f"no usable record in {', '.join(config.inputs)}{where}; nothing was written to {out}")
+    return InputError(
+        f"no usable record in {', '.join(config.inputs)}{where}; nothing was written to {out}"
+    )
 
 
 def _write_unique(
     files: list[Path], translations: dict[str, str], staging: Path, config: PrepareConfig
 ) -> PrepareReport:
-    """One pass over the input where all ids differ; a second one, that knows the suspects, where some may not."""
+    """One pass over the input where all ids differ; a second one, that knows the suspects, where
+    some may not.
+    """
     hashes = IdHashes()
-    report = _write_shards(files, translations, staging, config, DuplicateFilter(IdHashes().suspects()), hashes)
+    report = _write_shards(
+        files, translations, staging, config, DuplicateFilter(IdHashes().suspects()), hashes
+    )
     suspects = hashes.suspects()
     if len(suspects):
-        report = _write_shards(files, translations, staging, config, DuplicateFilter(suspects), None)
+        report = _write_shards(
+            files, translations, staging, config, DuplicateFilter(suspects), None
+        )
     return report
 
 

@@ -1,4 +1,5 @@
-"""Samples of the input, the same ones every time: for the self-check, for estimates, for fitting a projection.
+"""Samples of the input, the same ones every time: for the self-check, for estimates, for fitting a
+projection.
 
 Every shard that any of them needs is read once.
 """
@@ -33,8 +34,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class InputSamples:
-    """What is drawn from the input before a build: records for the self-check; texts whose length is measured; texts that
-    a projection is fitted and measured on, and questions about them (none where nothing is projected)."""
+    """What is drawn from the input before a build: records for the self-check; texts whose length
+    is measured; texts that a projection is fitted and measured on, and questions about them (none
+    where nothing is projected).
+    """
 
     checked: tuple[Sample, ...]
     estimate: tuple[str, ...]
@@ -44,7 +47,9 @@ class InputSamples:
 
 @dataclass(slots=True)
 class Draw:
-    """Up to `count` records from up to `spread` of `shards` shards, all over the input; always the same."""
+    """Up to `count` records from up to `spread` of `shards` shards, all over the input; always the
+    same.
+    """
 
     count: int
     spread: int
@@ -61,17 +66,24 @@ class Draw:
         """Draw from one of these shards."""
         most = -(-self.count // len(self.places))
         rows = sorted(self.rng.sample(range(records.num_rows), min(records.num_rows, most)))
-        self.found += [(shard.id, record) for record in records.take(pa.array(rows, pa.int64())).to_pylist()]
+        self.found += [
+            (shard.id, record) for record in records.take(pa.array(rows, pa.int64())).to_pylist()
+        ]
 
     def result(self) -> Found:
         return self.found[: self.count]
 
 
 def draw_samples(shards: Sequence[Shard], *, projected: bool = False) -> InputSamples:
-    """All samples that a build needs, in one reading of the shards they come from; `projected`: also those for a ColBERT
-    projection. Raises `InputError` for a shard that cannot be read."""
+    """All samples that a build needs, in one reading of the shards they come from; `projected`:
+    also those for a ColBERT projection. Raises `InputError` for a shard that cannot be read.
+    """
     sizes = [(CHECKED, SPREAD), (ESTIMATE_TEXTS, SPREAD)]
-    sizes += [(PROJECTION_RECORDS, PROJECTION_SPREAD), (PROJECTION_QUESTIONS, PROJECTION_SPREAD)] if projected else []
+    sizes += (
+        [(PROJECTION_RECORDS, PROJECTION_SPREAD), (PROJECTION_QUESTIONS, PROJECTION_SPREAD)]
+        if projected
+        else []
+    )
     draws = [Draw(count, spread, len(shards)) for count, spread in sizes]
     _draw(shards, draws)
     checked, estimate, *others = (draw.result() for draw in draws)

@@ -1,7 +1,9 @@
-"""One reading of the input before anything is built: its shards, their digests, and the ids that occur twice.
+"""One reading of the input before anything is built: its shards, their digests, and the ids that
+occur twice.
 
-`scan` opens every file once. Only where two ids may be equal are those files opened again, for their texts: a record that
-is itself unusable does not make a later one a duplicate. Samples are drawn from the scan by `sampling`, in one more reading.
+`scan` opens every file once. Only where two ids may be equal are those files opened again, for
+their texts: a record that is itself unusable does not make a later one a duplicate. Samples are
+drawn from the scan by `sampling`, in one more reading.
 """
 
 from __future__ import annotations
@@ -18,13 +20,22 @@ import pyarrow as pa
 from danbooru_index.errors import InputError, RejectedRecordsError
 from danbooru_index.ingest.duplicates import DuplicateFilter, IdHashes
 from danbooru_index.ingest.parquet import open_input, parse_rows
-from danbooru_index.ingest.shards import Shard, checked_parquet, cut, find_parquet, read_shard, rows_of
+from danbooru_index.ingest.shards import (
+    Shard,
+    checked_parquet,
+    cut,
+    find_parquet,
+    read_shard,
+    rows_of,
+)
 from danbooru_index.records import Record, describe_rejects
 
 
 @dataclass(frozen=True, slots=True)
 class InputScan:
-    """What the input is: `spec` as the user named it, and its shards in order, each knowing its duplicates."""
+    """What the input is: `spec` as the user named it, and its shards in order, each knowing its
+    duplicates.
+    """
 
     spec: str
     shards: tuple[Shard, ...]
@@ -43,15 +54,16 @@ class InputScan:
 def scan(spec: str) -> InputScan:
     """The shards of a folder, a glob or one Parquet file, in name order.
 
-    Raises `InputError` for a path that is not there, a folder without Parquet, a file that is not whole or has no
-    `id` and `text`. Every file is hashed, so that a changed file is another shard.
+    Raises `InputError` for a path that is not there, a folder without Parquet, a file that is not
+    whole or has no `id` and `text`. Every file is hashed, so that a changed file is another shard.
     """
     shards: list[Shard] = []
     seen: Counter[str] = Counter()
     hashes = IdHashes()
     ends: list[int] = []  # how many ids were hashed by the end of each shard
     for path in find_parquet(spec):
-        with open_input(path.resolve()) as opened:  # a worker's working directory is not the driver's
+        with open_input(path.resolve()) as opened:
+            # a worker's working directory is not the driver's
             file = checked_parquet(opened)
             digest = opened.digest()
             for shard in cut(opened, file, digest, seen[digest]):
@@ -83,7 +95,10 @@ def _mark_duplicates(shards: list[Shard], ends: list[int], hashes: IdHashes) -> 
     places = np.flatnonzero(hashes.among(suspects))
     touched = set(np.searchsorted(np.array(ends), places, side="right").tolist())
     duplicates = DuplicateFilter(suspects)
-    return [_marked(shard, duplicates) if number in touched else shard for number, shard in enumerate(shards)]
+    return [
+        _marked(shard, duplicates) if number in touched else shard
+        for number, shard in enumerate(shards)
+    ]
 
 
 def _marked(shard: Shard, duplicates: DuplicateFilter) -> Shard:
@@ -98,7 +113,8 @@ def _marked(shard: Shard, duplicates: DuplicateFilter) -> Shard:
 
 
 def refuse_rejects(found: InputScan) -> None:
-    """Under `--strict`, before anything else is done: raise `RejectedRecordsError` for records that cannot be used.
+    """Under `--strict`, before anything else is done: raise `RejectedRecordsError` for records that
+    cannot be used.
 
     Reads all of the input once more: nothing less says of every record whether it can be used.
     """
@@ -107,9 +123,13 @@ def refuse_rejects(found: InputScan) -> None:
     for shard in found.shards:
         for reject in read_shard(shard)[1]:
             reasons[reject.reason.value] += 1
-            first = first or f"{reject.source}:{reject.line} {reject.reason.value} {reject.detail}".rstrip()
+            first = (
+                first
+                or f"{reject.source}:{reject.line} {reject.reason.value} {reject.detail}".rstrip()
+            )
     if reasons:
         raise RejectedRecordsError(
-            f"{reasons.total():,} of {found.rows:,} records would be rejected ({describe_rejects(reasons)}); "
-            f"the first: {first}; nothing was built because of --strict"
+            f"{reasons.total():,} of {found.rows:,} records would be rejected"
+            f" ({describe_rejects(reasons)}); the first: {first}; nothing was built because of"
+            " --strict"
         )

@@ -1,7 +1,8 @@
 """Shards: slices of the input that are done or not done as a whole, identified by their content.
 
-`find_parquet` finds the files that a user means, `cut` cuts one into shards by its rows, `read_shard` reads one shard.
-Rows keep the input's order all the way. Which shards there are says `scan`.
+`find_parquet` finds the files that a user means, `cut` cuts one into shards by its rows,
+`read_shard` reads one shard. Rows keep the input's order all the way. Which shards there are says
+`scan`.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ LARGEST_SHARD_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Rows `start` to `start + rows` of one Parquet file; `id` comes from the file's content and the range.
+    """Rows `start` to `start + rows` of one Parquet file; `id` comes from the file's content and
+    the range.
 
-    `stamp` is the file's size and time of change. `drop` holds the rows, counted from the shard's first, whose id
-    occurred earlier in the input.
+    `stamp` is the file's size and time of change. `drop` holds the rows, counted from the shard's
+    first, whose id occurred earlier in the input.
     """
 
     id: str
@@ -65,7 +67,9 @@ def to_table(records: list[Record]) -> pa.Table:
 
 
 def find_parquet(spec: str) -> list[Path]:
-    """The Parquet files that a folder, a glob or a path means; raise `InputError` where there are none."""
+    """The Parquet files that a folder, a glob or a path means; raise `InputError` where there are
+    none.
+    """
     path = Path(spec)
     if path.is_dir():
         files = [p for p in files_in(path) if p.suffix.lower() == ".parquet"]
@@ -76,8 +80,12 @@ def find_parquet(spec: str) -> list[Path]:
     if not files:
         raise InputError(f"{spec}: no such file or folder")
     if folders := [file for file in files if file.is_dir()]:
-        raise InputError(f"{folders[0]}: a folder among the files of {spec}: name the folder above, or *.parquet")
-    if dumps := [file for file in files if file.suffix.lower() != ".parquet" and not _is_parquet(file)]:
+        raise InputError(
+            f"{folders[0]}: a folder among the files of {spec}: name the folder above, or *.parquet"
+        )
+    if dumps := [
+        file for file in files if file.suffix.lower() != ".parquet" and not _is_parquet(file)
+    ]:
         raise InputError(f"{dumps[0]}: a tag dump, not Parquet shards; {_prepare_first(spec)}")
     return files
 
@@ -85,7 +93,10 @@ def find_parquet(spec: str) -> list[Path]:
 def _prepare_first(spec: str) -> str:
     """The commands that make shards of a dump and build them."""
     dump = shlex.quote(spec)
-    return f"run danbooru-index prepare {dump} --out data/shards, then danbooru-index build data/shards --index ..."
+    return (
+        f"run danbooru-index prepare {dump} --out data/shards, then danbooru-index build"
+        " data/shards --index ..."
+    )
 
 
 def _is_parquet(path: Path) -> bool:
@@ -103,12 +114,15 @@ def checked_parquet(opened: InputFile) -> pq.ParquetFile:
         file = opened.parquet()
     except (OSError, pa.ArrowException) as error:
         reason = first_line(error, 160)
-        raise InputError(f"{path}: not a whole Parquet file ({reason}); write or fetch it again") from None
+        raise InputError(
+            f"{path}: not a whole Parquet file ({reason}); write or fetch it again"
+        ) from None
     missing = {"id", "text"} - set(file.schema_arrow.names)
     if missing:
         raise InputError(
-            f"{path}: no column {' and '.join(sorted(missing))}; it has {', '.join(file.schema_arrow.names)}; "
-            "build needs id and text: make shards with danbooru-index prepare"
+            f"{path}: no column {' and '.join(sorted(missing))}; it has"
+            f" {', '.join(file.schema_arrow.names)}; build needs id and text: make shards with"
+            " danbooru-index prepare"
         )
     for column in sorted(KNOWN_FIELDS):
         if file.schema_arrow.names.count(column) > 1:
@@ -123,16 +137,23 @@ def cut(opened: InputFile, file: pq.ParquetFile, digest: str, copies: int) -> li
     shards = []
     for start, rows in ranges:
         part = f"-r{start}-{rows}" if len(ranges) > 1 else ""
-        shards.append(Shard(f"{digest[:32]}{part}{copy}", opened.path, start, rows, digest, opened.stamp))
+        shards.append(
+            Shard(f"{digest[:32]}{part}{copy}", opened.path, start, rows, digest, opened.stamp)
+        )
     return shards
 
 
 def _ranges(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of each shard of a file: the whole file, else runs of row groups, else rows of a large one."""
+    """(first row, rows) of each shard of a file: the whole file, else runs of row groups, else rows
+    of a large one.
+    """
     start = rows = size = 0
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
-        too_large = rows + group.num_rows > LARGEST_SHARD_ROWS or size + group.total_byte_size > LARGEST_SHARD_BYTES
+        too_large = (
+            rows + group.num_rows > LARGEST_SHARD_ROWS
+            or size + group.total_byte_size > LARGEST_SHARD_BYTES
+        )
         if rows and too_large:
             yield start, rows
             start, rows, size = start + rows, 0, 0
@@ -145,7 +166,9 @@ def _ranges(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
 
 
 def rows_of(shard: Shard, file: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
-    """The rows of a shard, as they are in its file. Raises `InputError` for rows that cannot be read."""
+    """The rows of a shard, as they are in its file. Raises `InputError` for rows that cannot be
+    read.
+    """
     try:
         groups: list[int] = []
         first = at = 0
@@ -162,17 +185,23 @@ def rows_of(shard: Shard, file: pq.ParquetFile, columns: list[str] | None = None
 
 
 def read_shard(shard: Shard) -> tuple[pa.Table, list[Reject]]:
-    """The records of a shard (`RECORD_SCHEMA`) and its rejects; raise `InputError` where the file has changed."""
+    """The records of a shard (`RECORD_SCHEMA`) and its rejects; raise `InputError` where the file
+    has changed.
+    """
     try:
         with open_input(shard.path) as opened:
             changed = opened.stamp != shard.stamp
             if not changed and shard.stamp[0] < LARGEST_SHARD_BYTES:
                 changed = opened.digest() != shard.digest
             if changed:
-                raise InputError(f"{shard.path}: changed since the build began; run the build again")
+                raise InputError(
+                    f"{shard.path}: changed since the build began; run the build again"
+                )
             rows = rows_of(shard, opened.parquet())
     except OSError as error:
-        raise InputError(f"{shard.path}: cannot be read on {os.uname().nodename} ({error.strerror})") from None
+        raise InputError(
+            f"{shard.path}: cannot be read on {os.uname().nodename} ({error.strerror})"
+        ) from None
     except pa.ArrowException as error:
         raise InputError(f"{shard.path}: cannot be read ({first_line(error, 160)})") from None
     if not shard.drop and is_prepared(rows):
@@ -197,7 +226,9 @@ def _parsed(shard: Shard, rows: pa.Table) -> tuple[pa.Table, list[Reject]]:
 
 
 def is_prepared(rows: pa.Table) -> bool:
-    """Whether `prepare` could have written these rows: its columns and types, and every id and text usable."""
+    """Whether `prepare` could have written these rows: its columns and types, and every id and text
+    usable.
+    """
     if not set(RECORD_SCHEMA.names) <= set(rows.column_names):
         return False
     chosen = rows.select(RECORD_SCHEMA.names)
@@ -211,6 +242,9 @@ def is_prepared(rows: pa.Table) -> bool:
         chosen.validate(full=True)
     except pa.ArrowException:
         return False
-    visible = all(pc.all(pc.match_substring_regex(rows[name], VISIBLE)).as_py() is not False for name in ("id", "text"))
+    visible = all(
+        pc.all(pc.match_substring_regex(rows[name], VISIBLE)).as_py() is not False
+        for name in ("id", "text")
+    )
     too_long = pc.max(pc.binary_length(rows["text"])).as_py() or 0
     return visible and too_long <= MAX_TEXT_BYTES

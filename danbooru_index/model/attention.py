@@ -1,4 +1,6 @@
-"""Attention within each text of a packed call: by FlashAttention's variable-length kernel, or in blocks under a mask."""
+"""Attention within each text of a packed call: by FlashAttention's variable-length kernel, or in
+blocks under a mask.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ LONGEST_IN_TWO = 512  # tokens: 16 heads have 8 MB of scores for such a text
 
 
 def on_device(array: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
-    """An array on the device: to a GPU from pinned memory, so that nobody waits for the kernels queued before."""
+    """An array on the device: to a GPU from pinned memory, so that nobody waits for the kernels
+    queued before.
+    """
     import torch
 
     tensor = torch.from_numpy(array)
@@ -40,9 +44,11 @@ def attention_sdpa(
 def attention_eager(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """The same by two matrix products and a softmax of scores in bf16, as in transformers' eager attention.
+    """The same by two matrix products and a softmax of scores in bf16, as in transformers' eager
+    attention.
 
-    Measured: 1.4 to 2.4 times as fast as torch's own in bf16 on a CPU with AVX512-BF16 and without AMX; slower in fp32.
+    Measured: 1.4 to 2.4 times as fast as torch's own in bf16 on a CPU with AVX512-BF16 and without
+    AMX; slower in fp32.
     """
     import torch
 
@@ -50,14 +56,20 @@ def attention_eager(
         return attention_sdpa(query, key, value, mask)
     q, k, v = (part.flatten(0, 1) for part in (query, key, value))
     scores, scale = torch.bmm(q, k.mT).view(*query.shape[:3], -1), query.shape[-1] ** -0.5
-    scores = scores.mul_(scale) if mask is None else torch.add(mask, scores, alpha=scale, out=scores)
+    scores = (
+        scores.mul_(scale) if mask is None else torch.add(mask, scores, alpha=scale, out=scores)
+    )
     return torch.bmm(scores.softmax(-1).flatten(0, 1), v).view(query.shape)
 
 
-def attention_blocked(call: PackedCall, hidden: torch.Tensor, attention: Callable[..., torch.Tensor]) -> Attend:
-    """Attention within each text, [P, heads, d]: one call for all blocks, one for each run of longer texts of one length.
+def attention_blocked(
+    call: PackedCall, hidden: torch.Tensor, attention: Callable[..., torch.Tensor]
+) -> Attend:
+    """Attention within each text, [P, heads, d]: one call for all blocks, one for each run of
+    longer texts of one length.
 
-    A multiple of 16 slots is what the CPU's kernel is fast for: texts of 8 tokens take a third of the time so.
+    A multiple of 16 slots is what the CPU's kernel is fast for: texts of 8 tokens take a third of
+    the time so.
     """
     import torch
 
@@ -69,7 +81,10 @@ def attention_blocked(call: PackedCall, hidden: torch.Tensor, attention: Callabl
         at = 0
         for place, (rows, length) in enumerate(segments):
             span = slice(at, at + rows * length)
-            q, k, v = (part[span].view(rows, length, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
+            q, k, v = (
+                part[span].view(rows, length, *part.shape[1:]).transpose(1, 2)
+                for part in (query, key, value)
+            )
             attended = attention(q, k, v, mask if place == 0 else None)
             parts.append(attended.transpose(1, 2).flatten(0, 1))
             at += rows * length
@@ -79,14 +94,18 @@ def attention_blocked(call: PackedCall, hidden: torch.Tensor, attention: Callabl
 
 
 def _same_text(call: PackedCall, hidden: torch.Tensor) -> torch.Tensor | None:
-    """What is added to the scores within the blocks, [blocks, 1, block, block]: nothing within a text, else -inf."""
+    """What is added to the scores within the blocks, [blocks, 1, block, block]: nothing within a
+    text, else -inf.
+    """
     import torch
 
     if not call.blocks:
         return None
     owner = np.full(len(call.ids), -1)
     owner[call.places] = np.repeat(np.arange(call.rows), call.lengths)
-    owners = on_device(owner[: call.blocks * call.block], hidden.device).view(call.blocks, 1, call.block)
+    owners = on_device(owner[: call.blocks * call.block], hidden.device).view(
+        call.blocks, 1, call.block
+    )
     mask = hidden.new_zeros(call.blocks, 1, call.block, call.block)
     return mask.masked_fill_(owners[..., None] != owners[:, :, None], -torch.inf)
 
@@ -96,7 +115,9 @@ def attention_varlen(call: PackedCall, hidden: torch.Tensor) -> Attend:
     import torch
     from torch.nn.attention.varlen import varlen_attn
 
-    lengths = np.repeat([length for _, length in call.segments], [rows for rows, _ in call.segments])
+    lengths = np.repeat(
+        [length for _, length in call.segments], [rows for rows, _ in call.segments]
+    )
     bounds = on_device(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), hidden.device)
     longest = int(lengths.max())
 
@@ -108,7 +129,9 @@ def attention_varlen(call: PackedCall, hidden: torch.Tensor) -> Attend:
 
 
 def has_varlen_kernel(weight: torch.Tensor) -> bool:
-    """Whether the model of this weight can use FlashAttention's variable-length kernel: half precision, Ampere, torch 2.10."""
+    """Whether the model of this weight can use FlashAttention's variable-length kernel: half
+    precision, Ampere, torch 2.10.
+    """
     import torch
 
     half = weight.dtype in (torch.float16, torch.bfloat16)

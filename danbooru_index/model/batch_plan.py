@@ -1,4 +1,6 @@
-"""How a batch is encoded: equal texts once, in an order that packs well, and the way back to the input's order."""
+"""How a batch is encoded: equal texts once, in an order that packs well, and the way back to the
+input's order.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ MIN_CALLS_TO_FILL = 8  # in a batch: compiling layers for full calls takes the t
 
 
 class BatchPlan:
-    """How a batch is encoded: equal rows once, in an order that packs well, and the way back to the input's order: which of
-    the device's vectors each of the input's is (`ways`)."""
+    """How a batch is encoded: equal rows once, in an order that packs well, and the way back to the
+    input's order: which of the device's vectors each of the input's is (`ways`).
+    """
 
     def __init__(self, batch: TokenBatch, blocks: tuple[int, ...]) -> None:
         self.lengths = batch.lengths.astype(np.int64)
@@ -33,7 +36,9 @@ class BatchPlan:
         done = 0
         order = np.argsort(self.lengths, kind="stable")
         present, counts = np.unique(self.lengths, return_counts=True)
-        for length, rows in zip(present.tolist(), np.split(order, np.cumsum(counts))[:-1], strict=True):
+        for length, rows in zip(
+            present.tolist(), np.split(order, np.cumsum(counts))[:-1], strict=True
+        ):
             matrix = batch.token_ids[offsets[rows][:, None] + np.arange(length)]
             keys = np.ascontiguousarray(matrix).view(np.dtype((np.void, 4 * length))).ravel()
             _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
@@ -50,15 +55,20 @@ class BatchPlan:
         self.pack(blocks if self.unique_tokens > FEW_TOKENS else (0,))
 
     def pack(self, blocks: tuple[int, ...]) -> None:
-        """Put the unique rows in the order in which they are to be encoded, in one of these sizes of blocks."""
+        """Put the unique rows in the order in which they are to be encoded, in one of these sizes
+        of blocks.
+        """
         self.packing: Packing = pack(self._ids, self.unique_lengths, blocks)
         place = np.empty(self.unique_rows, dtype=np.int64)
         place[self.packing.order] = np.arange(self.unique_rows)
         taken = place[self._unique_of]
         self.ways = {"dense": taken, "colbert": ragged_take(self.packing.lengths - 1, taken)}
 
-    def calls_of(self, budget: int, streams: int, padding_id: int, min_fill_ratio: float) -> list[PackedCall]:
-        """The device calls at a token budget, planned once; where several run at once, as many as end together.
+    def calls_of(
+        self, budget: int, streams: int, padding_id: int, min_fill_ratio: float
+    ) -> list[PackedCall]:
+        """The device calls at a token budget, planned once; where several run at once, as many as
+        end together.
 
         They depend on nothing but the batch, so that it comes out the same whenever it is encoded.
         """
@@ -77,8 +87,9 @@ class BatchPlan:
         return self.calls
 
     def assemble(self, out: dict[str, Array]) -> tuple[Embeddings, npt.NDArray[np.int64]]:
-        """Device results of the unique rows, in the order of the last `pack`, but vectors by `ways` -> an `Embeddings` in
-        input order, and the rows that are not finite."""
+        """Device results of the unique rows, in the order of the last `pack`, but vectors by `ways`
+        -> an `Embeddings` in input order, and the rows that are not finite.
+        """
         taken = self.ways["dense"]
         kept = (out["sparse_weights"] > 0) & ~np.isin(out["sparse_ids"], self._special)
         rows = np.repeat(np.arange(self.unique_rows), self.packing.lengths)

@@ -1,6 +1,8 @@
-"""Which model: a hub name, a folder or the embedded one -> a local folder, checked, with its model id.
+"""Which model: a hub name, a folder or the embedded one -> a local folder, checked, with its model
+id.
 
-The driver resolves the model once, before any actor starts, and passes the local path on; each actor checks the id.
+The driver resolves the model once, before any actor starts, and passes the local path on; each
+actor checks the id.
 """
 
 from __future__ import annotations
@@ -41,8 +43,9 @@ TOKENIZER_FILES = (*TOKENIZERS, *SETTINGS[1:])
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model at hand: the name it was asked for by, its local folder, its id (a hash of every file that counts), and what
-    the file system said of those files before they were read (`stamp_of`)."""
+    """A model at hand: the name it was asked for by, its local folder, its id (a hash of every file
+    that counts), and what the file system said of those files before they were read (`stamp_of`).
+    """
 
     name: str
     path: str
@@ -51,8 +54,9 @@ class Checkpoint:
 
 
 def resolve_model(name: str) -> Checkpoint:
-    """Find or fetch the model `name`, and check that it is whole. Raises `ModelError` saying what is wrong with it, or where
-    it could come from."""
+    """Find or fetch the model `name`, and check that it is whole. Raises `ModelError` saying what
+    is wrong with it, or where it could come from.
+    """
     return identify(name, find_model(name))
 
 
@@ -63,27 +67,35 @@ def identify(name: str, folder: Path) -> Checkpoint:
 
 
 def find_model(name: str) -> Path:
-    """The folder of the model `name`, fetched where need be, and whole. Raises `ModelError` as above."""
+    """The folder of the model `name`, fetched where need be, and whole. Raises `ModelError` as
+    above.
+    """
     folder = locate_model(name)
     check_model(folder)
     return folder
 
 
 def locate_model(name: str) -> Path:
-    """The folder of the model `name`, fetched where need be, not looked into. Raises `ModelError` where there is none."""
+    """The folder of the model `name`, fetched where need be, not looked into. Raises `ModelError`
+    where there is none.
+    """
     folder = Path(os.path.expanduser(name))
     if name == BUNDLED_MODEL and not folder.is_dir():
         folder = BUNDLED_FOLDER
     elif not folder.is_dir():
         if _looks_like_path(name):
-            raise ModelError(f"--model {name}: no such folder; a folder in BGE-M3's format or a hub name is needed")
+            raise ModelError(
+                f"--model {name}: no such folder; a folder in BGE-M3's format or a hub name is"
+                " needed"
+            )
         folder = Path(fetch_model(name))
     return folder
 
 
 def check_model(folder: Path) -> None:
-    """Whether a folder holds a whole model in BGE-M3's format: files, tensors, vocabulary. Reads names and shapes only, so
-    that this is known before Ray starts. Raises `ModelError`."""
+    """Whether a folder holds a whole model in BGE-M3's format: files, tensors, vocabulary. Reads
+    names and shapes only, so that this is known before Ray starts. Raises `ModelError`.
+    """
     refuse_pointers(folder, required_files(folder))
     settings = read_settings(folder)
     check_weights(folder, settings)
@@ -93,12 +105,14 @@ def check_model(folder: Path) -> None:
 
 
 def default_model(device: str) -> str:
-    """The model of a machine on which none was asked for: BAAI/bge-m3 on a GPU, else the embedded one, and said so."""
+    """The model of a machine on which none was asked for: BAAI/bge-m3 on a GPU, else the embedded
+    one, and said so.
+    """
     if device == "cuda":
         return PRODUCTION_MODEL
     log.info(
-        f"no --model and no GPU in use: {BUNDLED_MODEL}, the small embedded model; --model {PRODUCTION_MODEL} is the "
-        "better and slower choice"
+        f"no --model and no GPU in use: {BUNDLED_MODEL}, the small embedded model; --model"
+        f" {PRODUCTION_MODEL} is the better and slower choice"
     )
     return BUNDLED_MODEL
 
@@ -119,7 +133,9 @@ def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def model_id(folder: Path) -> str:
-    """SHA-256 over the weights, heads, tokenizer and configuration of a checkpoint; checks that all are there."""
+    """SHA-256 over the weights, heads, tokenizer and configuration of a checkpoint; checks that all
+    are there.
+    """
     digest = hashlib.sha256()
     for name in required_files(folder):
         with (folder / name).open("rb") as file:
@@ -128,8 +144,9 @@ def model_id(folder: Path) -> str:
 
 
 def stamp_of(folder: Path) -> str:
-    """Names, sizes, inodes and times of change of a checkpoint's files: where they are the same, so is the model id, and 2.3
-    GB need not be read again. Checks that all are there."""
+    """Names, sizes, inodes and times of change of a checkpoint's files: where they are the same, so
+    is the model id, and 2.3 GB need not be read again. Checks that all are there.
+    """
     found = [(name, (folder / name).stat()) for name in required_files(folder)]
     return json.dumps([(name, file.st_size, file.st_ino, file.st_ctime_ns) for name, file in found])
 
@@ -138,43 +155,69 @@ def required_files(folder: Path) -> list[str]:
     """The files of a checkpoint that decide its numbers; raise `ModelError` for what is missing."""
     present = {path.name for path in folder.iterdir() if path.is_file()}
     if "config.json" not in present:
-        inner = sorted(path.parent.name for path in folder.glob("*/config.json") if "modules.json" in present)
+        inner = sorted(
+            path.parent.name for path in folder.glob("*/config.json") if "modules.json" in present
+        )
         raise ModelError(
             f"{folder}: no configuration (config.json): not a checkpoint in BGE-M3's format"
-            + (f"; {inner[0]} in it may be one (with {' and '.join(HEADS)} beside its weights)" if inner else "")
+            + (
+                f"; {inner[0]} in it may be one (with {' and '.join(HEADS)} beside its weights)"
+                if inner
+                else ""
+            )
         )
     if "adapter_config.json" in present:
-        raise ModelError(f"{folder}: an adapter (adapter_config.json), not a whole model: merge it into its base first")
+        raise ModelError(
+            f"{folder}: an adapter (adapter_config.json), not a whole model: merge it into its base"
+            " first"
+        )
     chosen = needed_files(present)
     for kind, names in (("weights", WEIGHTS), ("tokenizer", TOKENIZERS)):
         if not any(name in present or f"{name}.index.json" in present for name in names):
-            raise ModelError(f"{folder}: no {kind} ({' or '.join(names)}): not a checkpoint in BGE-M3's format")
+            raise ModelError(
+                f"{folder}: no {kind} ({' or '.join(names)}): not a checkpoint in BGE-M3's format"
+            )
     return sorted(chosen)
 
 
 def _check_pooling(folder: Path) -> None:
-    """Raise `ModelError` where sentence-transformers' settings pool otherwise than BGE-M3, whose dense vector is the first
-    token's: FlagEmbedding does not read them."""
+    """Raise `ModelError` where sentence-transformers' settings pool otherwise than BGE-M3, whose
+    dense vector is the first token's: FlagEmbedding does not read them.
+    """
     for path in sorted(folder.glob("*_Pooling/config.json")):
         try:
             pooling = json.loads(path.read_text(encoding="utf-8"))
-            modes = [name.removeprefix("pooling_mode_") for name, value in pooling.items() if value is True]
+            modes = [
+                name.removeprefix("pooling_mode_")
+                for name, value in pooling.items()
+                if value is True
+            ]
             modes = [str(pooling["pooling_mode"])] if "pooling_mode" in pooling else modes
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise ModelError(f"{path}: cannot be read ({first_line(error, 120)})") from None
         if others := [mode for mode in modes if mode not in ("cls", "cls_token", "include_prompt")]:
-            raise ModelError(f"{path}: pools by {', '.join(others)}; BGE-M3's dense vector is that of the first token")
+            raise ModelError(
+                f"{path}: pools by {', '.join(others)}; BGE-M3's dense vector is that of the first"
+                " token"
+            )
 
 
 def _check_tokenizer_settings(folder: Path) -> None:
-    """Raise `ModelError` for a tokenizer of another kind, and for one kept in files that the model id does not hold."""
+    """Raise `ModelError` for a tokenizer of another kind, and for one kept in files that the model
+    id does not hold.
+    """
     settings = read_tokenizer_settings(folder)
     path = folder / "tokenizer_config.json"
     kind = settings.get("tokenizer_class")
     if kind is not None and str(kind).removesuffix("Fast") not in TOKENIZER_CLASSES:
-        raise ModelError(f"{path}: tokenizer_class is {kind!r}; of BGE-M3's format is XLMRobertaTokenizer")
+        raise ModelError(
+            f"{path}: tokenizer_class is {kind!r}; of BGE-M3's format is XLMRobertaTokenizer"
+        )
     if refused := [name for name in ("fast_tokenizer_files", "auto_map") if settings.get(name)]:
-        raise ModelError(f"{path}: {refused[0]}: another tokenizer than the files of this folder: remove that line")
+        raise ModelError(
+            f"{path}: {refused[0]}: another tokenizer than the files of this folder: remove that"
+            " line"
+        )
 
 
 def read_tokenizer_settings(folder: Path) -> dict[str, Any]:
@@ -190,8 +233,9 @@ def read_tokenizer_settings(folder: Path) -> dict[str, Any]:
 
 
 def _check_vocabulary(folder: Path, embeddings: int) -> None:
-    """Raise `ModelError` where the tokenizer has ids that the model has no embedding for: they would fail, or on a GPU end
-    the process, at the first text that has such a token."""
+    """Raise `ModelError` where the tokenizer has ids that the model has no embedding for: they
+    would fail, or on a GPU end the process, at the first text that has such a token.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         return  # a SentencePiece model alone: `Tokenizer` compares when it has been read
@@ -203,7 +247,9 @@ def _check_vocabulary(folder: Path, embeddings: int) -> None:
         if type(largest) is not int:
             raise TypeError("its ids are no numbers")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path}: not a tokenizer ({type(error).__name__}: {first_line(error, 120)})") from None
+        raise ModelError(
+            f"{path}: not a tokenizer ({type(error).__name__}: {first_line(error, 120)})"
+        ) from None
     refuse_ids_beyond(folder, largest, embeddings)
 
 
@@ -211,8 +257,8 @@ def refuse_ids_beyond(folder: Path, largest: int, embeddings: int) -> None:
     """Raise `ModelError` where the largest id of the tokenizer has no embedding."""
     if largest >= embeddings:
         raise ModelError(
-            f"{folder}: its tokenizer has {largest + 1:,} entries, its model embeddings for {embeddings:,}: they do not "
-            "belong together"
+            f"{folder}: its tokenizer has {largest + 1:,} entries, its model embeddings for"
+            f" {embeddings:,}: they do not belong together"
         )
 
 

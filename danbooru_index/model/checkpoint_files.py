@@ -1,4 +1,6 @@
-"""The files of a checkpoint in BGE-M3's format: which decide its numbers, and what its `config.json` must say."""
+"""The files of a checkpoint in BGE-M3's format: which decide its numbers, and what its
+`config.json` must say.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ SIZES = (
     "num_hidden_layers",
     "vocab_size",
 )
-# What another value of makes it another model, which the packed forward pass does not compute, or hides a file from its id.
+# What another value of makes it another model, which the packed forward pass does not compute, or
+# hides a file from its id.
 FIXED = {
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
@@ -33,7 +36,9 @@ FIRST_FEW = 4  # tensors in a message
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
-    """Of the files of a folder or repository those that transformers loads weights from: the first form that is there."""
+    """Of the files of a folder or repository those that transformers loads weights from: the first
+    form that is there.
+    """
     present = set(names)
     for form in WEIGHTS:
         if form in present:
@@ -41,20 +46,27 @@ def weight_files(names: Iterable[str]) -> list[str]:
         index = f"{form}.index.json"
         if index in present:
             stem, suffix = form.rsplit(".", 1)
-            return [index, *sorted(n for n in present if n.startswith(f"{stem}-") and n.endswith(f".{suffix}"))]
+            return [
+                index,
+                *sorted(
+                    n for n in present if n.startswith(f"{stem}-") and n.endswith(f".{suffix}")
+                ),
+            ]
     return []
 
 
 def needed_files(names: Iterable[str]) -> set[str]:
-    """Of all files of a folder or repository those that decide its numbers: one form of the weights, heads, tokenizer,
-    settings."""
+    """Of all files of a folder or repository those that decide its numbers: one form of the
+    weights, heads, tokenizer, settings.
+    """
     present = set(names)
     return {*weight_files(present), *(present & {*HEADS, *TOKENIZERS, *SETTINGS})}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """`config.json` of a checkpoint in BGE-M3's format; raise `ModelError` for another one, and for numbers that are missing,
-    which transformers would make up."""
+    """`config.json` of a checkpoint in BGE-M3's format; raise `ModelError` for another one, and for
+    numbers that are missing, which transformers would make up.
+    """
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -63,25 +75,45 @@ def read_settings(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "xlm-roberta":
         raise ModelError(f"{path}: model_type is {kind!r}; BGE-M3's format is 'xlm-roberta'")
-    numbers = {name: config.get(name) for name in SIZES} | {"type_vocab_size": config.get("type_vocab_size", 2)}
-    wrong = [name for name, value in numbers.items() if type(value) is not int or not 0 < value < 1 << 31]
+    numbers = {name: config.get(name) for name in SIZES} | {
+        "type_vocab_size": config.get("type_vocab_size", 2)
+    }
+    wrong = [
+        name for name, value in numbers.items() if type(value) is not int or not 0 < value < 1 << 31
+    ]
     if wrong:
         raise ModelError(
-            f"{path}: {' and '.join(wrong)}: a positive number is needed; not a checkpoint in BGE-M3's format"
+            f"{path}: {' and '.join(wrong)}: a positive number is needed; not a checkpoint in"
+            " BGE-M3's format"
         )
     if config["hidden_size"] % config["num_attention_heads"]:
-        raise ModelError(f"{path}: {config['num_attention_heads']} heads do not divide {config['hidden_size']} values")
-    if not isinstance(config.get("layer_norm_eps"), float) or type(config.get("pad_token_id", 1)) is not int:
+        raise ModelError(
+            f"{path}: {config['num_attention_heads']} heads do not divide {config['hidden_size']}"
+            " values"
+        )
+    if (
+        not isinstance(config.get("layer_norm_eps"), float)
+        or type(config.get("pad_token_id", 1)) is not int
+    ):
         raise ModelError(f"{path}: layer_norm_eps and pad_token_id: numbers are needed")
-    others = [f"{name} {config.get(name)!r}" for name, values in FIXED.items() if config.get(name) not in values]
+    others = [
+        f"{name} {config.get(name)!r}"
+        for name, values in FIXED.items()
+        if config.get(name) not in values
+    ]
     if others := others + [name for name in REFUSED if config.get(name) is not None]:
-        raise ModelError(f"{path}: {', '.join(others)}: not BGE-M3's format, whose files are plain weights and no code")
+        raise ModelError(
+            f"{path}: {', '.join(others)}: not BGE-M3's format, whose files are plain weights and"
+            " no code"
+        )
     settings: dict[str, Any] = config
     return settings
 
 
 def refuse_pointers(folder: Path, names: Iterable[str]) -> None:
-    """Raise `ModelError` for files that git-lfs has not fetched: 130 bytes of text in the place of the content."""
+    """Raise `ModelError` for files that git-lfs has not fetched: 130 bytes of text in the place of
+    the content.
+    """
     pointers = []
     for name in names:
         with (folder / name).open("rb") as file:
@@ -89,8 +121,8 @@ def refuse_pointers(folder: Path, names: Iterable[str]) -> None:
                 pointers.append(name)
     if pointers:
         raise ModelError(
-            f"{folder}: {first_few(pointers)}: git-lfs pointers, not the files themselves: run git lfs pull in that folder "
-            "(git lfs install first)"
+            f"{folder}: {first_few(pointers)}: git-lfs pointers, not the files themselves: run git"
+            " lfs pull in that folder (git lfs install first)"
         )
 
 

@@ -1,4 +1,6 @@
-"""Running the plan of a batch on the device: its calls, a smaller token budget where memory runs out, what it cost."""
+"""Running the plan of a batch on the device: its calls, a smaller token budget where memory runs
+out, what it cost.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def allocate(plan: BatchPlan, dims: tuple[int, int], dtype: torch.dtype, device:
     widths = {"dense": dims[:1], "colbert": dims[1:]}
     kinds = {"sparse_ids": torch.int32, "sparse_weights": torch.float32, "finite": torch.bool}
     return {
-        name: torch.empty((size, *widths.get(name, ())), dtype=kinds.get(name, dtype), device=device)
+        name: torch.empty(
+            (size, *widths.get(name, ())), dtype=kinds.get(name, dtype), device=device
+        )
         for name, size in sizes.items()
     }
 
@@ -53,21 +57,30 @@ def put(buffers: Buffers, parts: tuple[torch.Tensor, ...], rows: int, tokens: in
 
 
 def in_input_order(buffers: Buffers, plan: BatchPlan) -> dict[str, Array]:
-    """Buffers as numpy arrays, put in order here: takes no memory of the device, and none that is pinned."""
+    """Buffers as numpy arrays, put in order here: takes no memory of the device, and none that is
+    pinned.
+    """
     arrays: dict[str, Array] = {name: value.cpu().numpy() for name, value in buffers.items()}
     return arrays | {name: arrays[name].take(way, axis=0) for name, way in plan.ways.items()}
 
 
 def by_pinned_memory(buffers: Buffers, plan: BatchPlan, stream: Any) -> dict[str, Array]:
-    """The same from a GPU, which puts them in order, through pinned memory, on a stream of their own, beside the next
-    forward pass."""
+    """The same from a GPU, which puts them in order, through pinned memory, on a stream of their
+    own, beside the next forward pass.
+    """
     import torch
 
     with torch.cuda.stream(stream):
         ways = {name: on_device(way, "cuda") for name, way in plan.ways.items()}
-        there = {name: value[ways[name]] if name in ways else value for name, value in buffers.items()}
+        there = {
+            name: value[ways[name]] if name in ways else value for name, value in buffers.items()
+        }
         copies = {
-            name: torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+            name: (
+                torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(
+                    value, non_blocking=True
+                )
+            )
             for name, value in there.items()
         }
         ended = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -77,7 +90,8 @@ def by_pinned_memory(buffers: Buffers, plan: BatchPlan, stream: Any) -> dict[str
 
 
 class DeviceRun:
-    """Batches on one device. `dims`: values of a dense and of a ColBERT vector; `copies`: a GPU's stream for the way back.
+    """Batches on one device. `dims`: values of a dense and of a ColBERT vector; `copies`: a GPU's
+    stream for the way back.
 
     `forward` is the packed model; a test may put another callable in its place.
     """
@@ -94,7 +108,13 @@ class DeviceRun:
     ) -> None:
         self.packed = packed if tuning.attention is None else packed.attending_by(tuning.attention)
         self.forward: Callable[[PackedCall], tuple[torch.Tensor, ...]] = self.packed
-        self.scheduler, self.shape, self._dims, self._dtype, self._copies = scheduler, shape, dims, dtype, copies
+        self.scheduler, self.shape, self._dims, self._dtype, self._copies = (
+            scheduler,
+            shape,
+            dims,
+            dtype,
+            copies,
+        )
         self._device = scheduler.device
         self.blocks = self.packed.blocks if tuning.blocks is None else tuning.blocks
         ratio = tuning.min_fill_ratio
@@ -109,15 +129,20 @@ class DeviceRun:
         attention = tuning.attention or self.packed.attentions[0]
         scheduler = self.scheduler.again(tuning.streams)
         packed = self.packed.attending_by(attention)
-        return DeviceRun(packed, scheduler, self.shape, self._dims, self._dtype, self._copies, tuning)
+        return DeviceRun(
+            packed, scheduler, self.shape, self._dims, self._dtype, self._copies, tuning
+        )
 
-    def arrays(self, plan: BatchPlan, on_rows: OnRows | None, stats: EncoderStats) -> dict[str, Array]:
+    def arrays(
+        self, plan: BatchPlan, on_rows: OnRows | None, stats: EncoderStats
+    ) -> dict[str, Array]:
         """A plan's outputs, by name, as `BatchPlan.assemble` takes them. Raises `ModelError`."""
         self.calls(plan)  # beside the batch that is on the device now
         buffers = self.scheduler.forward(self._run_counted, plan, on_rows, stats)
         try:
             return self.to_host(buffers, plan)
-        except Exception as error:  # of CUDA, in any class; what is not memory is told as the model's failure
+        except Exception as error:
+            # of CUDA, in any class; what is not memory is told as the model's failure
             if self._copies is None or not is_out_of_memory(error):
                 raise self._failure(error) from None
             return in_input_order(buffers, plan)
@@ -145,8 +170,9 @@ class DeviceRun:
         return buffers
 
     def run(self, plan: BatchPlan, on_rows: OnRows | None = None) -> Buffers:
-        """All calls of a plan: launched at once, after those of the batch before and before those of the next, and then
-        waited for."""
+        """All calls of a plan: launched at once, after those of the batch before and before those
+        of the next, and then waited for.
+        """
         with self.scheduler.launching:
             calls = self.compiled_calls(plan)
             buffers = allocate(plan, self._dims, self._dtype, self._device)
@@ -162,7 +188,9 @@ class DeviceRun:
 
     def calls(self, plan: BatchPlan) -> list[PackedCall]:
         ratio = self.min_fill_ratio
-        return plan.calls_of(self.tokens_per_batch, self.scheduler.streams, self.shape.padding_id, ratio)
+        return plan.calls_of(
+            self.tokens_per_batch, self.scheduler.streams, self.shape.padding_id, ratio
+        )
 
     def compiled_calls(self, plan: BatchPlan) -> list[PackedCall]:
         """Device calls for `plan`; compiles the layers first if a full-size call needs it."""
@@ -176,10 +204,16 @@ class DeviceRun:
 
     def to_host(self, buffers: Buffers, plan: BatchPlan) -> dict[str, Array]:
         """Device buffers as numpy arrays, dense and ColBERT vectors in the input's order."""
-        return in_input_order(buffers, plan) if self._copies is None else by_pinned_memory(buffers, plan, self._copies)
+        return (
+            in_input_order(buffers, plan)
+            if self._copies is None
+            else by_pinned_memory(buffers, plan, self._copies)
+        )
 
     def halve(self, budget: int) -> None:
-        """After running out of memory at this budget: a smaller one from now on, once for batches that ran out together."""
+        """After running out of memory at this budget: a smaller one from now on, once for batches
+        that ran out together.
+        """
         with self.scheduler.launching:
             if self.tokens_per_batch == budget:
                 self.tokens_per_batch = max(1, budget // 2)
@@ -191,11 +225,12 @@ class DeviceRun:
     def _failure(self, error: Exception) -> ModelError:
         if is_out_of_memory(error):
             return ModelError(
-                f"out of memory on {self._device} even at {self.tokens_per_batch} tokens a batch: free some memory, "
-                "or lower --max-length"
+                f"out of memory on {self._device} even at {self.tokens_per_batch} tokens a batch:"
+                " free some memory, or lower --max-length"
             )
         return ModelError(
-            f"the model failed on {self._device}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            f"the model failed on {self._device}: {type(error).__name__}:"
+            f" {' '.join(str(error).split())[:300]}"
         )
 
     def _count(self, stats: EncoderStats, plan: BatchPlan, seconds: float) -> None:

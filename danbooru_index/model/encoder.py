@@ -1,8 +1,8 @@
 """The encoder: token batches -> dense vectors, sparse weights and ColBERT matrices (BGE-M3).
 
-FlagEmbedding loads weights and heads; the numbers are those of `BGEM3FlagModel.encode`. What differs is the work around
-them: rows are packed, so that next to nothing is padded; equal rows are encoded once; the heads' results stay on the
-device, in flat buffers, until a whole batch is done.
+FlagEmbedding loads weights and heads; the numbers are those of `BGEM3FlagModel.encode`. What
+differs is the work around them: rows are packed, so that next to nothing is padded; equal rows are
+encoded once; the heads' results stay on the device, in flat buffers, until a whole batch is done.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ BEST = EncoderTuning()
 
 
 class Encoder:
-    """BGE-M3 on one device. `encode` may be called from several threads: the device calls of one batch come after those
-    of the one before, without a pause between them.
+    """BGE-M3 on one device. `encode` may be called from several threads: the device calls of one
+    batch come after those of the one before, without a pause between them.
 
-    `half_output`: dense and ColBERT come as float16, cast on the device, else as float32. `projection` [D, C] float32:
-    ColBERT vectors have C values instead of D.
+    `half_output`: dense and ColBERT come as float16, cast on the device, else as float32.
+    `projection` [D, C] float32: ColBERT vectors have C values instead of D.
     """
 
     @uncollected()
@@ -115,22 +115,30 @@ class Encoder:
         on_rows: Callable[[int], None] | None = None,
         stats: EncoderStats | None = None,
     ) -> Embeddings:
-        """The three outputs of every text, in order; `on_rows` is told the rows of each device call as it ends, and
-        `stats` gets what this call did, beside the encoder's own.
+        """The three outputs of every text, in order; `on_rows` is told the rows of each device call
+        as it ends, and `stats` gets what this call did, beside the encoder's own.
 
         Raises `ModelError` when memory runs out at any batch size.
         """
         plan = BatchPlan(batch, self._run.blocks)
-        embeddings, suspects = plan.assemble(self._run.arrays(plan, on_rows, stats or EncoderStats()))
-        return self._recompute(batch, embeddings, suspects, on_rows) if len(suspects) else embeddings
+        embeddings, suspects = plan.assemble(
+            self._run.arrays(plan, on_rows, stats or EncoderStats())
+        )
+        return (
+            self._recompute(batch, embeddings, suspects, on_rows) if len(suspects) else embeddings
+        )
 
     def prepare(self, tokens: int) -> None:
-        """Before batches of so many tokens are encoded: what the first of them would have to wait for."""
+        """Before batches of so many tokens are encoded: what the first of them would have to wait
+        for.
+        """
         if self.compiles and tokens >= MIN_CALLS_TO_FILL * self.tokens_per_batch:
             self._run.scheduler.as_a_call(self._run.packed.compile, self.tokens_per_batch)
 
     def second_moment(self, batch: TokenBatch) -> Array:
-        """The sum of v vT over all ColBERT vectors v of the distinct texts, [D, D] float64, summed on the device."""
+        """The sum of v vT over all ColBERT vectors v of the distinct texts, [D, D] float64, summed
+        on the device.
+        """
         import torch
 
         def sum_up() -> Array:
@@ -145,9 +153,14 @@ class Encoder:
         return self._run.scheduler.forward(sum_up)
 
     def gemm_tflops(self) -> float:
-        """The device's TFLOP/s in this model's own largest matrix products, at the token budget: one product at a time,
-        or one in each stream, whichever is faster."""
-        rows, product, scheduler = self.tokens_per_batch, self._run.packed.gemm_tflops, self._run.scheduler
+        """The device's TFLOP/s in this model's own largest matrix products, at the token budget:
+        one product at a time, or one in each stream, whichever is faster.
+        """
+        rows, product, scheduler = (
+            self.tokens_per_batch,
+            self._run.packed.gemm_tflops,
+            self._run.scheduler,
+        )
         return max(scheduler.forward(product, rows), sum(scheduler.in_every_stream(product, rows)))
 
     def _recompute(
@@ -157,11 +170,15 @@ class Encoder:
         suspects: npt.NDArray[np.int64],
         on_rows: Callable[[int], None] | None,
     ) -> Embeddings:
-        """Encode the rows that came out non-finite again, in fp32 on the CPU; those that still are, are `non_finite`."""
+        """Encode the rows that came out non-finite again, in fp32 on the CPU; those that still are,
+        are `non_finite`.
+        """
         again = []
         with self._recomputing:
             if self._reference is None:
-                self._reference = Encoder(self._path, half_output=self._half, projection=self._projection)
+                self._reference = Encoder(
+                    self._path, half_output=self._half, projection=self._projection
+                )
             self.stats.recomputed += len(suspects)
             for row in suspects.tolist():
                 again.append(self._reference._encode_once(batch.rows(row, row + 1)))

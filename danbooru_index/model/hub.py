@@ -1,7 +1,8 @@
-"""A model of a hub: its needed files fetched, or found in the local cache; every failure one line that says what to do.
+"""A model of a hub: its needed files fetched, or found in the local cache; every failure one line
+that says what to do.
 
-Honours `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`. Only the files that are needed are fetched: no ONNX
-copies, one copy of the weights.
+Honours `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`. Only the files that are needed
+are fetched: no ONNX copies, one copy of the weights.
 """
 
 from __future__ import annotations
@@ -26,11 +27,16 @@ HUB_TIMEOUT_S = 30
 def fetch_model(name: str) -> str:
     """Download (or find in the cache) the needed files of a hub model; return the local folder.
 
-    Honours `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`; says size and progress on stderr. A hub that
-    cannot be reached is no obstacle to a model that is in the cache.
+    Honours `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`; says size and progress on
+    stderr. A hub that cannot be reached is no obstacle to a model that is in the cache.
     """
     import httpx2
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -39,7 +45,9 @@ def fetch_model(name: str) -> str:
             return _cached(name)
         return _download(name)
     except HFValidationError:
-        raise UsageError(f"--model {name!r} is neither a folder nor a hub name such as {PRODUCTION_MODEL}") from None
+        raise UsageError(
+            f"--model {name!r} is neither a folder nor a hub name such as {PRODUCTION_MODEL}"
+        ) from None
     except GatedRepoError:
         problem = f"{name}: access must be granted on {endpoint} first; then set HF_TOKEN"
     except RepositoryNotFoundError:
@@ -57,13 +65,15 @@ def fetch_model(name: str) -> str:
     except (ValueError, httpx2.InvalidURL) as error:
         problem = f"HF_ENDPOINT={endpoint}: {first_line(error)}"
     raise ModelError(
-        f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or HF_TOKEN where one is needed, "
-        f"or pass --model a local folder, or --model {BUNDLED_MODEL}"
+        f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or HF_TOKEN"
+        f" where one is needed, or pass --model a local folder, or --model {BUNDLED_MODEL}"
     )
 
 
 def _cached(name: str) -> str:
-    """The folder of a model in the local cache; raise `LocalEntryNotFoundError` (an OSError) where it is not."""
+    """The folder of a model in the local cache; raise `LocalEntryNotFoundError` (an OSError) where
+    it is not.
+    """
     from huggingface_hub import snapshot_download
 
     wanted = [*HEADS, *SETTINGS[:1]]
@@ -81,16 +91,21 @@ def _download(name: str) -> str:
     needed = sorted(needed_files(sizes))
     missing = [head for head in HEADS if head not in needed]
     if missing:
-        raise ModelError(f"{name}: {' and '.join(missing)} missing in this repository: not in BGE-M3's format")
+        raise ModelError(
+            f"{name}: {' and '.join(missing)} missing in this repository: not in BGE-M3's format"
+        )
     total = sum(sizes[file] for file in needed)
     log.info(f"model {name}: {len(needed)} files, {total / 1e9:.2f} GB")
     with _bars_on_stderr(), other_bars():
-        return snapshot_download(name, allow_patterns=needed)  # by branch: so that offline use finds it
+        # by branch: so that offline use finds it
+        return snapshot_download(name, allow_patterns=needed)
 
 
 @contextlib.contextmanager
 def _bars_on_stderr() -> Iterator[None]:
-    """The hub's own progress bars go to stderr: shown where that is a terminal, left out elsewhere."""
+    """The hub's own progress bars go to stderr: shown where that is a terminal, left out
+    elsewhere.
+    """
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     if sys.stderr.isatty():

@@ -1,6 +1,8 @@
-"""MaxSim, the late interaction of ColBERT: of each query vector the best product with a record's vectors, averaged.
+"""MaxSim, the late interaction of ColBERT: of each query vector the best product with a record's
+vectors, averaged.
 
-The one implementation, by numpy: search, the self-check, evaluation and the fitting of projections all score by it.
+The one implementation, by numpy: search, the self-check, evaluation and the fitting of projections
+all score by it.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ QUERIES_PER_PRODUCT = 64
 
 
 def max_sim(queries: Matrices, records: Matrices) -> npt.NDArray[np.float32]:
-    """MaxSim of every query with every record, [queries, records]; 0 where either has no vectors. FlagEmbedding's
-    `colbert_score`."""
+    """MaxSim of every query with every record, [queries, records]; 0 where either has no vectors.
+    FlagEmbedding's `colbert_score`.
+    """
     scores = np.zeros((len(queries.lengths), len(records.lengths)), dtype=np.float32)
     if not len(records.vectors):
         return scores
@@ -28,8 +31,11 @@ def max_sim(queries: Matrices, records: Matrices) -> npt.NDArray[np.float32]:
         asking = np.flatnonzero(sizes)
         if not len(asking):
             continue
-        asked = queries.vectors[ends[first] - sizes[0] : ends[first + len(sizes) - 1]].astype(np.float32)
-        # reduceat: the best product with each record's run of vectors, then the sum over each query's run.
+        asked = queries.vectors[ends[first] - sizes[0] : ends[first + len(sizes) - 1]].astype(
+            np.float32
+        )
+        # reduceat: the best product with each record's run of vectors, then the sum over each
+        # query's run.
         best = np.maximum.reduceat(asked @ vectors.T, starts, axis=1)
         sums = np.add.reduceat(best, (np.cumsum(sizes) - sizes)[asking], axis=0)
         scores[np.ix_(first + asking, filled)] = sums / sizes[asking][:, None]

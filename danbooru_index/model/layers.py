@@ -1,4 +1,6 @@
-"""XLM-R's layers on [tokens, width] matrices: weights arranged so that sums cost no pass over memory."""
+"""XLM-R's layers on [tokens, width] matrices: weights arranged so that sums cost no pass over
+memory.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,10 @@ if TYPE_CHECKING:
 class Layer:
     """A layer's weights [out, in] and what they read.
 
-    A sublayer ends with LayerNorm(x + inner W + b). Its input here is x + b, to which the product is added in place: no
-    pass over memory for the sum. The LayerNorm before it gives x + b, b being added to its own bias; the other reader of x + b
-    has b's share taken out of its bias: (x + b) V + (c - b V). The same numbers but for rounding.
+    A sublayer ends with LayerNorm(x + inner W + b). Its input here is x + b, to which the product
+    is added in place: no pass over memory for the sum. The LayerNorm before it gives x + b, b being
+    added to its own bias; the other reader of x + b has b's share taken out of its bias: (x + b) V
+    + (c - b V). The same numbers but for rounding.
     """
 
     qkv: torch.Tensor
@@ -66,7 +69,9 @@ def arrange_layers(layers: Any) -> tuple[torch.Tensor, list[Layer]]:
 
     arranged = []
     closing = [layer.attention.output.dense.bias.data for layer in layers]
-    for layer, bias, following in zip(layers, closing, [*closing[1:], torch.zeros_like(closing[0])], strict=True):
+    for layer, bias, following in zip(
+        layers, closing, [*closing[1:], torch.zeros_like(closing[0])], strict=True
+    ):
         qkv, qkv_bias = _fuse(layer.attention.self)
         inner, outer = layer.intermediate.dense, layer.output.dense
         arranged.append(

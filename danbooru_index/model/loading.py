@@ -1,4 +1,6 @@
-"""BGE-M3 as FlagEmbedding loads it, quietly, with every weight its own; and how its memory errors are told."""
+"""BGE-M3 as FlagEmbedding loads it, quietly, with every weight its own; and how its memory errors
+are told.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,9 @@ def quiet_loading() -> Iterator[None]:
 
 
 def load_model(path: str, device: str, precision: Precision) -> Any:
-    """FlagEmbedding's own loader: model and both heads (`weights_only`) in the precision asked for, as `BGEM3FlagModel` has
-    them in its `model`; without the tokenizer, which that loads too."""
+    """FlagEmbedding's own loader: model and both heads (`weights_only`) in the precision asked for,
+    as `BGEM3FlagModel` has them in its `model`; without the tokenizer, which that loads too.
+    """
     import torch
     from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
         EncoderOnlyEmbedderM3ModelForInference,
@@ -53,7 +56,9 @@ def load_model(path: str, device: str, precision: Precision) -> Any:
         try:
             model.to(device).eval()
         except torch.OutOfMemoryError:
-            raise ModelError(f"{path}: the model does not fit the memory of this {device} device") from None
+            raise ModelError(
+                f"{path}: the model does not fit the memory of this {device} device"
+            ) from None
     model.model.pooler = None
     return model
 

@@ -1,7 +1,9 @@
-"""A layer's matrix products by oneDNN Graph: weights packed beforehand; bias, GELU and residual inside the product.
+"""A layer's matrix products by oneDNN Graph: weights packed beforehand; bias, GELU and residual
+inside the product.
 
-By TorchScript, the one public way that torch has to it without a compiler. It has been deprecated since 2.5 and works in
-the version pinned; where it does not, layers run one operation after the other.
+By TorchScript, the one public way that torch has to it without a compiler. It has been deprecated
+since 2.5 and works in the version pinned; where it does not, layers run one operation after the
+other.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ def available() -> bool:
 
 
 def fused(function: Callable[..., Any], *examples: torch.Tensor) -> Callable[..., Any]:
-    """The same function of tensors shaped like `examples`, and only fast for these; what else it reads is frozen.
+    """The same function of tensors shaped like `examples`, and only fast for these; what else it
+    reads is frozen.
 
-    It is compiled for as many threads as this one has. Where it cannot be compiled, it is the function itself.
+    It is compiled for as many threads as this one has. Where it cannot be compiled, it is the
+    function itself.
     """
     import torch
 
@@ -34,7 +38,9 @@ def fused(function: Callable[..., Any], *examples: torch.Tensor) -> Callable[...
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.jit.enable_onednn_fusion(True)
-            traced = torch.jit.trace(function, tuple(example[:1] for example in examples), check_trace=False)  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(
+                function, tuple(example[:1] for example in examples), check_trace=False
+            )  # type: ignore[no-untyped-call]
             for _ in range(RUNS):
                 traced(*examples)
     except RuntimeError:  # a Python, or a torch, in which TorchScript is gone

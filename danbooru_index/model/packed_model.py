@@ -1,8 +1,10 @@
-"""BGE-M3's forward pass on packed tokens: texts of any length one after the other, next to nothing padded.
+"""BGE-M3's forward pass on packed tokens: texts of any length one after the other, next to nothing
+padded.
 
-XLM-R's own layers do the work on [tokens, width] matrices; only attention knows where a text ends: by FlashAttention's
-variable-length kernel on a GPU that has it, else in blocks of 32 to 128 tokens filled with whole texts, under a mask. So every
-matrix product is as large as the token budget, whatever the lengths are. Called by `encoder`, which plans the calls.
+XLM-R's own layers do the work on [tokens, width] matrices; only attention knows where a text ends:
+by FlashAttention's variable-length kernel on a GPU that has it, else in blocks of 32 to 128 tokens
+filled with whole texts, under a mask. So every matrix product is as large as the token budget,
+whatever the lengths are. Called by `encoder`, which plans the calls.
 """
 
 from __future__ import annotations
@@ -44,12 +46,15 @@ MIN_FILL_RATIO = {4: 0.5, 2: 0.9}
 
 
 class PackedModel:
-    """BGE-M3 as FlagEmbedding loaded it (its `model` attribute, in place on its device), run on packed tokens.
+    """BGE-M3 as FlagEmbedding loaded it (its `model` attribute, in place on its device), run on
+    packed tokens.
 
     `projection` [D, C] float32: ColBERT vectors are multiplied by it and normalised again.
     """
 
-    def __init__(self, model: Any, device: str, projection: npt.NDArray[np.float32] | None = None) -> None:
+    def __init__(
+        self, model: Any, device: str, projection: npt.NDArray[np.float32] | None = None
+    ) -> None:
         import torch
 
         self._embeddings = model.model.embeddings
@@ -61,16 +66,19 @@ class PackedModel:
         varlen = has_varlen_kernel(self._layers[0].qkv)
         measured = device == "cpu" and cpu_has_avx512_bf16_alone()
         size = self._layers[0].qkv.dtype.itemsize
-        self.min_fill_ratio = MIN_FILL_RATIO[size] if measured and onednn.available() else NEVER_FILL
+        self.min_fill_ratio = (
+            MIN_FILL_RATIO[size] if measured and onednn.available() else NEVER_FILL
+        )
         self._compiled: dict[int, list[FusedLayer]] = {}
         by_block = ("eager", "sdpa") if measured and size == 2 else ("sdpa", "eager")
         self.attentions = ("varlen", *by_block) if varlen else by_block
         self._attend_by(self.attentions[0])
 
     def __call__(self, call: PackedCall) -> tuple[torch.Tensor, ...]:
-        """dense [n, D], sparse ids [T] and weights [T] in row order (0: not an entry; those of special tokens are in it),
-        ColBERT [T - n, C], and which rows are finite [n]. Vectors are float32. A row that is not finite may make others of
-        its block so."""
+        """dense [n, D], sparse ids [T] and weights [T] in row order (0: not an entry; those of
+        special tokens are in it), ColBERT [T - n, C], and which rows are finite [n]. Vectors are
+        float32. A row that is not finite may make others of its block so.
+        """
         import torch
         from torch.nn.functional import normalize
 
@@ -81,7 +89,10 @@ class PackedModel:
         hidden = self._hidden(ids, positions, call)
         first = np.zeros(call.tokens, dtype=bool)
         first[np.cumsum(call.lengths) - call.lengths] = True
-        rows, others = sent(np.repeat(np.arange(call.rows), call.lengths)), sent(np.flatnonzero(~first))
+        rows, others = (
+            sent(np.repeat(np.arange(call.rows), call.lengths)),
+            sent(np.flatnonzero(~first)),
+        )
         # Normalised in fp32: a bf16 norm is off by up to 0.4%, and every score with it.
         dense = normalize(hidden[sent(call.starts)].float(), dim=-1)
         colbert = normalize(self._colbert(hidden[places[others]]).float(), dim=-1)
@@ -93,12 +104,18 @@ class PackedModel:
         return dense, *segment_max(ids[places], weights, rows), colbert, finite
 
     @classmethod
-    def arranged(cls, path: str, model: Any, device: str, projection: npt.NDArray[np.float32] | None) -> Self:
-        """The model of a folder; raise `ModelError` where this device cannot hold it arranged so."""
+    def arranged(
+        cls, path: str, model: Any, device: str, projection: npt.NDArray[np.float32] | None
+    ) -> Self:
+        """The model of a folder; raise `ModelError` where this device cannot hold it
+        arranged so.
+        """
         try:
             return cls(model, device, projection)
         except RuntimeError as error:
-            raise ModelError(f"{path}: cannot be arranged on this {device} device ({first_line(error)})") from None
+            raise ModelError(
+                f"{path}: cannot be arranged on this {device} device ({first_line(error)})"
+            ) from None
 
     def attending_by(self, kind: str) -> Self:
         """The same model with another of the `attentions`, and nothing compiled yet."""
@@ -121,7 +138,8 @@ class PackedModel:
         return rows in self._compiled
 
     def compile(self, rows: int) -> None:
-        """Compile the layers for calls of so many slots, once; by a thread that has as many cores as those which will call.
+        """Compile the layers for calls of so many slots, once; by a thread that has as many cores
+        as those which will call.
 
         Takes the time of two such calls, and as much memory as the layers' weights.
         """
@@ -129,30 +147,47 @@ class PackedModel:
             return
         hidden = self._layers[0].qkv.new_zeros(rows, self._layers[0].qkv.shape[1])
         self._compiled[rows] = [
-            FusedLayer(onednn.fused(layer.project, hidden), onednn.fused(layer.finish_anew, hidden, hidden))
+            FusedLayer(
+                onednn.fused(layer.project, hidden), onednn.fused(layer.finish_anew, hidden, hidden)
+            )
             for layer in self._layers
         ]
 
     def gemm_tflops(self, rows: int) -> float:
-        """What this device reaches in the largest products of this model alone: the limit of a forward pass."""
+        """What this device reaches in the largest products of this model alone: the limit of a
+        forward pass.
+        """
         layer, packed = self._layers[0], self.min_fill_ratio < NEVER_FILL
         kinds = (False, True) if packed else (False,)
-        return max(gemm_tflops(weight, rows, packed=kind) for weight in (layer.inner, layer.outer) for kind in kinds)
+        return max(
+            gemm_tflops(weight, rows, packed=kind)
+            for weight in (layer.inner, layer.outer)
+            for kind in kinds
+        )
 
     def _hidden(self, ids: torch.Tensor, positions: torch.Tensor, call: PackedCall) -> torch.Tensor:
         """The last layer's output for every token, [P, D]."""
-        hidden: torch.Tensor = self._embeddings(input_ids=ids[None], position_ids=positions[None])[0] + self._first
+        hidden: torch.Tensor = (
+            self._embeddings(input_ids=ids[None], position_ids=positions[None])[0] + self._first
+        )
         attend = self._attention(call, hidden)
-        layers: Sequence[Layer | FusedLayer] = self._compiled[len(hidden)] if call.whole else self._layers
+        layers: Sequence[Layer | FusedLayer] = (
+            self._compiled[len(hidden)] if call.whole else self._layers
+        )
         for layer in layers:
             qkv = layer.project(hidden)
-            attended = attend(*qkv.view(len(hidden), 3, self._heads, -1).unbind(1)).reshape(hidden.shape)
+            attended = attend(*qkv.view(len(hidden), 3, self._heads, -1).unbind(1)).reshape(
+                hidden.shape
+            )
             hidden = layer.finish(attended, hidden)
         return hidden
 
 
-def segment_max(ids: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Within each row: ids ascending, and at each first occurrence the maximum weight of that id, 0 at the others.
+def segment_max(
+    ids: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Within each row: ids ascending, and at each first occurrence the maximum weight of that id, 0
+    at the others.
 
     All [T]; `rows` ascending. One sort for the whole call, never a row as wide as the vocabulary.
     """
@@ -166,9 +201,12 @@ def segment_max(ids: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor) ->
     return keys & 0xFFFFFFFF, highest[segment].masked_fill(~first, 0.0)
 
 
-def gemm_tflops(weight: torch.Tensor, rows: int, seconds: float = 0.5, *, packed: bool = False) -> float:
-    """The median TFLOP/s of the matrix product [rows, D] x [D, N], one after another, with this weight [N, D]; `packed`: as
-    fused layers have it."""
+def gemm_tflops(
+    weight: torch.Tensor, rows: int, seconds: float = 0.5, *, packed: bool = False
+) -> float:
+    """The median TFLOP/s of the matrix product [rows, D] x [D, N], one after another, with this
+    weight [N, D]; `packed`: as fused layers have it.
+    """
     import torch
     from torch.nn.functional import linear
 

@@ -1,4 +1,5 @@
-"""How token sequences share a device call: texts one after the other, short ones in blocks, next to nothing padded.
+"""How token sequences share a device call: texts one after the other, short ones in blocks, next to
+nothing padded.
 
 All of it is index arithmetic on the CPU; `packed_model` runs the calls.
 """
@@ -17,16 +18,18 @@ from danbooru_index.embeddings import ragged_take
 MOST_UNITS = 65_535  # a call: a CUDA grid has no more rows, and FlashAttention a row a text
 TAIL = 32
 TAIL_STEPS = ((64, 1), (512, 32), (1 << 62, 128))
-BLOCK_COSTS = {32: 1.0, 64: 1.04, 128: 1.1, 0: 1.2}  # of a slot: a layer's time by how attention is done; 0: by length
+# of a slot: a layer's time by how attention is done; 0: by length
+BLOCK_COSTS = {32: 1.0, 64: 1.04, 128: 1.1, 0: 1.2}
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
     """Texts in the order in which they are encoded, in a stream of slots: what calls are cut from.
 
-    `order` [n]: which text each is; `ids` int32 [T] and `lengths` [n]: theirs; `starts` [n]: the slot where each begins.
-    Units, which no call divides: unit u has the slots from `bounds[u]` and the texts from `firsts[u]`. The first `blocks`
-    units are blocks of `block` slots, filled with whole texts; each of the others is one text.
+    `order` [n]: which text each is; `ids` int32 [T] and `lengths` [n]: theirs; `starts` [n]: the
+    slot where each begins. Units, which no call divides: unit u has the slots from `bounds[u]` and
+    the texts from `firsts[u]`. The first `blocks` units are blocks of `block` slots, filled with
+    whole texts; each of the others is one text.
     """
 
     order: npt.NDArray[np.int64]
@@ -45,9 +48,11 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class PackedCall:
-    """One device call: `ids` and `positions` int64 [P], padding where no text is; `lengths` and `starts` of its texts
-    [n]; the slot of each of their tokens, `places` [T]. The first `blocks` x `block` slots are blocks, then come
-    `spans`, runs of (texts, length), one text after the other. `whole`: of the size for which layers can be fused."""
+    """One device call: `ids` and `positions` int64 [P], padding where no text is; `lengths` and
+    `starts` of its texts [n]; the slot of each of their tokens, `places` [T]. The first `blocks` x
+    `block` slots are blocks, then come `spans`, runs of (texts, length), one text after the other.
+    `whole`: of the size for which layers can be fused.
+    """
 
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
@@ -70,7 +75,9 @@ class PackedCall:
     def spans(self) -> tuple[tuple[int, int], ...]:
         lengths = self.lengths[self.starts >= self.blocks * self.block]
         cuts = np.flatnonzero(np.diff(lengths, prepend=-1))
-        return tuple(zip(np.diff([*cuts, len(lengths)]).tolist(), lengths[cuts].tolist(), strict=True))
+        return tuple(
+            zip(np.diff([*cuts, len(lengths)]).tolist(), lengths[cuts].tolist(), strict=True)
+        )
 
     @property
     def segments(self) -> tuple[tuple[int, int], ...]:
@@ -80,12 +87,17 @@ class PackedCall:
         return (*self.spans, *(part for part in ((rows, TAIL), (1, rest)) if part[0] * part[1]))
 
 
-def pack(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], blocks: tuple[int, ...]) -> Packing:
-    """Order texts (`ids` flat) for packed calls: those that fit in blocks of the size that costs least, the others by
-    length. A size of 0: all by length."""
+def pack(
+    ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], blocks: tuple[int, ...]
+) -> Packing:
+    """Order texts (`ids` flat) for packed calls: those that fit in blocks of the size that costs
+    least, the others by length. A size of 0: all by length.
+    """
     by_length = np.argsort(lengths, kind="stable")
     counts = np.bincount(lengths, minlength=max(blocks) + 1)
-    block, patterns = min(((block, _fill(counts, block)) for block in blocks), key=lambda one: _cost(counts, *one))
+    block, patterns = min(
+        ((block, _fill(counts, block)) for block in blocks), key=lambda one: _cost(counts, *one)
+    )
     short = int(counts[: block + 1].sum())
     filled, starts, sizes = _place(counts[: block + 1], patterns, block)
     order = np.concatenate((by_length[filled], by_length[short:]))
@@ -93,21 +105,38 @@ def pack(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], blocks: tup
     bounds = np.concatenate(([0], np.cumsum(np.concatenate((np.full(len(sizes), block), rest)))))
     firsts = np.concatenate(([0], np.cumsum(np.concatenate((sizes, np.ones(len(rest), np.int64))))))
     starts = np.concatenate((starts, bounds[len(sizes) : -1]))
-    return Packing(order, ids[ragged_take(lengths, order)], lengths[order], starts, bounds, firsts, len(sizes), block)
+    return Packing(
+        order,
+        ids[ragged_take(lengths, order)],
+        lengths[order],
+        starts,
+        bounds,
+        firsts,
+        len(sizes),
+        block,
+    )
 
 
 def _fill(counts: npt.NDArray[np.int64], block: int) -> list[tuple[list[int], int]]:
-    """Combinations of lengths that fill blocks, and how many blocks each; `counts[length]` texts there are.
+    """Combinations of lengths that fill blocks, and how many blocks each; `counts[length]` texts
+    there are.
 
-    Into each goes the longest that leaves nothing, or room for the shortest, else the longest that fits.
+    Into each goes the longest that leaves nothing, or room for the shortest, else the longest that
+    fits.
     """
-    left = {length: count for length, count in enumerate(counts[: block + 1].tolist()) if length and count}
+    left = {
+        length: count
+        for length, count in enumerate(counts[: block + 1].tolist())
+        if length and count
+    }
     patterns = []
     while left:
         pattern: list[int] = []
         room, fitting = block, sorted(left, reverse=True)
         while fitting := [n for n in fitting if n <= room and pattern.count(n) < left[n]]:
-            pattern.append(next((n for n in fitting if n == room or room - n >= fitting[-1]), fitting[0]))
+            pattern.append(
+                next((n for n in fitting if n == room or room - n >= fitting[-1]), fitting[0])
+            )
             room -= pattern[-1]
         times = min(left[n] // pattern.count(n) for n in pattern)
         patterns.append((pattern, times))
@@ -117,9 +146,13 @@ def _fill(counts: npt.NDArray[np.int64], block: int) -> list[tuple[list[int], in
     return patterns
 
 
-def _cost(counts: npt.NDArray[np.int64], block: int, patterns: list[tuple[list[int], int]]) -> float:
+def _cost(
+    counts: npt.NDArray[np.int64], block: int, patterns: list[tuple[list[int], int]]
+) -> float:
     longer = int((counts[block + 1 :] * np.arange(block + 1, len(counts))).sum())
-    return sum(times for _, times in patterns) * block * BLOCK_COSTS[block] + longer * BLOCK_COSTS[0]
+    return (
+        sum(times for _, times in patterns) * block * BLOCK_COSTS[block] + longer * BLOCK_COSTS[0]
+    )
 
 
 def _place(
@@ -141,9 +174,12 @@ def _place(
     return texts, starts, sizes
 
 
-def pack_calls(packing: Packing, budget: int, padding_id: int, fill_from: float = math.inf) -> Iterator[PackedCall]:
-    """Cut a packing into calls of up to `budget` slots; a unit that is longer goes alone. Calls of `fill_from` slots or more
-    are filled up: `whole`."""
+def pack_calls(
+    packing: Packing, budget: int, padding_id: int, fill_from: float = math.inf
+) -> Iterator[PackedCall]:
+    """Cut a packing into calls of up to `budget` slots; a unit that is longer goes alone. Calls of
+    `fill_from` slots or more are filled up: `whole`.
+    """
     bounds = packing.bounds
     unit = 0
     while unit < len(bounds) - 1:
@@ -155,8 +191,12 @@ def pack_calls(packing: Packing, budget: int, padding_id: int, fill_from: float 
         unit = stop
 
 
-def _call(packing: Packing, unit: int, stop: int, padding_id: int, slots: int, whole: bool) -> PackedCall:
-    """XLM-R numbers the positions from `padding_id` + 1 and passes over padding, also where a text spells it out."""
+def _call(
+    packing: Packing, unit: int, stop: int, padding_id: int, slots: int, whole: bool
+) -> PackedCall:
+    """XLM-R numbers the positions from `padding_id` + 1 and passes over padding, also where a text
+    spells it out.
+    """
     rows = slice(int(packing.firsts[unit]), int(packing.firsts[stop]))
     lengths = packing.lengths[rows]
     starts = packing.starts[rows] - packing.bounds[unit]
@@ -169,12 +209,16 @@ def _call(packing: Packing, unit: int, stop: int, padding_id: int, slots: int, w
     ids[places] = tokens
     real = tokens != padding_id
     counted = real.cumsum()
-    positions[places] = (counted - np.repeat(counted[first] - real[first], lengths)) * real + padding_id
+    positions[places] = (
+        counted - np.repeat(counted[first] - real[first], lengths)
+    ) * real + padding_id
     blocks = min(max(packing.blocks - unit, 0), stop - unit)
     return PackedCall(ids, positions, lengths, starts, places, blocks, packing.block, whole)
 
 
 def padded(tokens: int) -> int:
-    """Tokens with their tail: few shapes of matrix, so that what a library prepares for a shape is used again."""
+    """Tokens with their tail: few shapes of matrix, so that what a library prepares for a shape is
+    used again.
+    """
     step = next(step for limit, step in TAIL_STEPS if tokens <= limit)
     return -(-tokens // step) * step

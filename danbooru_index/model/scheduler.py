@@ -1,4 +1,6 @@
-"""In which threads device calls run: those of one batch after those of the batch before, without a pause between them."""
+"""In which threads device calls run: those of one batch after those of the batch before, without a
+pause between them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A device call under way: on a CPU's stream (`future`), on a GPU until `event`, or done already (neither)."""
+    """A device call under way: on a CPU's stream (`future`), on a GPU until `event`, or done
+    already (neither).
+    """
 
     rows: int
     future: Future[None] | None = None
@@ -27,10 +31,11 @@ class Launched:
 
 
 class Scheduler:
-    """Threads of its own do the forward passes, so there are few OpenMP teams and buffers, however many call `encode`.
+    """Threads of its own do the forward passes, so there are few OpenMP teams and buffers, however
+    many call `encode`.
 
-    On a CPU device calls go to streams with a part of the cores each: a core that something else takes for a moment then
-    keeps one call waiting, not all cores at the end of each matrix product.
+    On a CPU device calls go to streams with a part of the cores each: a core that something else
+    takes for a moment then keeps one call waiting, not all cores at the end of each matrix product.
     """
 
     def __init__(self, device: str, threads: int, streams: int | None = None) -> None:
@@ -39,7 +44,9 @@ class Scheduler:
         fitting = max(n for n in range(1, MOST_STREAMS + 1) if threads % n == 0)
         self.streams = 1 if device == "cuda" else streams or fitting
         self.device, self._threads = device, threads
-        self._streams = ThreadPoolExecutor(self.streams, "stream", torch.set_num_threads, (threads // self.streams,))
+        self._streams = ThreadPoolExecutor(
+            self.streams, "stream", torch.set_num_threads, (threads // self.streams,)
+        )
         ahead = AHEAD if device == "cuda" or self.streams > 1 else 1
         self._forwards = ThreadPoolExecutor(ahead, "forward", torch.set_num_threads, (threads,))
         self.launching = threading.Lock()
@@ -59,7 +66,10 @@ class Scheduler:
 
     def in_every_stream(self, function: Callable[..., T], *arguments: Any) -> list[T]:
         """Call in all streams at once; wait for the results."""
-        return [done.result() for done in [self._streams.submit(function, *arguments) for _ in range(self.streams)]]
+        return [
+            done.result()
+            for done in [self._streams.submit(function, *arguments) for _ in range(self.streams)]
+        ]
 
     def launch(
         self,
@@ -67,7 +77,9 @@ class Scheduler:
         work: Callable[[PackedCall, int, int], None],
         on_rows: Callable[[int], None] | None,
     ) -> list[Launched]:
-        """Begin all calls of a batch, holding `launching`: `work(call, rows before it, tokens before it)`."""
+        """Begin all calls of a batch, holding `launching`: `work(call, rows before it, tokens
+        before it)`.
+        """
         rows = np.cumsum([0, *(call.rows for call in calls)]).tolist()
         tokens = np.cumsum([0, *(call.tokens for call in calls)]).tolist()
         launched = []
@@ -83,7 +95,9 @@ class Scheduler:
         return launched
 
     def wait(self, launched: Sequence[Launched], on_rows: Callable[[int], None] | None) -> None:
-        """Wait for calls in their order, and say of each as it ends; raise what one raised, after cancelling the rest."""
+        """Wait for calls in their order, and say of each as it ends; raise what one raised, after
+        cancelling the rest.
+        """
         try:
             for one in launched:
                 if one.future is not None:

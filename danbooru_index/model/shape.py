@@ -16,7 +16,9 @@ SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if i
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """An XLM-R encoder: `dim` wide, feed-forward layers `intermediate` wide; `padding_id`: the token that fills slots."""
+    """An XLM-R encoder: `dim` wide, feed-forward layers `intermediate` wide; `padding_id`: the
+    token that fills slots.
+    """
 
     dim: int
     layers: int
@@ -26,23 +28,34 @@ class ModelShape:
     @classmethod
     def of(cls, config: Any) -> Self:
         """From a transformers configuration."""
-        return cls(config.hidden_size, config.num_hidden_layers, config.intermediate_size, config.pad_token_id)
+        return cls(
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.intermediate_size,
+            config.pad_token_id,
+        )
 
     def flops(self, lengths: npt.NDArray[np.int64]) -> float:
-        """Useful floating-point operations of texts of these lengths, heads included, padding left out."""
+        """Useful floating-point operations of texts of these lengths, heads included, padding left
+        out.
+        """
         products = 2 * (4 * self.dim**2 + 2 * self.dim * self.intermediate)
         heads = 2 * self.dim**2 + 2 * self.dim
         attention = int((lengths**2).sum()) * self.layers * 4 * self.dim
         return int(lengths.sum()) * (self.layers * products + heads) + attention
 
     def longest_call_s(self, tokens: int, max_length: int, device: str) -> float:
-        """Seconds in which a device call of so many tokens must have ended, even on a slow device that warms up."""
+        """Seconds in which a device call of so many tokens must have ended, even on a slow device
+        that warms up.
+        """
         dense = self.layers * (4 * self.dim**2 + 2 * self.dim * self.intermediate)
         flops = 2 * max(tokens, max_length) * (dense + self.layers * max_length * self.dim * 2)
         return 60.0 + float(flops) / SLOWEST_FLOPS[device]
 
     def tokens_per_batch(self, device: str) -> int:
-        """On a GPU what fits in half of its free memory, so that a 6 GB card works; on a CPU what its caches like."""
+        """On a GPU what fits in half of its free memory, so that a 6 GB card works; on a CPU what
+        its caches like.
+        """
         import torch
 
         if device == "cpu":
@@ -52,6 +65,8 @@ class ModelShape:
 
 
 def gpu_tokens_per_batch(free: int, dim: int, intermediate: int) -> int:
-    """Tokens per device call whose activations, at 4 bytes a value, take at most half of `free` bytes."""
+    """Tokens per device call whose activations, at 4 bytes a value, take at most half of `free`
+    bytes.
+    """
     per_token = (2 * intermediate + 12 * dim) * 4
     return min(LARGEST_GPU_TOKENS_PER_BATCH, max(SMALLEST_TOKENS_PER_BATCH, free // 2 // per_token))

@@ -1,4 +1,6 @@
-"""Tensors in files: their names and shapes without loading them, or the tensors themselves; never running code."""
+"""Tensors in files: their names and shapes without loading them, or the tensors themselves; never
+running code.
+"""
 
 from __future__ import annotations
 
@@ -17,36 +19,50 @@ if TYPE_CHECKING:
     import torch
 
 
-Shapes = dict[str, tuple[int | str, ...]]  # what is not a float of its own accord has its type before the sizes
+# what is not a float of its own accord has its type before the sizes
+Shapes = dict[str, tuple[int | str, ...]]
 FLOATS = ("F64", "F32", "F16", "BF16")
 FLOAT_STORAGES = ("DoubleStorage", "FloatStorage", "HalfStorage", "BFloat16Storage")
 
 
 def read_shapes(path: Path) -> Shapes:
-    """The shape of each tensor in one file, by name. Raises `ModelError` for a file that is not whole, or holds other
-    things than tensors."""
+    """The shape of each tensor in one file, by name. Raises `ModelError` for a file that is not
+    whole, or holds other things than tensors.
+    """
     with as_model_error(f"{path}: cannot be read as tensors ({{}}): fetch it again"):
         if path.suffix == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(path, framework="numpy") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: _typed(s.get_dtype(), s.get_dtype() in FLOATS, s.get_shape()) for name, s in slices.items()}
+            return {
+                name: _typed(s.get_dtype(), s.get_dtype() in FLOATS, s.get_shape())
+                for name, s in slices.items()
+            }
         if (known := _archived_shapes(path)) is not None:
             return known
         tensors = load_tensors(path, device="meta").items()
-        return {name: _typed(str(t.dtype), t.is_floating_point() and t.itemsize > 1, t.shape) for name, t in tensors}
+        return {
+            name: _typed(str(t.dtype), t.is_floating_point() and t.itemsize > 1, t.shape)
+            for name, t in tensors
+        }
 
 
 class _ShapeReader(pickle.Unpickler):
-    """Reads the index of a torch archive: of each tensor its type and sizes, of nothing else anything."""
+    """Reads the index of a torch archive: of each tensor its type and sizes, of nothing else
+    anything.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        """The three things that an index of plain tensors names; any other is refused, so that no code can run."""
+        """The three things that an index of plain tensors names; any other is refused, so that no
+        code can run.
+        """
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, _offset, sizes, *_: _typed(storage, storage in FLOAT_STORAGES, sizes)
+            return lambda storage, _offset, sizes, *_: _typed(
+                storage, storage in FLOAT_STORAGES, sizes
+            )
         if module == "torch" and name.endswith("Storage"):
             return name
         raise pickle.UnpicklingError(f"{module}.{name}")
@@ -56,8 +72,9 @@ class _ShapeReader(pickle.Unpickler):
 
 
 def _archived_shapes(path: Path) -> Shapes | None:
-    """The shapes in an archive of plain tensors, as torch writes it since 1.6, without importing torch (a second of a
-    build's start); None for any other file, of which torch knows what it is."""
+    """The shapes in an archive of plain tensors, as torch writes it since 1.6, without importing
+    torch (a second of a build's start); None for any other file, of which torch knows what it is.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
@@ -73,7 +90,9 @@ def _archived_shapes(path: Path) -> Shapes | None:
         AttributeError,
     ):
         return None
-    plain = isinstance(found, dict) and all(isinstance(k, str) and isinstance(v, tuple) for k, v in found.items())
+    plain = isinstance(found, dict) and all(
+        isinstance(k, str) and isinstance(v, tuple) for k, v in found.items()
+    )
     return dict(found) if plain else None
 
 
@@ -82,30 +101,39 @@ def _typed(kind: str, is_float: bool, sizes: Iterable[int]) -> tuple[int | str, 
 
 
 def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """The tensors of one file, by name, never running code; on device `meta`: their names and shapes alone."""
+    """The tensors of one file, by name, never running code; on device `meta`: their names and
+    shapes alone.
+    """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return dict(load_file(path, device=device))
     import torch
 
-    with as_model_error(f"{path}: cannot be read as tensors ({{}}): fetch it again", 80), warnings.catch_warnings():
+    with (
+        as_model_error(f"{path}: cannot be read as tensors ({{}}): fetch it again", 80),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         try:
             found = torch.load(path, map_location=device, weights_only=True, mmap=_is_zip(path))
         except pickle.UnpicklingError:  # torch's own advice is to switch `weights_only` off
             raise ModelError(
-                f"{path}: holds more than tensors, which could run code and is never loaded: save its state_dict, or "
-                "safetensors"
+                f"{path}: holds more than tensors, which could run code and is never loaded: save"
+                " its state_dict, or safetensors"
             ) from None
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
     ):
-        raise ModelError(f"{path}: holds other things than named tensors: save the model's state_dict alone")
+        raise ModelError(
+            f"{path}: holds other things than named tensors: save the model's state_dict alone"
+        )
     return found
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether torch wrote the file in its present form, which can be mapped; the one before 1.6 must be read whole."""
+    """Whether torch wrote the file in its present form, which can be mapped; the one before 1.6
+    must be read whole.
+    """
     with path.open("rb") as file:
         return file.read(2) == b"PK"

@@ -12,17 +12,25 @@ import numpy as np
 from danbooru_index.embeddings import TokenBatch
 from danbooru_index.errors import ModelError, as_model_error
 from danbooru_index.machine import uncollected
-from danbooru_index.model.checkpoint import TOKENIZER_CLASSES, read_tokenizer_settings, refuse_ids_beyond
+from danbooru_index.model.checkpoint import (
+    TOKENIZER_CLASSES,
+    read_tokenizer_settings,
+    refuse_ids_beyond,
+)
 from danbooru_index.model.checkpoint_files import read_settings
 from danbooru_index.model.loading import quiet_loading
 
-UNWEIGHTED_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")  # FlagEmbedding drops their weights
-FEWEST_ENTRIES = 0.5  # of a tokenizer, for each embedding: a vocabulary is padded to a round number, never doubled
+# FlagEmbedding drops their weights
+UNWEIGHTED_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")
+# of a tokenizer, for each embedding: a vocabulary is padded to a round number, never doubled
+FEWEST_ENTRIES = 0.5
 PROBE = "a\ue000"  # a letter, and a character that no vocabulary has
 
 
 class Tokenizer:
-    """The checkpoint's tokenizer, the one that FlagEmbedding gets. Raises `ModelError` where it cannot be loaded."""
+    """The checkpoint's tokenizer, the one that FlagEmbedding gets. Raises `ModelError` where it
+    cannot be loaded.
+    """
 
     @uncollected()
     def __init__(self, path: str, max_length: int) -> None:
@@ -36,7 +44,9 @@ class Tokenizer:
         self._special = _special_ids(tokenizer, Path(path))
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
-        """Tokenise, truncating at `max_length` tokens (special tokens included) as FlagEmbedding does."""
+        """Tokenise, truncating at `max_length` tokens (special tokens included) as FlagEmbedding
+        does.
+        """
         encodings = self.backend.encode_batch_fast(list(texts))
         rows = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
@@ -47,7 +57,9 @@ class Tokenizer:
 
 
 def _tokenizer_class(path: str) -> Any:
-    """The class that `AutoTokenizer` would choose, which by itself imports torch; that one where none is named."""
+    """The class that `AutoTokenizer` would choose, which by itself imports torch; that one where
+    none is named.
+    """
     import transformers
 
     named = str(read_tokenizer_settings(Path(path)).get("tokenizer_class"))
@@ -57,8 +69,9 @@ def _tokenizer_class(path: str) -> Any:
 def _special_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
     """The ids of `UNWEIGHTED_TOKENS`, which get no sparse weight.
 
-    Raises `ModelError` unless every text begins with the first and ends with the second, and all ids are the model's own:
-    else other vectors would be taken for a text's, and nobody would notice.
+    Raises `ModelError` unless every text begins with the first and ends with the second, and all
+    ids are the model's own: else other vectors would be taken for a text's, and nobody would
+    notice.
     """
     settings = read_settings(folder)
     backend = tokenizer.backend_tokenizer
@@ -67,18 +80,23 @@ def _special_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
     refuse_ids_beyond(folder, largest, settings["vocab_size"])
     if entries < FEWEST_ENTRIES * settings["vocab_size"]:
         raise ModelError(
-            f"{folder}: its tokenizer has {entries:,} entries, its model embeddings for {settings['vocab_size']:,}: they do "
-            "not belong together"
+            f"{folder}: its tokenizer has {entries:,} entries, its model embeddings for"
+            f" {settings['vocab_size']:,}: they do not belong together"
         )
     ids: list[Any] = [getattr(tokenizer, f"{name}_id", None) for name in UNWEIGHTED_TOKENS]
-    if missing := [name for name, number in zip(UNWEIGHTED_TOKENS, ids, strict=True) if number is None]:
-        raise ModelError(f"{folder}: its tokenizer names no {', '.join(missing)} (tokenizer_config.json)")
+    if missing := [
+        name for name, number in zip(UNWEIGHTED_TOKENS, ids, strict=True) if number is None
+    ]:
+        raise ModelError(
+            f"{folder}: its tokenizer names no {', '.join(missing)} (tokenizer_config.json)"
+        )
     with as_model_error(f"{folder}: its tokenizer cannot take an unknown character ({{}})"):
         probe = backend.encode(PROBE).ids
     padding = settings.get("pad_token_id", 1)
     if len(probe) < 3 or [probe[0], probe[-1], padding] != ids[:3]:
         raise ModelError(
-            f"{folder}: its tokenizer puts {probe[:1]} before and {probe[-1:]} after a text and pads with {ids[2]}; BGE-M3's "
-            f"format is {ids[:1]}, {ids[1:2]} (tokenizer.json: post_processor) and {padding} (config.json)"
+            f"{folder}: its tokenizer puts {probe[:1]} before and {probe[-1:]} after a text and"
+            f" pads with {ids[2]}; BGE-M3's format is {ids[:1]}, {ids[1:2]} (tokenizer.json:"
+            f" post_processor) and {padding} (config.json)"
         )
     return tuple(ids)

@@ -1,7 +1,8 @@
-"""What the weight files of a checkpoint hold: names and shapes of tensors, without loading them, against the architecture.
+"""What the weight files of a checkpoint hold: names and shapes of tensors, without loading them,
+against the architecture.
 
-transformers fills in what a file lacks at random, and leaves out what it does not know, with a warning that nobody reads.
-Here every tensor must be there, in its shape, before anything is built.
+transformers fills in what a file lacks at random, and leaves out what it does not know, with a
+warning that nobody reads. Here every tensor must be there, in its shape, before anything is built.
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ if TYPE_CHECKING:
     import torch
 
 ANCHOR = "embeddings.word_embeddings.weight"  # the one tensor by which a prefix is recognised
-# As DDP, DeepSpeed, torch.compile, FlagEmbedding, sentence-transformers and models with a head on top put before names.
+# As DDP, DeepSpeed, torch.compile, FlagEmbedding, sentence-transformers and models with a head on
+# top put before names.
 PREFIX = re.compile(r"((module|_orig_mod|model|base_model|roberta|0|auto_model)\.)*")
-UNUSED = re.compile(r"pooler\.dense\.(weight|bias)|embeddings\.position_ids|embeddings\.token_type_ids")
-BESIDE = re.compile(r"(lm_head|classifier|qa_outputs)\..*")  # heads of other tasks, which the encoder does without
+UNUSED = re.compile(
+    r"pooler\.dense\.(weight|bias)|embeddings\.position_ids|embeddings\.token_type_ids"
+)
+# heads of other tasks, which the encoder does without
+BESIDE = re.compile(r"(lm_head|classifier|qa_outputs)\..*")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a checkpoint's weights are stored: what stands before each name, and whether the heads are among them."""
+    """How a checkpoint's weights are stored: what stands before each name, and whether the heads
+    are among them.
+    """
 
     prefix: str = ""
     heads_inside: bool = False
@@ -42,25 +49,33 @@ class Layout:
 
 
 def check_weights(folder: Path, settings: dict[str, Any]) -> Layout:
-    """Compare every tensor of a checkpoint with what its configuration asks for; return how they are stored.
+    """Compare every tensor of a checkpoint with what its configuration asks for; return how they
+    are stored.
 
-    Reads names and shapes only. Raises `ModelError` that names the first tensors that are missing, unexpected or of
-    another shape, with both shapes.
+    Reads names and shapes only. Raises `ModelError` that names the first tensors that are missing,
+    unexpected or of another shape, with both shapes.
     """
     found = _stored_shapes(folder)
     prefix = _prefix_of(folder, found)
     backbone, beside = _split(found, prefix)
     wanted = backbone_shapes(settings)
-    _compare(folder, wanted, {name: shape for name, shape in backbone.items() if not UNUSED.fullmatch(name)})
+    _compare(
+        folder,
+        wanted,
+        {name: shape for name, shape in backbone.items() if not UNUSED.fullmatch(name)},
+    )
     heads = _head_shapes(int(settings["hidden_size"]))
     inside = {name: shape for name, shape in beside.items() if name in heads}
     if unknown := [name for name in beside if name not in heads and not BESIDE.fullmatch(name)]:
-        raise ModelError(f"{folder}: {first_few(unknown)}: tensors that BGE-M3's format does not have")
+        raise ModelError(
+            f"{folder}: {first_few(unknown)}: tensors that BGE-M3's format does not have"
+        )
     gone = [name for name in HEADS if not (folder / name).is_file()]
     if gone and not inside:
         raise ModelError(
-            f"{folder}: {' and '.join(gone)} missing: without its heads a model has no sparse weights and no ColBERT "
-            f"vectors (FlagEmbedding would make them up at random); use a folder in the format of {PRODUCTION_MODEL}"
+            f"{folder}: {' and '.join(gone)} missing: without its heads a model has no sparse"
+            " weights and no ColBERT vectors (FlagEmbedding would make them up at random); use a"
+            f" folder in the format of {PRODUCTION_MODEL}"
         )
     if not gone:  # FlagEmbedding reads these, whatever else is there
         inside = {
@@ -73,12 +88,17 @@ def check_weights(folder: Path, settings: dict[str, Any]) -> Layout:
 
 
 def backbone_shapes(settings: dict[str, Any]) -> Shapes:
-    """The tensors of an XLM-R encoder of this configuration that its outputs depend on, by name, as transformers has them."""
+    """The tensors of an XLM-R encoder of this configuration that its outputs depend on, by name, as
+    transformers has them.
+    """
     hidden, inner = int(settings["hidden_size"]), int(settings["intermediate_size"])
     shapes: Shapes = {
         "embeddings.word_embeddings.weight": (int(settings["vocab_size"]), hidden),
         "embeddings.position_embeddings.weight": (int(settings["max_position_embeddings"]), hidden),
-        "embeddings.token_type_embeddings.weight": (int(settings.get("type_vocab_size", 2)), hidden),
+        "embeddings.token_type_embeddings.weight": (
+            int(settings.get("type_vocab_size", 2)),
+            hidden,
+        ),
         "embeddings.LayerNorm.weight": (hidden,),
         "embeddings.LayerNorm.bias": (hidden,),
     }
@@ -100,8 +120,9 @@ def backbone_shapes(settings: dict[str, Any]) -> Shapes:
 
 
 def complete_weights(model: Any, folder: Path) -> None:
-    """Put the checkpoint's own tensors into a model that FlagEmbedding has loaded from it (with its `sparse_linear` and
-    `colbert_linear`), where its loader does not read them: from names with a prefix, and heads from among the weights.
+    """Put the checkpoint's own tensors into a model that FlagEmbedding has loaded from it (with its
+    `sparse_linear` and `colbert_linear`), where its loader does not read them: from names with a
+    prefix, and heads from among the weights.
 
     Raises `ModelError` as `check_weights` does.
     """
@@ -113,9 +134,13 @@ def complete_weights(model: Any, folder: Path) -> None:
     for path in _tensor_files(folder):
         tensors |= load_tensors(path)
     backbone, beside = _split(tensors, layout.prefix)
-    model.model.load_state_dict({name: backbone[name] for name in backbone_shapes(settings)}, strict=False)
+    model.model.load_state_dict(
+        {name: backbone[name] for name in backbone_shapes(settings)}, strict=False
+    )
     for name in ("sparse_linear", "colbert_linear") if layout.heads_inside else ():
-        getattr(model, name).load_state_dict({part: beside[f"{name}.{part}"] for part in ("weight", "bias")})
+        getattr(model, name).load_state_dict(
+            {part: beside[f"{name}.{part}"] for part in ("weight", "bias")}
+        )
 
 
 def _stored_shapes(folder: Path) -> Shapes:
@@ -126,7 +151,9 @@ def _stored_shapes(folder: Path) -> Shapes:
 
 
 def _tensor_files(folder: Path) -> list[Path]:
-    """The files that hold the weights; raise `ModelError` where an index names one that is not there."""
+    """The files that hold the weights; raise `ModelError` where an index names one that is not
+    there.
+    """
     names = weight_files(path.name for path in folder.iterdir() if path.is_file())
     if names and not names[0].endswith(".index.json"):
         return [folder / names[0]]
@@ -138,7 +165,8 @@ def _tensor_files(folder: Path) -> list[Path]:
         raise ModelError(f"{index}: cannot be read ({first_line(error)}): fetch it again") from None
     if strangers := [str(part) for part in parts if part not in names]:
         raise ModelError(
-            f"{index}: names {first_few(strangers)}, which {'is' if len(strangers) == 1 else 'are'} not there"
+            f"{index}: names {first_few(strangers)}, which {'is' if len(strangers) == 1 else 'are'}"
+            " not there"
         )
     return paths
 
@@ -152,16 +180,24 @@ def _prefix_of(folder: Path, names: Iterable[str]) -> str:
         return known[0]
     if not prefixes:
         raise ModelError(
-            f"{folder}: no tensor {ANCHOR}; it has {first_few(names)}: not a checkpoint in BGE-M3's format"
+            f"{folder}: no tensor {ANCHOR}; it has {first_few(names)}: not a checkpoint in BGE-M3's"
+            " format"
         )
     raise ModelError(
-        f"{folder}: {first_few(anchors)}: which of them is the model, or what stands before its name, is not known"
+        f"{folder}: {first_few(anchors)}: which of them is the model, or what stands before its"
+        " name, is not known"
     )
 
 
 def _split(tensors: dict[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The backbone by the names that transformers has, and what stands beside it (heads), without the wrappers' prefix."""
-    backbone = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    """The backbone by the names that transformers has, and what stands beside it (heads), without
+    the wrappers' prefix.
+    """
+    backbone = {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
     if not prefix:
         own = re.compile(r"(embeddings|encoder|pooler)\..*")
         return (
@@ -169,7 +205,11 @@ def _split(tensors: dict[str, Any], prefix: str) -> tuple[dict[str, Any], dict[s
             {name: value for name, value in backbone.items() if not own.fullmatch(name)},
         )
     outer = prefix.removesuffix(prefix.split(".")[-2] + ".")
-    beside = {name.removeprefix(outer): value for name, value in tensors.items() if not name.startswith(prefix)}
+    beside = {
+        name.removeprefix(outer): value
+        for name, value in tensors.items()
+        if not name.startswith(prefix)
+    }
     return backbone, beside
 
 
@@ -191,10 +231,16 @@ def _compare(folder: Path, wanted: Shapes, found: Shapes) -> None:
         problems.append(f"unexpected {first_few(unexpected)}")
     others = [name for name in wanted if name in found and found[name] != wanted[name]]
     if others:
-        shown = [f"{name} is {_written(found[name])} instead of {_written(wanted[name])}" for name in others]
+        shown = [
+            f"{name} is {_written(found[name])} instead of {_written(wanted[name])}"
+            for name in others
+        ]
         problems.append(first_few(shown))
     if problems:
-        raise ModelError(f"{folder}: its tensors are not those that its config.json describes: {'; '.join(problems)}")
+        raise ModelError(
+            f"{folder}: its tensors are not those that its config.json describes:"
+            f" {'; '.join(problems)}"
+        )
 
 
 def _written(shape: tuple[int | str, ...]) -> str:

@@ -1,6 +1,8 @@
-"""The build: read the input, plan, go on where an earlier run was, encode, seal and publish, report.
+"""The build: read the input, plan, go on where an earlier run was, encode, seal and publish,
+report.
 
-One shard travels as one row. The completion records, not Ray, decide what is done; see `index.completion`.
+One shard travels as one row. The completion records, not Ray, decide what is done; see
+`index.completion`.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from danbooru_index.versions import check_versions
 def build(config: BuildConfig) -> BuildReport:
     """Build (or go on building) an index of the shards and publish it; return the report.
 
-    Raises `UsageError`, `InputError`, `ModelError`, `DeviceError`, `ClusterError` or `StorageError` before any work,
-    `BuildFailedError` when shards failed or a check did. Whatever ends it, the same call goes on from the completed
-    shards.
+    Raises `UsageError`, `InputError`, `ModelError`, `DeviceError`, `ClusterError` or `StorageError`
+    before any work, `BuildFailedError` when shards failed or a check did. Whatever ends it, the
+    same call goes on from the completed shards.
     """
     check_versions()
     root = IndexRoot(config.index)
@@ -65,7 +67,9 @@ def _told(config: BuildConfig) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise BuildFailedError("stopped; completed shards are kept: run the same command to go on") from None
+        raise BuildFailedError(
+            "stopped; completed shards are kept: run the same command to go on"
+        ) from None
     except OSError as error:
         raise StorageError(f"{error.filename or config.index}: {error.strerror or error}") from None
 

@@ -1,4 +1,6 @@
-"""The Ray Data pipeline: tasks -> token ids -> results, its two actor pools, and Ray Data's settings, on purpose."""
+"""The Ray Data pipeline: tasks -> token ids -> results, its two actor pools, and Ray Data's
+settings, on purpose.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,16 @@ from danbooru_index.pipeline.tokenize_stage import TokenizeShard
 
 
 def make_dataset(
-    plan: ClusterPlan, tasks: Sequence[Task], settings: WorkerSettings, tasks_in_flight: int, *, alone: bool
+    plan: ClusterPlan,
+    tasks: Sequence[Task],
+    settings: WorkerSettings,
+    tasks_in_flight: int,
+    *,
+    alone: bool,
 ) -> Any:
-    """Tasks through both stages, each in a row of its own; `alone`: one after the other, so that none takes another along."""
+    """Tasks through both stages, each in a row of its own; `alone`: one after the other, so that
+    none takes another along.
+    """
     import ray
 
     configure_ray_data()
@@ -22,7 +31,8 @@ def make_dataset(
         size=1 if alone else max(1, min(plan.tokenizers, len(tasks))),
         max_tasks_in_flight_per_actor=1 if alone else tasks_in_flight,
     )
-    # A smaller `min_size` lets Ray Data end encoders that wait for the first shard: measured, 8 worked like 4.7.
+    # A smaller `min_size` lets Ray Data end encoders that wait for the first shard: measured, 8
+    # worked like 4.7.
     encoders = ray.data.ActorPoolStrategy(
         min_size=1 if alone else plan.encoders,
         max_size=1 if alone else max(plan.encoders, plan.max_encoders or len(tasks)),
@@ -31,7 +41,11 @@ def make_dataset(
         max_concurrent_calls_per_actor=1 if alone else plan.calls,
         enable_true_multi_threading=True,
     )
-    common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "fn_constructor_args": (settings,)}
+    common: dict[str, Any] = {
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "fn_constructor_args": (settings,),
+    }
     common["runtime_env"] = plan.runtime_env
     return (
         ray.data.from_arrow([task.to_row() for task in tasks])
@@ -54,7 +68,8 @@ def configure_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1
-    # Utilisation here is (calls + 1) / calls, below Ray's default threshold of 1.75: the pool would never scale up.
+    # Utilisation here is (calls + 1) / calls, below Ray's default threshold of 1.75: the pool would
+    # never scale up.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.actor_init_retry_on_errors = False
     context.max_consecutive_actor_init_deaths = 3

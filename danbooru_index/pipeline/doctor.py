@@ -1,4 +1,6 @@
-"""Checking an installation: versions, device, model, a real encode, Ray, disk space; one line of advice for each fault."""
+"""Checking an installation: versions, device, model, a real encode, Ray, disk space; one line of
+advice for each fault.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,22 @@ from danbooru_index.config import (
     DeviceInfo,
     Precision,
 )
-from danbooru_index.errors import DanbooruIndexError, DeviceError, ModelError, StorageError, UsageError
+from danbooru_index.errors import (
+    DanbooruIndexError,
+    DeviceError,
+    ModelError,
+    StorageError,
+    UsageError,
+)
 from danbooru_index.index.estimate import index_bytes
 from danbooru_index.machine import cpu_count
-from danbooru_index.model.checkpoint import Checkpoint, default_model, hidden_size, resolve_model, settings_of
+from danbooru_index.model.checkpoint import (
+    Checkpoint,
+    default_model,
+    hidden_size,
+    resolve_model,
+    settings_of,
+)
 from danbooru_index.model.device import probe_device
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.shape import gpu_tokens_per_batch
@@ -45,7 +59,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class DoctorConfig:
-    """What to check: `model` None: the default of this machine; disk space for `records` records below `path`."""
+    """What to check: `model` None: the default of this machine; disk space for `records` records
+    below `path`.
+    """
 
     model: str | None = None
     device: Device = Device.AUTO
@@ -88,7 +104,11 @@ class DoctorReport:
             if finding.advice:
                 lines.append(f"    {'':<9} -> {finding.advice}")
         wrong = sum(1 for finding in self.findings if finding.advice)
-        lines.append("everything is in order" if not wrong else f"{wrong} of {len(self.findings)} are not right")
+        lines.append(
+            "everything is in order"
+            if not wrong
+            else f"{wrong} of {len(self.findings)} are not right"
+        )
         return "\n".join(lines)
 
 
@@ -104,7 +124,11 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     _tried(report, "ray", lambda: _ray(config))
     if Path("jobs", "build.py").is_file():
         _tried(report, "upload", _upload)
-    _tried(report, "disk", lambda: _disk(config, hidden_size(checkpoint) if checkpoint else PRODUCTION_HIDDEN))
+    _tried(
+        report,
+        "disk",
+        lambda: _disk(config, hidden_size(checkpoint) if checkpoint else PRODUCTION_HIDDEN),
+    )
     return report
 
 
@@ -116,7 +140,9 @@ def _tried(report: DoctorReport, what: str, look: Callable[[], tuple[str, T]]) -
         report.findings.append(Finding(what, "not usable", " ".join(str(error).split())))
         return None
     except OSError as error:
-        report.findings.append(Finding(what, "not usable", f"{error.filename or what}: {error.strerror or error}"))
+        report.findings.append(
+            Finding(what, "not usable", f"{error.filename or what}: {error.strerror or error}")
+        )
         return None
     report.findings.append(Finding(what, found))
     return value
@@ -142,29 +168,48 @@ def _device(config: DoctorConfig) -> tuple[str, DeviceInfo]:
         return f"{info.name}: no GPU in use; --precision {info.precision}", info
     if info.free_memory < SMALLEST_GPU_MEMORY:
         raise DeviceError(
-            f"{info.name}: {info.free_memory / 1e9:.1f} GB of its {info.memory / 1e9:.1f} GB are free; {PRODUCTION_MODEL} "
-            f"needs {SMALLEST_GPU_MEMORY / 1e9:.1f}: end what holds it, or pass --device cpu"
+            f"{info.name}: {info.free_memory / 1e9:.1f} GB of its {info.memory / 1e9:.1f} GB are"
+            f" free; {PRODUCTION_MODEL} needs {SMALLEST_GPU_MEMORY / 1e9:.1f}: end what holds it,"
+            " or pass --device cpu"
         )
-    tokens = gpu_tokens_per_batch(info.free_memory - PRODUCTION_BYTES, PRODUCTION_HIDDEN, 4 * PRODUCTION_HIDDEN)
+    tokens = gpu_tokens_per_batch(
+        info.free_memory - PRODUCTION_BYTES, PRODUCTION_HIDDEN, 4 * PRODUCTION_HIDDEN
+    )
     free = f"{info.free_memory / 1e9:.1f} of {info.memory / 1e9:.1f} GB free"
-    return f"{info.name}, {free}: --precision {info.precision} --tokens-per-batch {tokens} (the defaults)", info
+    return (
+        (
+            f"{info.name}, {free}: --precision {info.precision} --tokens-per-batch {tokens} (the"
+            " defaults)"
+        ),
+        info,
+    )
 
 
 def _model(config: DoctorConfig, info: DeviceInfo) -> tuple[str, Checkpoint]:
-    """The model that was asked for, or this machine's default; every file it needs is there. Raises `ModelError`."""
+    """The model that was asked for, or this machine's default; every file it needs is there. Raises
+    `ModelError`.
+    """
     checkpoint = resolve_model(config.model or default_model(info.kind))
     shape = settings_of(checkpoint)
     size = sum(path.stat().st_size for path in Path(checkpoint.path).iterdir() if path.is_file())
     asked = "" if config.model else " (the default here)"
-    found = f"{checkpoint.name}{asked}: id {checkpoint.model_id[:12]}, {shape['num_hidden_layers']} layers, "
-    return found + f"{shape['hidden_size']} wide, {size / 1e6:,.1f} MB in {checkpoint.path}", checkpoint
+    found = (
+        f"{checkpoint.name}{asked}: id {checkpoint.model_id[:12]}, {shape['num_hidden_layers']}"
+        " layers, "
+    )
+    return (
+        found + f"{shape['hidden_size']} wide, {size / 1e6:,.1f} MB in {checkpoint.path}",
+        checkpoint,
+    )
 
 
 def _encode(checkpoint: Checkpoint, info: DeviceInfo) -> tuple[str, None]:
     """All three outputs of a few texts, twice: the first call warms up. Raises `ModelError`."""
     tokenizer = Tokenizer(checkpoint.path, DEFAULT_MAX_LENGTH)
     encoder = Encoder(checkpoint.path, Device(info.kind), Precision(info.precision))
-    texts = [json.loads(line)["text"] for line in SAMPLE_TAGS.read_text(encoding="utf-8").splitlines()]
+    texts = [
+        json.loads(line)["text"] for line in SAMPLE_TAGS.read_text(encoding="utf-8").splitlines()
+    ]
     batch = tokenizer(texts)
     encoder.encode(batch)
     started = time.perf_counter()
@@ -172,14 +217,18 @@ def _encode(checkpoint: Checkpoint, info: DeviceInfo) -> tuple[str, None]:
     seconds = time.perf_counter() - started
     if len(encoding.non_finite):
         raise ModelError(
-            f"{checkpoint.name}: {len(encoding.non_finite)} of {len(texts)} texts have no finite output: bad weights"
+            f"{checkpoint.name}: {len(encoding.non_finite)} of {len(texts)} texts have no finite"
+            " output: bad weights"
         )
     rate = len(texts) / seconds
     hours = BASELINE_RECORDS / rate / 3600
     return (
-        f"{len(texts)} texts, dense, sparse and ColBERT, in {seconds:.2f} s: {rate:,.0f} tags/s, and {hours:,.1f} h for "
-        f"{BASELINE_RECORDS:,} (encoding alone)"
-    ), None
+        (
+            f"{len(texts)} texts, dense, sparse and ColBERT, in {seconds:.2f} s: {rate:,.0f}"
+            f" tags/s, and {hours:,.1f} h for {BASELINE_RECORDS:,} (encoding alone)"
+        ),
+        None,
+    )
 
 
 def _ray(config: DoctorConfig) -> tuple[str, None]:
@@ -189,23 +238,36 @@ def _ray(config: DoctorConfig) -> tuple[str, None]:
         gpus = gpus_for(config.device, None)
         cpus = on_worker(min(gpus, 1), 0.1, cpu_count)
     where = config.address or "private"
-    return f"{where}: a task ran on a node of {cpus} cores, {gpus} GPUs, {time.perf_counter() - started:.1f} s", None
+    return (
+        (
+            f"{where}: a task ran on a node of {cpus} cores, {gpus} GPUs,"
+            f" {time.perf_counter() - started:.1f} s"
+        ),
+        None,
+    )
 
 
 def _upload() -> tuple[str, None]:
-    """What `ray job submit --working-dir .` would upload from here. Raises `StorageError` for more than a job server takes."""
+    """What `ray job submit --working-dir .` would upload from here. Raises `StorageError` for more
+    than a job server takes.
+    """
     found = measure_upload(Path.cwd())
-    said = f"ray job submit --working-dir . uploads {found.files:,} files, {found.bytes / 1e6:,.1f} MB before they are packed"
+    said = (
+        f"ray job submit --working-dir . uploads {found.files:,} files, {found.bytes / 1e6:,.1f} MB"
+        " before they are packed"
+    )
     if found.bytes > LARGEST_SUBMISSION:
         raise StorageError(
-            f"{said}, and a job server takes {LARGEST_SUBMISSION / 1e6:,.0f} ({found.largest()}): name them in .rayignore, or "
-            "keep data in another folder"
+            f"{said}, and a job server takes {LARGEST_SUBMISSION / 1e6:,.0f} ({found.largest()}):"
+            " name them in .rayignore, or keep data in another folder"
         )
     return said, None
 
 
 def _disk(config: DoctorConfig, hidden: int) -> tuple[str, None]:
-    """Room below `path` for so many records. Raises `StorageError` where not even the smaller codec fits."""
+    """Room below `path` for so many records. Raises `StorageError` where not even the smaller codec
+    fits.
+    """
     place = Path(config.path).resolve()
     while not place.exists():
         place = place.parent

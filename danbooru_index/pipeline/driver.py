@@ -1,6 +1,7 @@
 """The driver's part of encoding: all pending shards through the pipeline, and what came back.
 
-A shard that may have killed its actor is suspect: it is run again by itself, so that it takes no other along.
+A shard that may have killed its actor is suspect: it is run again by itself, so that it takes no
+other along.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ SOLO_ATTEMPTS = 2
 
 @dataclass(slots=True)
 class EncodeOutcome:
-    """What came back of the pending shards: `done`, with the records read; `failed` and `suspects`, with why; the samples'
-    embeddings, or why there are none; `timeline`: (seconds since the command began, records encoded)."""
+    """What came back of the pending shards: `done`, with the records read; `failed` and `suspects`,
+    with why; the samples' embeddings, or why there are none; `timeline`: (seconds since the command
+    began, records encoded).
+    """
 
     done: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -71,7 +74,9 @@ def encode(plan: BuildPlan, work: Work, start_up: StartUp) -> EncodeOutcome:
             outcome.suspects.clear()
             again = [shard for shard in pending if shard.id in suspects]
             run.through(again, attempts / "alone", SOLO_ATTEMPTS, alone=True)
-            outcome.failed |= {shard: f"given up: {why}, alone" for shard, why in outcome.suspects.items()}
+            outcome.failed |= {
+                shard: f"given up: {why}, alone" for shard, why in outcome.suspects.items()
+            }
         outcome.timeline = progress.timeline
     return outcome
 
@@ -85,32 +90,41 @@ class _Run:
     outcome: EncodeOutcome
     progress: Progress
 
-    def through(self, shards: Sequence[Shard], attempts: Storage, limit: int, *, alone: bool) -> None:
-        """Run shards through the two stages, and the samples where their embeddings are not known yet."""
+    def through(
+        self, shards: Sequence[Shard], attempts: Storage, limit: int, *, alone: bool
+    ) -> None:
+        """Run shards through the two stages, and the samples where their embeddings are not known
+        yet.
+        """
         import ray
         from ray.exceptions import RayError
 
-        texts = () if self.outcome.samples is not None else tuple(s.text for s in self.plan.samples.checked)
-        # The samples first: among the last tasks they would count as one device's share, and another get a shard too many.
+        texts = (
+            ()
+            if self.outcome.samples is not None
+            else tuple(s.text for s in self.plan.samples.checked)
+        )
+        # The samples first: among the last tasks they would count as one device's share, and
+        # another get a shard too many.
         tasks = [*([Task(texts=texts)] if texts else []), *(Task(shard) for shard in shards)]
         if not tasks:
             return
         told = ray.remote(num_cpus=0)(ProgressActor).remote()
         settings = replace(
-            self.work.settings,
-            attempts=attempts,
-            attempt_limit=limit,
-            progress=told,
+            self.work.settings, attempts=attempts, attempt_limit=limit, progress=told
         )
         flight = self.plan.config.tuning.tasks_in_flight
         try:
             with _shown(self.progress, self.outcome, told):
                 dataset = make_dataset(self.plan.cluster, tasks, settings, flight, alone=alone)
-                for row in dataset.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
+                for row in dataset.iter_batches(
+                    batch_size=1, prefetch_batches=0, batch_format="pyarrow"
+                ):
                     self.outcome.take(ShardResult.from_row(row))
         except RayError as error:
             raise ClusterError(
-                f"Ray went away ({first_line(error)}); completed shards are kept: run the same command to go on"
+                f"Ray went away ({first_line(error)}); completed shards are kept: run the same"
+                " command to go on"
             ) from None
         finally:
             with contextlib.suppress(RayError):  # Ray may be gone, and the actor with it
@@ -119,7 +133,9 @@ class _Run:
 
 @contextlib.contextmanager
 def _shown(progress: Progress, outcome: EncodeOutcome, told: Any) -> Iterator[None]:
-    """Show, once a second, how many records are encoded: those of done shards, and what the progress actor was told."""
+    """Show, once a second, how many records are encoded: those of done shards, and what the
+    progress actor was told.
+    """
     import ray
 
     ended = threading.Event()
@@ -127,7 +143,8 @@ def _shown(progress: Progress, outcome: EncodeOutcome, told: Any) -> Iterator[No
     def watch() -> None:
         known = 0
         while not ended.wait(1.0):
-            with contextlib.suppress(Exception):  # a late answer, or none, is no reason to stop showing
+            with contextlib.suppress(Exception):
+                # a late answer, or none, is no reason to stop showing
                 done = outcome.done.copy()
                 underway = told.underway.remote(list(done)[known:])
                 known = len(done)

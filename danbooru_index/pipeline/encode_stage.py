@@ -1,6 +1,7 @@
 """Stage 2 in a Ray actor: encode a shard, write its fragments, create its completion record.
 
-Vectors never travel: the encoding actor writes them itself. Nothing here raises into Ray: what went wrong is in the result.
+Vectors never travel: the encoding actor writes them itself. Nothing here raises into Ray: what went
+wrong is in the result.
 """
 
 from __future__ import annotations
@@ -24,8 +25,20 @@ from danbooru_index.index.completion import CompletionRecord, ShardStats, Worker
 from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.schema import table_specs
 from danbooru_index.ingest.shards import Shard
-from danbooru_index.pipeline.protocol import Outcome, ShardResult, TokenizedShard, WorkerSettings, describe
-from danbooru_index.pipeline.supervision import TooManyAttemptsError, Watchdog, check_attempts, note_loss, place
+from danbooru_index.pipeline.protocol import (
+    Outcome,
+    ShardResult,
+    TokenizedShard,
+    WorkerSettings,
+    describe,
+)
+from danbooru_index.pipeline.supervision import (
+    TooManyAttemptsError,
+    Watchdog,
+    check_attempts,
+    note_loss,
+    place,
+)
 from danbooru_index.pipeline.worker_model import load_encoder
 from danbooru_index.records import Reason, Reject
 
@@ -34,7 +47,9 @@ TELL_EVERY_S = 0.5
 
 
 class EncodeShard:
-    """One model on one device: encodes a shard, writes its fragments, creates its completion record."""
+    """One model on one device: encodes a shard, writes its fragments, creates its completion
+    record.
+    """
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -48,7 +63,9 @@ class EncodeShard:
             self._encoder = (settings.encoder or load_encoder)(settings)
             self._watchdog.expect(self._encoder.call_s(settings.max_length))
         except DanbooruIndexError as error:
-            self._problem = f"{error} ({place(settings)})" if settings.device == "cuda" else str(error)
+            self._problem = (
+                f"{error} ({place(settings)})" if settings.device == "cuda" else str(error)
+            )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         return self._result(TokenizedShard.from_row(rows)).to_row()
@@ -68,19 +85,27 @@ class EncodeShard:
             return ShardResult(name, Outcome.DONE, read=self._encode(given.task.shard, given).read)
         except TooManyAttemptsError as error:
             return ShardResult(name, Outcome.SUSPECT, str(error))
-        except Exception as error:  # whatever a shard does to the device or the disk is that shard's outcome
+        except Exception as error:
+            # whatever a shard does to the device or the disk is that shard's outcome
             if "CUDA error" in str(error):
                 note_loss(self._settings, name, "encode", error)
-                os._exit(71)  # the device is lost to this process: its attempts are counted, a new one takes over
+                # the device is lost to this process: its attempts are counted, a new one takes over
+                os._exit(71)
             return ShardResult(name, Outcome.FAILED, describe(error))
 
     def _encode(self, shard: Shard, given: TokenizedShard) -> CompletionRecord:
-        """Slices of bounded size through the model and into fragments; then the completion record, last."""
-        work = _ShardWork(shard, given, ShardWriter(self._settings.generation, shard.id, self._specs))
+        """Slices of bounded size through the model and into fragments; then the completion record,
+        last.
+        """
+        work = _ShardWork(
+            shard, given, ShardWriter(self._settings.generation, shard.id, self._specs)
+        )
         with contextlib.ExitStack() as unless_done:
             unless_done.callback(work.writer.discard)  # after a stop too: nothing names these files
             report = self._reporter(shard.id, given.tokens)
-            for start, stop in slices(given.tokens.lengths, self._settings.colbert_dim, self._settings.slice_bytes):
+            for start, stop in slices(
+                given.tokens.lengths, self._settings.colbert_dim, self._settings.slice_bytes
+            ):
                 self._encode_slice(work, start, stop, report)
             with work.writing():
                 parts = work.writer.finish()
@@ -102,11 +127,17 @@ class EncodeShard:
         self._metrics.add(record)
         return record
 
-    def _encode_slice(self, work: _ShardWork, start: int, stop: int, report: Callable[[int], None]) -> None:
-        """Some rows of a shard through the model and into fragments, without those that are not finite."""
+    def _encode_slice(
+        self, work: _ShardWork, start: int, stop: int, report: Callable[[int], None]
+    ) -> None:
+        """Some rows of a shard through the model and into fragments, without those that are not
+        finite.
+        """
         with self._watchdog:
             reach("encode.forward", work.shard.id)
-            embeddings = self._encoder.encode(work.given.tokens.rows(start, stop), report, work.encoded)
+            embeddings = self._encoder.encode(
+                work.given.tokens.rows(start, stop), report, work.encoded
+            )
         part = work.given.records.slice(start, stop - start)
         if len(embeddings.non_finite):
             work.rejects += _non_finite(part, embeddings.non_finite.tolist(), work.shard)
@@ -119,7 +150,9 @@ class EncodeShard:
         work.kept += part.num_rows
 
     def _reporter(self, shard: str, tokens: TokenBatch) -> Callable[[int], None]:
-        """Called with the rows of each device call: keeps the watchdog quiet, and tells the driver twice a second."""
+        """Called with the rows of each device call: keeps the watchdog quiet, and tells the driver
+        twice a second.
+        """
         encoded = 0
         share = len(tokens.lengths)
 
@@ -171,7 +204,8 @@ class _ShardWork:
         tokens, encoded = self.given.tokens, self.encoded
         return ShardStats(
             started=self.started,
-            ended=self.started + time.perf_counter() - self.began,  # whatever the wall clock did meanwhile
+            # whatever the wall clock did meanwhile
+            ended=self.started + time.perf_counter() - self.began,
             read=self.given.seconds,
             encode=encoded.seconds,
             write=self.write_s,
@@ -186,8 +220,12 @@ class _ShardWork:
         )
 
 
-def slices(lengths: np.ndarray[Any, Any], colbert_dim: int, slice_bytes: int) -> list[tuple[int, int]]:
-    """Row ranges whose ColBERT vectors stay under `slice_bytes` (one long text may exceed it by itself)."""
+def slices(
+    lengths: np.ndarray[Any, Any], colbert_dim: int, slice_bytes: int
+) -> list[tuple[int, int]]:
+    """Row ranges whose ColBERT vectors stay under `slice_bytes` (one long text may exceed it by
+    itself).
+    """
     limit = max(1, slice_bytes // (2 * colbert_dim))
     bounds, start, size = [], 0, 0
     for row, length in enumerate(lengths.tolist()):
@@ -202,20 +240,28 @@ def _non_finite(records: pa.Table, rows: list[int], shard: Shard) -> list[dict[s
     rejects = []
     for row in rows:
         record = records.slice(row, 1).to_pylist()[0]
-        reject = Reject(Reason.NON_FINITE_OUTPUT, shard.path, 0, f"id {record['id']}", record["text"][:2000])
+        reject = Reject(
+            Reason.NON_FINITE_OUTPUT, shard.path, 0, f"id {record['id']}", record["text"][:2000]
+        )
         rejects.append(json.loads(reject.to_json()))
     return rejects
 
 
 class WorkerMetrics:
-    """Three counters: `danbooru_index_records`, `danbooru_index_tokens`, `danbooru_index_seconds` by stage."""
+    """Three counters: `danbooru_index_records`, `danbooru_index_tokens`, `danbooru_index_seconds`
+    by stage.
+    """
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter
 
-        self._records = Counter("danbooru_index_records", description="Records written to all three tables")
+        self._records = Counter(
+            "danbooru_index_records", description="Records written to all three tables"
+        )
         self._tokens = Counter("danbooru_index_tokens", description="Tokens encoded")
-        self._seconds = Counter("danbooru_index_seconds", description="Seconds by stage", tag_keys=("stage",))
+        self._seconds = Counter(
+            "danbooru_index_seconds", description="Seconds by stage", tag_keys=("stage",)
+        )
 
     def add(self, record: CompletionRecord) -> None:
         """Count a shard that is done. A counter takes no zero."""
@@ -224,6 +270,10 @@ class WorkerMetrics:
             self._records.inc(record.rows)
         if stats.tokens:
             self._tokens.inc(stats.tokens)
-        for stage, seconds in (("read", stats.read), ("encode", stats.encode), ("write", stats.write)):
+        for stage, seconds in (
+            ("read", stats.read),
+            ("encode", stats.encode),
+            ("write", stats.write),
+        ):
             if seconds > 0:
                 self._seconds.inc(seconds, tags={"stage": stage})

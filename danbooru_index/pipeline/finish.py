@@ -1,4 +1,5 @@
-"""The end of a build: every shard has its completion record, the tables pass their checks, the generation is published.
+"""The end of a build: every shard has its completion record, the tables pass their checks, the
+generation is published.
 
 Else it says which shards have none, or which check failed, and publishes nothing.
 """
@@ -26,7 +27,9 @@ from danbooru_index.records import describe_rejects
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A generation that is published: the completion records that it was made of, by shard, and what each step took."""
+    """A generation that is published: the completion records that it was made of, by shard, and
+    what each step took.
+    """
 
     records: dict[str, CompletionRecord]
     times: SealTimes
@@ -35,7 +38,8 @@ class Sealed:
 def finish(plan: BuildPlan, root: IndexRoot, work: Work, outcome: EncodeOutcome) -> Sealed:
     """Commit, check, seal and publish.
 
-    `outcome.failed` is afterwards what has no record. Raises `BuildFailedError` or `RejectedRecordsError`.
+    `outcome.failed` is afterwards what has no record. Raises `BuildFailedError` or
+    `RejectedRecordsError`.
     """
     generation = work.generation
     records = done_records(plan, generation)
@@ -43,26 +47,37 @@ def finish(plan: BuildPlan, root: IndexRoot, work: Work, outcome: EncodeOutcome)
     ordered = [records[shard.id] for shard in plan.scan.shards if shard.id in records]
     counts = count_rejects(ordered)
     if not sum(record.rows for record in ordered):
-        raise BuildFailedError(f"every record was rejected ({describe_rejects(counts)}): nothing to publish")
+        raise BuildFailedError(
+            f"every record was rejected ({describe_rejects(counts)}): nothing to publish"
+        )
     if plan.config.strict and counts:
-        raise RejectedRecordsError(f"{describe_rejects(counts)}: nothing was published because of --strict")
+        raise RejectedRecordsError(
+            f"{describe_rejects(counts)}: nothing was published because of --strict"
+        )
     times = seal_and_publish(
         root, generation, ordered, list(outcome.failed), lambda *made: _check(plan, outcome, *made)
     )
     return Sealed(records, times)
 
 
-def _refuse_missing(plan: BuildPlan, outcome: EncodeOutcome, records: dict[str, CompletionRecord]) -> None:
-    """Raise `BuildFailedError` for shards without a record, unless some are there and failed ones may be left out."""
+def _refuse_missing(
+    plan: BuildPlan, outcome: EncodeOutcome, records: dict[str, CompletionRecord]
+) -> None:
+    """Raise `BuildFailedError` for shards without a record, unless some are there and failed ones
+    may be left out.
+    """
     missing = [shard for shard in plan.scan.shards if shard.id not in records]
     gone = "no completion record: its worker went away; run the same command to go on"
     outcome.failed = {shard.id: outcome.failed.get(shard.id, gone) for shard in missing}
     if missing and not (plan.config.allow_failed_shards and records):
-        named = "; ".join(f"{shard.id} ({shard.path}): {outcome.failed[shard.id]}" for shard in missing[:5])
+        named = "; ".join(
+            f"{shard.id} ({shard.path}): {outcome.failed[shard.id]}" for shard in missing[:5]
+        )
         more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise BuildFailedError(
-            f"{len(missing)} of {len(plan.scan.shards)} shards failed, nothing was published: {named}{more}; run the same "
-            "command to try them again, or add --allow-failed-shards to publish without them"
+            f"{len(missing)} of {len(plan.scan.shards)} shards failed, nothing was published:"
+            f" {named}{more}; run the same command to try them again, or add --allow-failed-shards"
+            " to publish without them"
         )
 
 
@@ -73,15 +88,20 @@ def _check(
     versions: Mapping[str, int],
     records: list[CompletionRecord],
 ) -> Checks:
-    """The checks that a generation must pass to be published; raise `BuildFailedError` with what did not."""
+    """The checks that a generation must pass to be published; raise `BuildFailedError` with what
+    did not.
+    """
     checks = check_tables(generation, versions, records)
     if outcome.samples is None:
         raise BuildFailedError(
-            f"the sampled records could not be encoded again ({outcome.samples_problem}); nothing was published"
+            f"the sampled records could not be encoded again ({outcome.samples_problem}); nothing"
+            " was published"
         )
     kept = _samples_kept(plan, outcome, records)
     samples = [sample for sample, keep in zip(plan.samples.checked, kept, strict=True) if keep]
-    if problems := self_queries(GenerationReader(generation, versions), samples, outcome.samples.keep(kept)):
+    if problems := self_queries(
+        GenerationReader(generation, versions), samples, outcome.samples.keep(kept)
+    ):
         raise BuildFailedError(f"checks failed, nothing was published: {'; '.join(problems[:5])}")
     return replace(checks, passed=(*checks.passed, "self_queries"), self_queries=int(kept.sum()))
 
@@ -89,11 +109,16 @@ def _check(
 def _samples_kept(
     plan: BuildPlan, outcome: EncodeOutcome, records: list[CompletionRecord]
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which samples must be in the tables: not those of failed shards, nor those whose output was not finite."""
+    """Which samples must be in the tables: not those of failed shards, nor those whose output was
+    not finite.
+    """
     done = {record.shard for record in records}
     gone = {reject["detail"].removeprefix("id ") for record in records for reject in record.rejects}
     spoilt = set(outcome.samples.non_finite.tolist()) if outcome.samples else set()
     return np.array(
-        [s.shard in done and s.id not in gone and n not in spoilt for n, s in enumerate(plan.samples.checked)],
+        [
+            s.shard in done and s.id not in gone and n not in spoilt
+            for n, s in enumerate(plan.samples.checked)
+        ],
         dtype=bool,
     )

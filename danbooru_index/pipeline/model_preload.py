@@ -12,7 +12,13 @@ import numpy as np
 
 from danbooru_index.errors import as_model_error
 from danbooru_index.ingest.sampling import InputSamples
-from danbooru_index.model.checkpoint import Checkpoint, check_model, identify, locate_model, required_files
+from danbooru_index.model.checkpoint import (
+    Checkpoint,
+    check_model,
+    identify,
+    locate_model,
+    required_files,
+)
 
 T = TypeVar("T")
 
@@ -34,8 +40,8 @@ def in_background(function: Callable[..., T], *arguments: Any, **named: Any) -> 
 
 
 class ModelPreload:
-    """The model `name`, found, or fetched, at once, so that a stop ends that too; then checked and read in the background.
-    `whole`: False where nothing of its weights will be loaded.
+    """The model `name`, found, or fetched, at once, so that a stop ends that too; then checked and
+    read in the background. `whole`: False where nothing of its weights will be loaded.
 
     Raises `ModelError` where there is none.
     """
@@ -45,7 +51,9 @@ class ModelPreload:
         self._checked = in_background(check_model if whole else required_files, self._folder)
 
     def read(self, samples: Future[InputSamples], max_length: int) -> ModelPreload:
-        """Wait until the model is known to be whole, then go on reading. Raises `ModelError`, before Ray has started."""
+        """Wait until the model is known to be whole, then go on reading. Raises `ModelError`,
+        before Ray has started.
+        """
         self._checked.result()
         self._checkpoint = in_background(identify, self._name, self._folder)
         self._tokens_per_text = in_background(_tokens_per_text, self._folder, samples, max_length)
@@ -56,7 +64,9 @@ class ModelPreload:
         return self._checkpoint.result()
 
     def tokens_per_text(self) -> float:
-        """The mean number of tokens per text of the samples; raise `ModelError` for a tokenizer that is none."""
+        """The mean number of tokens per text of the samples; raise `ModelError` for a tokenizer
+        that is none.
+        """
         return self._tokens_per_text.result()
 
 

@@ -1,4 +1,6 @@
-"""The plan of a build: everything that is decided before the first forward pass, and nothing that changes after it."""
+"""The plan of a build: everything that is decided before the first forward pass, and nothing that
+changes after it.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ from danbooru_index.progress import StartUp
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """What a build is to do: its input, model, devices and workers, and the generation that will come of it (`wanted`).
+    """What a build is to do: its input, model, devices and workers, and the generation that will
+    come of it (`wanted`).
 
-    `started`: when the command began, by the monotonic clock. `tokens_per_text`: the mean, from a sample.
+    `started`: when the command began, by the monotonic clock. `tokens_per_text`: the mean, from a
+    sample.
     """
 
     config: BuildConfig
@@ -40,12 +44,19 @@ class BuildPlan:
 
 
 def make_plan(
-    config: BuildConfig, started: float, reading: Reading, root: IndexRoot, start_up: StartUp, *, inherited: bool
+    config: BuildConfig,
+    started: float,
+    reading: Reading,
+    root: IndexRoot,
+    start_up: StartUp,
+    *,
+    inherited: bool,
 ) -> BuildPlan:
-    """Decide everything, on the connected cluster; a ColBERT projection is fitted here, on a worker.
+    """Decide everything, on the connected cluster; a ColBERT projection is fitted here, on a
+    worker.
 
-    `inherited`: the cluster's workers have this project's environment from their start. Raises `UsageError`, `ModelError`,
-    `DeviceError`, `ClusterError` or `BuildFailedError`.
+    `inherited`: the cluster's workers have this project's environment from their start. Raises
+    `UsageError`, `ModelError`, `DeviceError`, `ClusterError` or `BuildFailedError`.
     """
     start_up.step("planning")
     cluster = plan_cluster(config, len(reading.scan.shards), inherited=inherited)
@@ -91,12 +102,18 @@ def make_plan(
 
 
 def _checked_dim(checkpoint: Checkpoint, config: BuildConfig) -> int:
-    """The model's width; raise `UsageError` for texts longer than it has positions for, and for too wide a codec."""
+    """The model's width; raise `UsageError` for texts longer than it has positions for, and for too
+    wide a codec.
+    """
     longest, dim = longest_text(checkpoint), hidden_size(checkpoint)
     if config.max_length > longest:
-        raise UsageError(f"--max-length {config.max_length}: {checkpoint.name} takes at most {longest} tokens")
+        raise UsageError(
+            f"--max-length {config.max_length}: {checkpoint.name} takes at most {longest} tokens"
+        )
     if config.colbert_dim and config.colbert_dim > dim:
-        raise UsageError(f"--colbert-dim {config.colbert_dim}: {checkpoint.name} has {dim} values a vector")
+        raise UsageError(
+            f"--colbert-dim {config.colbert_dim}: {checkpoint.name} has {dim} values a vector"
+        )
     return dim
 
 
@@ -124,7 +141,8 @@ def _settings(
 
 
 def device_on_worker(cluster: ClusterPlan, config: BuildConfig) -> DeviceInfo:
-    """The device and precision as a worker with the encoder's resources sees them; a simulated one says so itself.
+    """The device and precision as a worker with the encoder's resources sees them; a simulated one
+    says so itself.
 
     Raises `DeviceError` where torch and Ray do not see the same.
     """
@@ -137,8 +155,8 @@ def device_on_worker(cluster: ClusterPlan, config: BuildConfig) -> DeviceInfo:
         info = _probe_remotely(cluster, wanted, config.precision)
     if info.kind != cluster.device.value:
         raise DeviceError(
-            f"Ray offers no GPU here, but torch sees a {info.name}: start Ray where it sees the card (CUDA_VISIBLE_DEVICES, "
-            "ray start --num-gpus 1), or pass --device cpu"
+            f"Ray offers no GPU here, but torch sees a {info.name}: start Ray where it sees the"
+            " card (CUDA_VISIBLE_DEVICES, ray start --num-gpus 1), or pass --device cpu"
         )
     return info
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 
 class ProgressActor:
-    """A small actor that knows how far each shard is, so that the bar moves within a shard. It lives in a module that imports
-    next to nothing, since its process is one of those that start when a build does."""
+    """A small actor that knows how far each shard is, so that the bar moves within a shard. It
+    lives in a module that imports next to nothing, since its process is one of those that start
+    when a build does.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}
@@ -17,7 +19,9 @@ class ProgressActor:
             self._rows[shard] = max(rows, self._rows.get(shard, 0))
 
     def underway(self, done: list[str]) -> int:
-        """The rows encoded of shards that are not done; `done`: those that are, since the last call."""
+        """The rows encoded of shards that are not done; `done`: those that are, since the last
+        call.
+        """
         self._done.update(done)
         for shard in done:
             self._rows.pop(shard, None)

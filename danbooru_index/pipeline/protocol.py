@@ -1,7 +1,8 @@
-"""What travels between the driver and its actors, typed: one row = one shard, in as a task, out as a small result.
+"""What travels between the driver and its actors, typed: one row = one shard, in as a task, out as
+a small result.
 
-Vectors never travel: the encoding actor writes them itself. A message knows its Arrow row (`to_row`, `from_row`); nothing
-here raises into Ray: what went wrong is an `Outcome` and one line.
+Vectors never travel: the encoding actor writes them itself. A message knows its Arrow row
+(`to_row`, `from_row`); nothing here raises into Ray: what went wrong is an `Outcome` and one line.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ TOKENIZED_SCHEMA = pa.schema(
     [
         *TASK_SCHEMA,
         pa.field("records", pa.large_binary()),  # an Arrow stream
-        pa.field("rejects", pa.list_(pa.large_binary())),  # JSON lines, as the rejects file has them
+        # JSON lines, as the rejects file has them
+        pa.field("rejects", pa.list_(pa.large_binary())),
         pa.field("token_ids", pa.large_list(pa.int32())),
         pa.field("lengths", pa.large_list(pa.int32())),
         pa.field("special", pa.list_(pa.int32())),
@@ -67,7 +69,8 @@ RESULT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """From what an actor builds its tokeniser or encoder; `shard_tokens`: about what its shards will hold.
+    """From what an actor builds its tokeniser or encoder; `shard_tokens`: about what its shards
+    will hold.
 
     `progress`: the handle of the actor that is told how far a shard is.
     """
@@ -97,7 +100,9 @@ class WorkerSettings:
 
 
 class Outcome(Enum):
-    """What became of a task. SUSPECT: its actor died too often; FATAL: no task can be done, the run ends."""
+    """What became of a task. SUSPECT: its actor died too often; FATAL: no task can be done, the run
+    ends.
+    """
 
     DONE = "done"
     SUSPECT = "suspect"
@@ -107,7 +112,9 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What an actor is to do: read and encode a shard, or encode the samples' texts for the driver's self-check."""
+    """What an actor is to do: read and encode a shard, or encode the samples' texts for the
+    driver's self-check.
+    """
 
     shard: Shard | None = None
     texts: tuple[str, ...] = ()
@@ -148,7 +155,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedShard:
-    """A task with its records (`RECORD_SCHEMA`), its rejects (JSON lines) and its tokens; `seconds`: what that took.
+    """A task with its records (`RECORD_SCHEMA`), its rejects (JSON lines) and its tokens;
+    `seconds`: what that took.
 
     Where `outcome` is not DONE there are none, and `message` says why.
     """
@@ -156,7 +164,9 @@ class TokenizedShard:
     task: Task
     records: pa.Table = field(default_factory=RECORD_SCHEMA.empty_table)
     rejects: tuple[bytes, ...] = ()
-    tokens: TokenBatch = field(default_factory=lambda: TokenBatch(np.empty(0, np.int32), np.empty(0, np.int32), ()))
+    tokens: TokenBatch = field(
+        default_factory=lambda: TokenBatch(np.empty(0, np.int32), np.empty(0, np.int32), ())
+    )
     outcome: Outcome = Outcome.DONE
     message: str = ""
     seconds: float = 0.0
@@ -179,7 +189,12 @@ class TokenizedShard:
     @classmethod
     def from_row(cls, row: pa.Table) -> TokenizedShard:
         special = tuple(row["special"][0].as_py())
-        tokens = TokenBatch(_flat(row["token_ids"][0]), _flat(row["lengths"][0]), special, row["truncated"][0].as_py())
+        tokens = TokenBatch(
+            _flat(row["token_ids"][0]),
+            _flat(row["lengths"][0]),
+            special,
+            row["truncated"][0].as_py(),
+        )
         return cls(
             Task.from_row(row),
             pa.ipc.open_stream(row["records"][0].as_buffer()).read_all(),
@@ -193,8 +208,9 @@ class TokenizedShard:
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What became of a task: `read` records of a shard that is DONE, the samples' embeddings. What a shard cost is in its
-    completion record."""
+    """What became of a task: `read` records of a shard that is DONE, the samples' embeddings. What
+    a shard cost is in its completion record.
+    """
 
     shard: str
     outcome: Outcome
@@ -205,13 +221,18 @@ class ShardResult:
     def to_row(self) -> pa.Table:
         payload = b"" if self.samples is None else _pack(self.samples)
         values = (self.shard, self.outcome.value, self.message, self.read, payload)
-        return pa.table({f.name: [value] for f, value in zip(RESULT_SCHEMA, values, strict=True)}, schema=RESULT_SCHEMA)
+        return pa.table(
+            {f.name: [value] for f, value in zip(RESULT_SCHEMA, values, strict=True)},
+            schema=RESULT_SCHEMA,
+        )
 
     @classmethod
     def from_row(cls, row: pa.Table) -> ShardResult:
         values = {name: row[name][0].as_py() for name in RESULT_SCHEMA.names}
         samples = _unpack(values["samples"]) if values["samples"] else None
-        return cls(values["shard"], Outcome(values["outcome"]), values["message"], values["read"], samples)
+        return cls(
+            values["shard"], Outcome(values["outcome"]), values["message"], values["read"], samples
+        )
 
 
 def describe(error: Exception) -> str:

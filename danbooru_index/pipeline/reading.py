@@ -1,4 +1,6 @@
-"""What the driver reads before Ray starts: the model's files and the input, one beside the other."""
+"""What the driver reads before Ray starts: the model's files and the input, one beside the
+other.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ from danbooru_index.progress import StartUp
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The input as it was scanned; its samples and the model, which are still being read. `model` None: not known before the
-    cluster's devices are."""
+    """The input as it was scanned; its samples and the model, which are still being read. `model`
+    None: not known before the cluster's devices are.
+    """
 
     config: BuildConfig
     scan: InputScan
@@ -26,7 +29,9 @@ class Reading:
     model: ModelPreload | None
 
     def model_for(self, device: Device) -> ModelPreload:
-        """The model, on this device the default one where none was asked for. Raises `ModelError`."""
+        """The model, on this device the default one where none was asked for. Raises
+        `ModelError`.
+        """
         return self.model or _preload(self.config, default_model(device.value)).read(
             self.samples, self.config.max_length
         )
@@ -35,7 +40,8 @@ class Reading:
 def read_input(config: BuildConfig, start_up: StartUp) -> Reading:
     """Scan the input, and begin to read the model and the samples.
 
-    Raises `InputError`, `ModelError`, or under `--strict` `RejectedRecordsError`, before Ray has started.
+    Raises `InputError`, `ModelError`, or under `--strict` `RejectedRecordsError`, before Ray has
+    started.
     """
     start_up.step("finding the model")
     named = config.model or (default_model("cpu") if _without_gpu(config) else None)

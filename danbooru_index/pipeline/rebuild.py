@@ -1,4 +1,6 @@
-"""A full rebuild for a schedule: prepare -> build -> check -> publish -> prune. Readers notice nothing until the end."""
+"""A full rebuild for a schedule: prepare -> build -> check -> publish -> prune. Readers notice
+nothing until the end.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,16 @@ class RebuildConfig:
 
 
 def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
-    """Prepare the inputs into `INDEX/input`, build, publish, prune; return the report and the exit code.
+    """Prepare the inputs into `INDEX/input`, build, publish, prune; return the report and the exit
+    code.
 
     The published generation stays as it is unless every check of the new one passes.
     """
     root = IndexRoot(config.build.index)
     if (folder := root.path.local_path()) is None:
         raise UsageError(
-            f"{root.path}: rebuild keeps its shards with the index, on a file system; use prepare and build"
+            f"{root.path}: rebuild keeps its shards with the index, on a file system; use prepare"
+            " and build"
         )
     root.create()
     shards = str(folder / "input")

@@ -1,4 +1,6 @@
-"""What a run measured, against the published baseline: the report, as text, as JSON and as a picture."""
+"""What a run measured, against the published baseline: the report, as text, as JSON and as a
+picture.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from danbooru_index.config import BASELINE_HARDWARE, BASELINE_RECORDS, BASELINE_TAGS_PER_SECOND, BASELINE_VRAM_GB
+from danbooru_index.config import (
+    BASELINE_HARDWARE,
+    BASELINE_RECORDS,
+    BASELINE_TAGS_PER_SECOND,
+    BASELINE_VRAM_GB,
+)
 from danbooru_index.index.codec import Fidelity
 from danbooru_index.records import describe_rejects
 
 
 @dataclass(slots=True)
 class ShardCounts:
-    """The shards of a build: in all, skipped because they were done before, done by this run, failed for good."""
+    """The shards of a build: in all, skipped because they were done before, done by this run,
+    failed for good.
+    """
 
     total: int = 0
     skipped: int = 0
@@ -23,8 +32,9 @@ class ShardCounts:
 
 @dataclass(slots=True)
 class Seconds:
-    """Wall seconds. `encode`: from the first token batch to the last receipt, reading and writing behind it included;
-    `write`: summed over the actors, mostly behind the next forward pass."""
+    """Wall seconds. `encode`: from the first token batch to the last receipt, reading and writing
+    behind it included; `write`: summed over the actors, mostly behind the next forward pass.
+    """
 
     total: float = 0.0
     startup: float = 0.0
@@ -38,7 +48,9 @@ class Seconds:
 
 @dataclass(slots=True)
 class DeviceUse:
-    """One encoding actor: `busy_share` of its time in the forward pass, tags and useful TFLOP a second, peak bytes."""
+    """One encoding actor: `busy_share` of its time in the forward pass, tags and useful TFLOP a
+    second, peak bytes.
+    """
 
     name: str
     tags: int = 0
@@ -73,7 +85,9 @@ class BuildReport:
     truncated: int = 0
     bytes: int = 0
     seconds: Seconds = field(default_factory=Seconds)
-    stages: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "write": 0.0})
+    stages: dict[str, float] = field(
+        default_factory=lambda: {"read": 0.0, "encode": 0.0, "write": 0.0}
+    )
     devices: list[DeviceUse] = field(default_factory=list)
     histogram: list[int] = field(default_factory=list)
     timeline: list[tuple[float, int]] = field(default_factory=list)
@@ -100,9 +114,10 @@ class BuildReport:
     def differs_from_baseline(self) -> str:
         """What a reader of the ratio must know."""
         return (
-            f"the baseline ran BAAI/bge-m3 in fp16 on {BASELINE_HARDWARE} ({BASELINE_VRAM_GB} GB of VRAM); this run: "
-            f"{self.model} in {self.precision} on {self.device}, dense, sparse and ColBERT outputs of {self.records:,} "
-            "records: the ratio compares jobs, not machines or models"
+            f"the baseline ran BAAI/bge-m3 in fp16 on {BASELINE_HARDWARE} ({BASELINE_VRAM_GB} GB of"
+            f" VRAM); this run: {self.model} in {self.precision} on {self.device}, dense, sparse"
+            f" and ColBERT outputs of {self.records:,} records: the ratio compares jobs, not"
+            " machines or models"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +143,10 @@ class BuildReport:
             "bytes": self.bytes,
             "seconds": {name: round(value, 3) for name, value in _fields(self.seconds).items()},
             "stages": {name: round(value, 3) for name, value in self.stages.items()},
-            "tags_per_second": {"encode": round(rate, 2), "end_to_end": round(self.end_to_end_rate, 2)},
+            "tags_per_second": {
+                "encode": round(rate, 2),
+                "end_to_end": round(self.end_to_end_rate, 2),
+            },
             "baseline": {
                 "tags_per_second": BASELINE_TAGS_PER_SECOND,
                 "ratio": round(rate / BASELINE_TAGS_PER_SECOND, 3),
@@ -146,21 +164,30 @@ class BuildReport:
         """The report for a person."""
         lines = [f"index {self.index}: generation {self.generation} {self.state}"]
         lines += [f"  note      {note}" for note in self.notes]
-        lines.append(f"  model     {self.model} (id {self.model_id[:12]}), {self.precision} on {self.device}")
+        lines.append(
+            f"  model     {self.model} (id {self.model_id[:12]}), {self.precision} on {self.device}"
+        )
         rejected = f"; left out: {describe_rejects(self.rejected)}" if self.rejected else ""
         lines.append(f"  records   {self.records:,} in each of the three tables{rejected}")
         if self.rejects_file:
             lines.append(f"            each one left out is in {self.rejects_file}")
         if "overlap" in self.codec:
-            lines.append(f"  codec     {Fidelity(**{n: self.codec[n] for n in Fidelity.__slots__}).to_text()}")
+            lines.append(
+                "  codec    "
+                f" {Fidelity(**{n: self.codec[n] for n in Fidelity.__slots__}).to_text()}"
+            )
         counts = self.shards
         lines.append(
-            f"  shards    {counts.total}: {counts.done} done now, {counts.skipped} before, {counts.failed} failed"
+            f"  shards    {counts.total}: {counts.done} done now, {counts.skipped} before,"
+            f" {counts.failed} failed"
         )
-        lines += [f"            failed: {failed['shard']} {failed['message']}" for failed in self.failed_shards]
+        lines += [
+            f"            failed: {failed['shard']} {failed['message']}"
+            for failed in self.failed_shards
+        ]
         lines.append(
-            f"  tokens    {self.tokens:,}, {self.truncated:,} texts truncated; padding {self.padding_waste:.1%}; "
-            f"tables {self.bytes / 1e6:,.1f} MB"
+            f"  tokens    {self.tokens:,}, {self.truncated:,} texts truncated; padding"
+            f" {self.padding_waste:.1%}; tables {self.bytes / 1e6:,.1f} MB"
         )
         if self.encoded:
             lines += self._speed_lines()
@@ -172,19 +199,33 @@ class BuildReport:
         seconds, rate = self.seconds, self.encode_rate
         compaction = f"compaction {seconds.compact:.1f}, " if seconds.compact >= 0.05 else ""
         lines = [
-            f"  seconds   {seconds.total:.1f} in all: start-up {seconds.startup:.1f}, encoding {seconds.encode:.1f} "
-            f"(writing {seconds.write:.1f} behind it), commit {seconds.commit:.1f}, {compaction}index {seconds.index:.1f}, "
-            f"checks {seconds.verify:.1f}",
-            f"  speed     {rate:,.1f} tags/s while encoding, {self.end_to_end_rate:,.1f} from start to published",
-            f"  baseline  {rate / BASELINE_TAGS_PER_SECOND:.2f} x the published {BASELINE_TAGS_PER_SECOND} tags/s; "
-            f"1,386,373 tags would take {BASELINE_RECORDS / rate / 3600:.2f} hours",
+            (
+                f"  seconds   {seconds.total:.1f} in all: start-up {seconds.startup:.1f}, encoding"
+                f" {seconds.encode:.1f} (writing {seconds.write:.1f} behind it), commit"
+                f" {seconds.commit:.1f}, {compaction}index {seconds.index:.1f}, checks"
+                f" {seconds.verify:.1f}"
+            ),
+            (
+                f"  speed     {rate:,.1f} tags/s while encoding, {self.end_to_end_rate:,.1f} from"
+                " start to published"
+            ),
+            (
+                f"  baseline  {rate / BASELINE_TAGS_PER_SECOND:.2f} x the published"
+                f" {BASELINE_TAGS_PER_SECOND} tags/s; 1,386,373 tags would take"
+                f" {BASELINE_RECORDS / rate / 3600:.2f} hours"
+            ),
             f"            {self.differs_from_baseline}",
         ]
         for device in self.devices:
-            memory = f", peak {device.peak_memory_bytes / 1e9:.2f} GB" if device.peak_memory_bytes else ""
+            memory = (
+                f", peak {device.peak_memory_bytes / 1e9:.2f} GB"
+                if device.peak_memory_bytes
+                else ""
+            )
             lines.append(
-                f"  device    {device.name}: busy {device.busy_share:.0%}, {device.tags_per_second:,.1f} tags/s, "
-                f"{device.tflops_per_second:.3f} TFLOP/s{memory}"
+                f"  device    {device.name}: busy {device.busy_share:.0%},"
+                f" {device.tags_per_second:,.1f} tags/s, {device.tflops_per_second:.3f}"
+                f" TFLOP/s{memory}"
             )
         return lines
 

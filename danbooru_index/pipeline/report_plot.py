@@ -1,4 +1,6 @@
-"""The report of a build, saved beside its tables: as JSON, and as a picture (SVG) of speed, stages and token lengths."""
+"""The report of a build, saved beside its tables: as JSON, and as a picture (SVG) of speed, stages
+and token lengths.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,23 @@ def save_report(report: BuildReport, folder: Storage) -> None:
     picture = io.BytesIO()
     draw_report(report, picture, "svg")
     (folder / "report.svg").replace(picture.getvalue())
-    (folder / "report.json").replace((json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n").encode())
+    (folder / "report.json").replace(
+        (json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n").encode()
+    )
 
 
 def draw_report(report: BuildReport, out: Path | io.BytesIO, kind: str) -> None:
-    """The run as a picture (SVG): tags/s over time against the baseline, time by stage, token lengths."""
+    """The run as a picture (SVG): tags/s over time against the baseline, time by stage, token
+    lengths.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"svg.hashsalt": report.generation, "font.size": 9, "svg.fonttype": "path"}):
         figure = Figure(figsize=(10, 7), layout="constrained")
-        rates, stages, lengths = figure.subplot_mosaic([["rate", "rate"], ["stages", "lengths"]]).values()
+        rates, stages, lengths = figure.subplot_mosaic(
+            [["rate", "rate"], ["stages", "lengths"]]
+        ).values()
         _draw_rates(report, rates)
         _draw_stages(report, stages)
         _draw_lengths(report, lengths)
@@ -45,14 +53,28 @@ def _draw_rates(report: BuildReport, axes: Any) -> None:
     points = report.timeline
     steps = [(t1, (n1 - n0) / (t1 - t0)) for (t0, n0), (t1, n1) in pairwise(points) if t1 > t0]
     if steps:
-        axes.step([t for t, _ in steps], [rate for _, rate in steps], where="pre", color="#1f77b4", label="this run")
+        axes.step(
+            [t for t, _ in steps],
+            [rate for _, rate in steps],
+            where="pre",
+            color="#1f77b4",
+            label="this run",
+        )
     axes.axhline(
         BASELINE_TAGS_PER_SECOND,
         color="#d62728",
         linestyle="--",
-        label=f"published baseline, {BASELINE_TAGS_PER_SECOND} tags/s (BGE-M3 fp16, {BASELINE_HARDWARE})",
+        label=(
+            f"published baseline, {BASELINE_TAGS_PER_SECOND} tags/s (BGE-M3 fp16,"
+            f" {BASELINE_HARDWARE})"
+        ),
     )
-    axes.set(xlabel="seconds since the command began", ylabel="tags/s", ylim=(0, None), title="Throughput")
+    axes.set(
+        xlabel="seconds since the command began",
+        ylabel="tags/s",
+        ylim=(0, None),
+        title="Throughput",
+    )
     axes.legend(loc="best", fontsize=8)
 
 

@@ -23,7 +23,9 @@ def finished_report(plan: BuildPlan, work: Work) -> BuildReport:
     return _report(plan, work, work.records, EncodeOutcome(), "already published: nothing to do")
 
 
-def published_report(plan: BuildPlan, work: Work, outcome: EncodeOutcome, sealed: Sealed) -> BuildReport:
+def published_report(
+    plan: BuildPlan, work: Work, outcome: EncodeOutcome, sealed: Sealed
+) -> BuildReport:
     """The report of a build that published a generation, saved beside its tables."""
     report = _report(plan, work, sealed.records, outcome, "published")
     seconds, times = report.seconds, sealed.times
@@ -43,7 +45,11 @@ def published_report(plan: BuildPlan, work: Work, outcome: EncodeOutcome, sealed
 
 
 def _report(
-    plan: BuildPlan, work: Work, records: Mapping[str, CompletionRecord], outcome: EncodeOutcome, state: str
+    plan: BuildPlan,
+    work: Work,
+    records: Mapping[str, CompletionRecord],
+    outcome: EncodeOutcome,
+    state: str,
 ) -> BuildReport:
     """What this run and the ones before it did for a generation; `records`: of its shards, by id.
 
@@ -60,12 +66,18 @@ def _report(
         precision=plan.device.precision,
         fingerprint=manifest.fingerprint_digest,
         notes=list(work.notes),
-        codec={"name": manifest.fingerprint.codec, "colbert_dim": manifest.colbert_dim, **manifest.codec},
+        codec={
+            "name": manifest.fingerprint.codec,
+            "colbert_dim": manifest.colbert_dim,
+            **manifest.codec,
+        },
     )
     count_records(report, records.values())
     total, done, failed = len(plan.scan.shards), len(outcome.done), len(outcome.failed)
     report.shards = ShardCounts(total, total - done - failed, done, failed)
-    report.failed_shards = [{"shard": shard, "message": message} for shard, message in outcome.failed.items()]
+    report.failed_shards = [
+        {"shard": shard, "message": message} for shard, message in outcome.failed.items()
+    ]
     if report.rejected:
         path = work.generation.path / "rejects.jsonl"
         path.replace(_rejects_file(manifest.shards, records))
@@ -96,12 +108,20 @@ def count_records(report: BuildReport, records: Iterable[CompletionRecord]) -> N
         report.tokens += stats.tokens
         report.truncated += stats.truncated
         report.bytes += record.data_bytes
-        histogram = [a + b for a, b in zip(histogram, stats.histogram, strict=False)] if stats.histogram else histogram
+        histogram = (
+            [a + b for a, b in zip(histogram, stats.histogram, strict=False)]
+            if stats.histogram
+            else histogram
+        )
     report.histogram = histogram
 
 
-def count_work(report: BuildReport, fresh: Sequence[CompletionRecord], device: str, elapsed: float) -> None:
-    """What this run's shards cost, by stage and by device; `elapsed`: seconds since the command began."""
+def count_work(
+    report: BuildReport, fresh: Sequence[CompletionRecord], device: str, elapsed: float
+) -> None:
+    """What this run's shards cost, by stage and by device; `elapsed`: seconds since the command
+    began.
+    """
     stats = [record.stats for record in fresh]
     report.encoded = sum(record.rows for record in fresh)
     report.computed_tokens = sum(one.computed for one in stats)
@@ -116,26 +136,36 @@ def count_work(report: BuildReport, fresh: Sequence[CompletionRecord], device: s
 
 
 def _start_up_seconds(fresh: Sequence[CompletionRecord], started: float, limit: float) -> float:
-    """From the command's start to the first token batch, by the clocks of the driver and of the workers."""
+    """From the command's start to the first token batch, by the clocks of the driver and of the
+    workers.
+    """
     offset = time.time() - time.monotonic()
     first = min(record.stats.started for record in fresh) - offset
     return min(max(0.0, first - started), limit)
 
 
 def encoding_seconds(stats: Collection[ShardStats], total: float) -> float:
-    """From the first token batch of these shards to the last result, by their workers' clocks; bounded by the longest shard
-    and by `total`, the seconds of all: a clock may have been set meanwhile."""
+    """From the first token batch of these shards to the last result, by their workers' clocks;
+    bounded by the longest shard and by `total`, the seconds of all: a clock may have been set
+    meanwhile.
+    """
     span = max(one.ended for one in stats) - min(one.started for one in stats)
     longest = max(one.ended - one.started for one in stats)
     return min(total, max(span, longest, 1e-9))
 
 
-def device_uses(fresh: Iterable[CompletionRecord], device: str, limit: float = math.inf) -> list[DeviceUse]:
-    """What each encoding actor did, in the order of their names; `limit`: seconds that none can have worked beyond."""
+def device_uses(
+    fresh: Iterable[CompletionRecord], device: str, limit: float = math.inf
+) -> list[DeviceUse]:
+    """What each encoding actor did, in the order of their names; `limit`: seconds that none can
+    have worked beyond.
+    """
     workers: dict[str, list[CompletionRecord]] = {}
     for record in fresh:
         workers.setdefault(record.stats.worker.id, []).append(record)
-    return [_device_use(f"{device} [{name}]", done, limit) for name, done in sorted(workers.items())]
+    return [
+        _device_use(f"{device} [{name}]", done, limit) for name, done in sorted(workers.items())
+    ]
 
 
 def _device_use(name: str, records: list[CompletionRecord], limit: float) -> DeviceUse:
@@ -148,6 +178,8 @@ def _device_use(name: str, records: list[CompletionRecord], limit: float) -> Dev
         tags=tags,
         busy_share=round(min(1.0, busy / wall), 4) if wall > 0 else 0.0,
         tags_per_second=round(tags / wall, 2) if wall > 0 else 0.0,
-        tflops_per_second=round(sum(one.flops for one in stats) / busy / 1e12, 4) if busy > 0 else 0.0,
+        tflops_per_second=(
+            round(sum(one.flops for one in stats) / busy / 1e12, 4) if busy > 0 else 0.0
+        ),
         peak_memory_bytes=max(one.worker.peak_memory for one in stats),
     )

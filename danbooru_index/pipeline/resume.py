@@ -1,4 +1,6 @@
-"""Where a build goes on: the generation it works on, and the shards that have no completion record there yet."""
+"""Where a build goes on: the generation it works on, and the shards that have no completion record
+there yet.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from danbooru_index.pipeline.protocol import WorkerSettings
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A generation and its pending shards; `records`: of those that are done; `notes`: what is worth telling.
+    """A generation and its pending shards; `records`: of those that are done; `notes`: what is
+    worth telling.
 
     `finished`: the generation is published already.
     """
@@ -34,15 +37,22 @@ class Work:
 def find_work(plan: BuildPlan, root: IndexRoot) -> Work:
     """Go on with the generation that this plan began, or begin one.
 
-    Raises `RejectedRecordsError` under `--strict` for a finished one that leaves records out, `StorageError` where the
-    tables to come do not fit the disk.
+    Raises `RejectedRecordsError` under `--strict` for a finished one that leaves records out,
+    `StorageError` where the tables to come do not fit the disk.
     """
     codec = plan.projection.codec if plan.projection else None
     opened = open_generation(root, plan.wanted, codec, strict=plan.config.strict)
     generation = opened.generation
     records = done_records(plan, generation, sealed=opened.finished)
-    pending = () if opened.finished else tuple(shard for shard in plan.scan.shards if shard.id not in records)
-    notes, settings = list(opened.notes), replace(plan.settings, generation=generation.path.absolute())
+    pending = (
+        ()
+        if opened.finished
+        else tuple(shard for shard in plan.scan.shards if shard.id not in records)
+    )
+    notes, settings = (
+        list(opened.notes),
+        replace(plan.settings, generation=generation.path.absolute()),
+    )
     if pending:
         notes += _room(plan, generation, pending)
         largest = max(shard.rows for shard in pending)
@@ -50,29 +60,41 @@ def find_work(plan: BuildPlan, root: IndexRoot) -> Work:
     return Work(generation, records, pending, settings, tuple(notes), opened.finished)
 
 
-def done_records(plan: BuildPlan, generation: Generation, *, sealed: bool = False) -> dict[str, CompletionRecord]:
+def done_records(
+    plan: BuildPlan, generation: Generation, *, sealed: bool = False
+) -> dict[str, CompletionRecord]:
     """The completion records of a build's shards that can be believed, by shard."""
     manifest = generation.manifest
     shards = [shard.id for shard in plan.scan.shards]
     return read_records(
-        generation.path, shards, manifest.fingerprint_digest, sealed=sealed, compacted=manifest.compacted
+        generation.path,
+        shards,
+        manifest.fingerprint_digest,
+        sealed=sealed,
+        compacted=manifest.compacted,
     )
 
 
 def _room(plan: BuildPlan, generation: Generation, pending: tuple[Shard, ...]) -> list[str]:
-    """What the tables to come need, in words; refuse a build whose tables would not fit the disk, before it begins."""
+    """What the tables to come need, in words; refuse a build whose tables would not fit the disk,
+    before it begins.
+    """
     records = sum(shard.rows for shard in pending)
-    needed = index_bytes(records, plan.settings.dim, plan.settings.colbert_dim, plan.tokens_per_text)
+    needed = index_bytes(
+        records, plan.settings.dim, plan.settings.colbert_dim, plan.tokens_per_text
+    )
     free = generation.path.free_bytes()
     if needed > free:
         raise StorageError(
-            f"{plan.config.index}: the tables of {records:,} records need about {needed / 1e9:.1f} GB and "
-            f"{free / 1e9:.1f} GB are free; free some space, or put --index on a larger disk"
+            f"{plan.config.index}: the tables of {records:,} records need about {needed / 1e9:.1f}"
+            f" GB and {free / 1e9:.1f} GB are free; free some space, or put --index on a larger"
+            " disk"
         )
     notes = [f"tables of about {needed / 1e6:,.1f} MB to come; {free / 1e9:,.0f} GB free"]
     if len(pending) >= compaction.FRAGMENTS and records < len(pending) * compaction.SMALL_ROWS:
         notes.append(
-            f"{len(pending):,} shards of {records / len(pending):,.0f} records each on average keep a device waiting; "
-            f"danbooru-index prepare {plan.config.shards} --out FOLDER makes larger ones of them"
+            f"{len(pending):,} shards of {records / len(pending):,.0f} records each on average keep"
+            f" a device waiting; danbooru-index prepare {plan.config.shards} --out FOLDER makes"
+            " larger ones of them"
         )
     return notes

@@ -1,4 +1,5 @@
-"""The last check before publishing: sampled records, encoded anew by themselves, must find themselves in every mode.
+"""The last check before publishing: sampled records, encoded anew by themselves, must find
+themselves in every mode.
 
 Called by `pipeline` on the committed tables, before they are sealed.
 """
@@ -29,15 +30,19 @@ SELF = 0.99  # a text's score with itself is 1, by unit vectors; halves and bf16
 COLBERT_CANDIDATES = 50
 
 
-def self_queries(reader: GenerationReader, samples: list[Sample], encoding: Embeddings) -> list[str]:
+def self_queries(
+    reader: GenerationReader, samples: list[Sample], encoding: Embeddings
+) -> list[str]:
     """Query with each sample's own text; return what did not find itself, in words.
 
-    An identical text or a tied score passes; a record without sparse weights is exempt in that mode, where the stored
-    weights must give the score that the text has with itself (another text may hold the same tokens with larger
-    weights). ColBERT is scored exactly over the dense candidates and the record itself.
+    An identical text or a tied score passes; a record without sparse weights is exempt in that
+    mode, where the stored weights must give the score that the text has with itself (another text
+    may hold the same tokens with larger weights). ColBERT is scored exactly over the dense
+    candidates and the record itself.
     """
     queries = [query_of(encoding, place) for place in range(len(samples))]
-    nearest = dense_tops(reader, queries, COLBERT_CANDIDATES) if queries else []  # one pass over the table for all
+    # one pass over the table for all
+    nearest = dense_tops(reader, queries, COLBERT_CANDIDATES) if queries else []
     problems = []
     for sample, query, (rows, scores) in zip(samples, queries, nearest, strict=True):
         row = reader.row_of(sample.id)
@@ -53,7 +58,9 @@ def self_queries(reader: GenerationReader, samples: list[Sample], encoding: Embe
 def _finds_itself(
     reader: GenerationReader, query: EncodedQuery, row: int, mode: Mode, rows: Rows, scores: Scores
 ) -> bool:
-    """Whether a record answers its own text; `rows`, `scores`: the nearest records by dense score."""
+    """Whether a record answers its own text; `rows`, `scores`: the nearest records by dense
+    score.
+    """
     by = retrievers(reader)
     if mode is Mode.SPARSE:
         if not query.sparse:
@@ -61,11 +68,15 @@ def _finds_itself(
         return _reaches(by[mode].score(query, np.array([row]))[0], _own_sparse(query))
     if mode is Mode.DENSE:
         own = by[mode].score(query, np.array([row]))[0]
-        return bool(own >= SELF) and (bool(own >= scores[0] - TIE) or reader.tied_text(row, int(rows[0])))
+        return bool(own >= SELF) and (
+            bool(own >= scores[0] - TIE) or reader.tied_text(row, int(rows[0]))
+        )
     rows = np.unique(np.append(rows, row))
     found = by[mode].score(query, rows)
     own = found[rows == row][0]
-    nearest = bool(own >= found.max() - TIE) or reader.tied_text(row, int(rows[int(found.argmax())]))
+    nearest = bool(own >= found.max() - TIE) or reader.tied_text(
+        row, int(rows[int(found.argmax())])
+    )
     return nearest and bool(own >= SELF or not len(query.colbert))
 
 
@@ -74,15 +85,22 @@ def _own_sparse(query: EncodedQuery) -> float:
 
 
 def _reaches(score: float, own: float) -> bool:
-    """Whether a stored row's score is what the text scores against itself, within the precision of the build."""
+    """Whether a stored row's score is what the text scores against itself, within the precision of
+    the build.
+    """
     return bool(abs(float(score) - own) <= 0.02 * max(1.0, own))
 
 
-def check_tables(generation: Generation, versions: Mapping[str, int], records: list[CompletionRecord]) -> Checks:
-    """The committed tables against the records: counts, unique ids, one order; raise `BuildFailedError` if they differ."""
+def check_tables(
+    generation: Generation, versions: Mapping[str, int], records: list[CompletionRecord]
+) -> Checks:
+    """The committed tables against the records: counts, unique ids, one order; raise
+    `BuildFailedError` if they differ.
+    """
     expected = sum(record.rows for record in records)
     problems = [
-        f"shard {record.shard}: {record.read} read, {record.rows} kept, {len(record.rejects)} left out"
+        f"shard {record.shard}: {record.read} read, {record.rows} kept, {len(record.rejects)}"
+        " left out"
         for record in records
         if record.rows + len(record.rejects) != record.read
     ]
@@ -92,7 +110,9 @@ def check_tables(generation: Generation, versions: Mapping[str, int], records: l
             reader = GenerationReader(generation, versions)
             counts = reader.counts()
             problems += [
-                f"{name}: {counts[name]} rows instead of {expected}" for name in TABLES if counts[name] != expected
+                f"{name}: {counts[name]} rows instead of {expected}"
+                for name in TABLES
+                if counts[name] != expected
             ]
             problems += [] if problems else reader.id_problems()
     except (OSError, RuntimeError, pa.ArrowException) as error:  # a file that went, or is rotten

@@ -1,4 +1,6 @@
-"""What ends in bounded time whatever happens: attempts counted in files, device calls under a watchdog."""
+"""What ends in bounded time whatever happens: attempts counted in files, device calls under a
+watchdog.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class TooManyAttemptsError(Exception):
 
 
 def check_attempts(settings: WorkerSettings, shard: str, stage: str) -> None:
-    """Count one more attempt at a shard, in files, which outlive the actor; raise `TooManyAttemptsError` at the limit."""
+    """Count one more attempt at a shard, in files, which outlive the actor; raise
+    `TooManyAttemptsError` at the limit.
+    """
     folder = settings.attempts
     folder.make_folder()
     for number in range(settings.attempt_limit):
@@ -29,7 +33,9 @@ def check_attempts(settings: WorkerSettings, shard: str, stage: str) -> None:
     why = b""
     with contextlib.suppress(OSError):
         why = (folder / f"{shard}.{stage}.why").read()
-    raise TooManyAttemptsError(f"its {stage} actor died {settings.attempt_limit} times{why.decode(errors='replace')}")
+    raise TooManyAttemptsError(
+        f"its {stage} actor died {settings.attempt_limit} times{why.decode(errors='replace')}"
+    )
 
 
 def note_loss(settings: WorkerSettings, shard: str, stage: str, error: Exception) -> None:
@@ -41,15 +47,19 @@ def note_loss(settings: WorkerSettings, shard: str, stage: str, error: Exception
 
 def place(settings: WorkerSettings) -> str:
     """The machine, and the card, of this process."""
-    card = f", GPU {os.environ.get('CUDA_VISIBLE_DEVICES', 'unknown')}" if settings.device == "cuda" else ""
+    card = (
+        f", GPU {os.environ.get('CUDA_VISIBLE_DEVICES', 'unknown')}"
+        if settings.device == "cuda"
+        else ""
+    )
     return os.uname().nodename + card
 
 
 class Watchdog:
     """A watchdog: ends this process when a device call does not end, so that a hang ends too.
 
-    The limit is what the encoder says that a call may take on a slow device, or `SLOWER` times the slowest so far where
-    that is more; never less than a minute. A limit given is the limit.
+    The limit is what the encoder says that a call may take on a slow device, or `SLOWER` times the
+    slowest so far where that is more; never less than a minute. A limit given is the limit.
     """
 
     def __init__(self, limit_s: float | None = None) -> None:

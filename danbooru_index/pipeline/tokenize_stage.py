@@ -15,7 +15,9 @@ from danbooru_index.pipeline.worker_model import load_tokenizer
 
 
 class TokenizeShard:
-    """Reads and tokenises shards. A tokenizer that cannot be loaded is the outcome of every task, and fatal."""
+    """Reads and tokenises shards. A tokenizer that cannot be loaded is the outcome of every task,
+    and fatal.
+    """
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -32,7 +34,8 @@ class TokenizeShard:
             done = self._tokenize(task)
         except TooManyAttemptsError as error:
             done = TokenizedShard(task, outcome=Outcome.SUSPECT, message=str(error))
-        except Exception as error:  # whatever a shard does to its reader is that shard's outcome, not this actor's end
+        except Exception as error:
+            # whatever a shard does to its reader is that shard's outcome, not this actor's end
             done = TokenizedShard(task, outcome=Outcome.FAILED, message=describe(error))
         return done.to_row()
 

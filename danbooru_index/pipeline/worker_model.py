@@ -1,4 +1,6 @@
-"""The model on a worker's node: its tokenizer, its encoder; the folder that the driver named, checked by its id."""
+"""The model on a worker's node: its tokenizer, its encoder; the folder that the driver named,
+checked by its id.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def load_tokenizer(settings: WorkerSettings) -> Tokenizer:
 
 
 def load_encoder(settings: WorkerSettings) -> Encoder:
-    """The real encoder, of BGE-M3's format. Raises `ModelError`, `DeviceError` or `StorageError` (for its codec)."""
+    """The real encoder, of BGE-M3's format. Raises `ModelError`, `DeviceError` or `StorageError`
+    (for its codec).
+    """
     codec = load_codec(settings.generation, settings.codec)
     encoder = Encoder(
         local_model(settings),
@@ -37,15 +41,20 @@ def load_encoder(settings: WorkerSettings) -> Encoder:
 
 
 def local_model(settings: WorkerSettings) -> str:
-    """The folder of the model on this machine; fetched where the driver's folder is not here. Raises `ModelError`."""
+    """The folder of the model on this machine; fetched where the driver's folder is not here.
+    Raises `ModelError`.
+    """
     path = settings.model_path
     if not Path(path).is_dir():
         try:
             path = resolve_model(settings.model).path
         except DanbooruIndexError as error:
             raise ModelError(
-                f"{settings.model_path} is not on node {os.uname().nodename}; put the model on shared storage ({error})"
+                f"{settings.model_path} is not on node {os.uname().nodename}; put the model on"
+                f" shared storage ({error})"
             ) from None
     if stamp_of(Path(path)) != settings.model_stamp and model_id(Path(path)) != settings.model_id:
-        raise ModelError(f"{path} on node {os.uname().nodename} is not the model this build began with")
+        raise ModelError(
+            f"{path} on node {os.uname().nodename} is not the model this build began with"
+        )
     return path

@@ -1,4 +1,6 @@
-"""Many queries at once: the rows that `rank` gives for each, reading every table once for all of them."""
+"""Many queries at once: the rows that `rank` gives for each, reading every table once for all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ def rank_many(
     weights: Weights = Weights(),
     wanted: Filter = Filter(),
 ) -> list[Rows]:
-    """The rows that `rank` gives for each query, best first; dense candidates are exact here, also where `rank` has them
-    from an index."""
+    """The rows that `rank` gives for each query, best first; dense candidates are exact here, also
+    where `rank` has them from an index.
+    """
     among = allowed(reader, wanted)
     if mode is Mode.DENSE:
         return [rows for rows, _ in dense_tops(reader, queries, limit, among)]
@@ -45,7 +48,9 @@ def rank_hybrids(
     weightings: Sequence[Weights],
     wanted: Filter = Filter(),
 ) -> list[list[Rows]]:
-    """The rows of a hybrid search for each weighting and query: candidates are read and scored once for all weightings."""
+    """The rows of a hybrid search for each weighting and query: candidates are read and scored once
+    for all weightings.
+    """
     among, count, known = allowed(reader, wanted), candidates(limit), retrievers(reader)
     found: list[list[Rows]] = [[] for _ in weightings]
     for query, (nearest, _) in zip(queries, dense_tops(reader, queries, count, among), strict=True):
@@ -57,10 +62,15 @@ def rank_hybrids(
 
 
 def dense_tops(
-    reader: GenerationReader, queries: Sequence[EncodedQuery], limit: int, among: Allowed | None = None
+    reader: GenerationReader,
+    queries: Sequence[EncodedQuery],
+    limit: int,
+    among: Allowed | None = None,
 ) -> list[tuple[Rows, Scores]]:
     """The `limit` rows of highest cosine for each query, exactly, in one pass over the table."""
-    parts = _in_parts(queries, limit, np.ones(reader.rows, dtype=bool) if among is None else among.mask)
+    parts = _in_parts(
+        queries, limit, np.ones(reader.rows, dtype=bool) if among is None else among.mask
+    )
     asked = [np.stack([query.dense.astype(np.float32) for query in part]) for part, _ in parts]
     for matrix in reader.dense_blocks():
         for vectors, (_, best) in zip(asked, parts, strict=True):
@@ -68,7 +78,9 @@ def dense_tops(
     return [found for _, best in parts for found in best.result()]
 
 
-def _colbert_tops(reader: GenerationReader, queries: Sequence[EncodedQuery], limit: int, among: Allowed) -> list[Rows]:
+def _colbert_tops(
+    reader: GenerationReader, queries: Sequence[EncodedQuery], limit: int, among: Allowed
+) -> list[Rows]:
     parts = _in_parts(queries, limit, among.mask)
     asked = [as_matrices([query.colbert for query in part]) for part, _ in parts]
     for block in reader.colbert_blocks():
@@ -86,7 +98,9 @@ def _in_parts(
 
 
 class _Best:
-    """The best `limit` rows of each query so far, as blocks of scores [queries, rows] come in row order."""
+    """The best `limit` rows of each query so far, as blocks of scores [queries, rows] come in row
+    order.
+    """
 
     def __init__(self, queries: int, limit: int, mask: np.ndarray[Any, Any]) -> None:
         self._limit, self._mask, self._at = limit, mask, 0

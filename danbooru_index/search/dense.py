@@ -1,4 +1,6 @@
-"""Dense retrieval: the cosine of a query's vector with each row's; candidates by Lance, exactly or through its index."""
+"""Dense retrieval: the cosine of a query's vector with each row's; candidates by Lance, exactly or
+through its index.
+"""
 
 from __future__ import annotations
 

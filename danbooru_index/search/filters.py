@@ -1,4 +1,6 @@
-"""Which rows a filter lets through: as a mask, and as Lance takes it. Values are compared, never parsed."""
+"""Which rows a filter lets through: as a mask, and as Lance takes it. Values are compared, never
+parsed.
+"""
 
 from __future__ import annotations
 

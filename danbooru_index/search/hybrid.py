@@ -1,6 +1,7 @@
 """Ordering the rows of a generation by a query: by one retriever, or by all three together.
 
-Hybrid takes candidates from the dense and the sparse retriever and scores each of them exactly by all three.
+Hybrid takes candidates from the dense and the sparse retriever and scores each of them exactly by
+all three.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def rank(
     weights: Weights = Weights(),
     wanted: Filter = Filter(),
 ) -> Ranking:
-    """Order rows by a mode; hybrid scores the union of the dense and the sparse candidates exactly in all three."""
+    """Order rows by a mode; hybrid scores the union of the dense and the sparse candidates exactly
+    in all three.
+    """
     among, known = allowed(reader, wanted), retrievers(reader)
     if mode is Mode.HYBRID:
         count = candidates(limit)
@@ -59,7 +62,9 @@ def rank(
         combined = combine(scores, weights)
     else:
         rows, combined = known[mode].candidates(query, limit, among)
-        scores = {part: combined if part is mode else known[part].score(query, rows) for part in PARTS}
+        scores = {
+            part: combined if part is mode else known[part].score(query, rows) for part in PARTS
+        }
     order = np.lexsort((rows, -combined))[:limit]
     return Ranking(rows[order], combined[order], *(scores[part][order] for part in PARTS))
 
@@ -77,5 +82,7 @@ def union(found: list[Rows]) -> Rows:
 def combine(scores: dict[Mode, Scores], weights: Weights) -> Scores:
     """FlagEmbedding's `colbert+sparse+dense`: the weighted mean of the three."""
     dense, sparse, colbert = weights.shares
-    mean = dense * scores[Mode.DENSE] + sparse * scores[Mode.SPARSE] + colbert * scores[Mode.COLBERT]
+    mean = (
+        dense * scores[Mode.DENSE] + sparse * scores[Mode.SPARSE] + colbert * scores[Mode.COLBERT]
+    )
     return np.asarray(mean, dtype=np.float32)

@@ -13,8 +13,8 @@ from danbooru_index.records import is_blank
 LONGEST_QUERY_BYTES = 1 << 16  # a hundred times what the model reads
 SHOWN = 60
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-# The encodings of Chinese and Japanese, and the first bytes of their kana and frequent ideographs. (GB 18030 has kana
-# where EUC-JP has them; a text with some is taken for Japanese.)
+# The encodings of Chinese and Japanese, and the first bytes of their kana and frequent ideographs.
+# (GB 18030 has kana where EUC-JP has them; a text with some is taken for Japanese.)
 COMMON = {
     "gb18030": ((0xB0, 0xD7),),
     "euc_jp": ((0xA4, 0xA5), (0xB0, 0xCF)),
@@ -24,7 +24,9 @@ COMMON = {
 
 
 def checked_query(query: str) -> str:
-    """The query without a byte-order mark; raise `UsageError` for one that is empty, too long or not Unicode."""
+    """The query without a byte-order mark; raise `UsageError` for one that is empty, too long or
+    not Unicode.
+    """
     query = query.lstrip("\ufeff")
     if is_blank(query):
         raise UsageError("the query is empty")
@@ -33,12 +35,16 @@ def checked_query(query: str) -> str:
     except UnicodeEncodeError:
         raise UsageError("the query is not valid UTF-8") from None
     if size > LONGEST_QUERY_BYTES:
-        raise UsageError(f"the query has {size:,} bytes; at most {LONGEST_QUERY_BYTES:,}: {shortened(query)}")
+        raise UsageError(
+            f"the query has {size:,} bytes; at most {LONGEST_QUERY_BYTES:,}: {shortened(query)}"
+        )
     return query
 
 
 def query_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """Each line that is not empty as it comes: a query and no problem, or an empty one and what is wrong with the line."""
+    """Each line that is not empty as it comes: a query and no problem, or an empty one and what is
+    wrong with the line.
+    """
     for number, raw in enumerate(lines, 1):
         if number == 1 and raw.startswith(UTF16_MARKS):
             raise UsageError("the queries are UTF-16; UTF-8 is needed: iconv -f UTF-16 -t UTF-8")
@@ -58,11 +64,14 @@ def not_utf8(content: bytes) -> str:
     if found is None:
         return "not UTF-8, nor any other encoding that is known here"
     text = shortened(content.decode(found, errors="replace"))
-    return f"not UTF-8; it is {found.upper()}, as it seems ({text}): iconv -f {found.upper()} -t UTF-8"
+    return (
+        f"not UTF-8; it is {found.upper()}, as it seems ({text}): iconv -f {found.upper()} -t UTF-8"
+    )
 
 
 def likely_encoding(content: bytes) -> str | None:
-    """The encoding in which most characters of these bytes are common ones; None where they are valid in none.
+    """The encoding in which most characters of these bytes are common ones; None where they are
+    valid in none.
 
     charset-normalizer needs longer texts: of four tags in GBK it named three Big5 or Korean.
     """

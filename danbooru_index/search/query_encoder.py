@@ -28,23 +28,31 @@ class QueryEncoder:
         checkpoint = resolve_model(name)
         if checkpoint.model_id != built.id:
             raise ModelError(
-                f"this index was built by {built.name} (id {built.id[:12]}), but {name} is another model "
-                f"(id {checkpoint.model_id[:12]}): pass --model with the one that built it"
+                f"this index was built by {built.name} (id {built.id[:12]}), but {name} is another"
+                f" model (id {checkpoint.model_id[:12]}): pass --model with the one that built it"
             )
         info = probe_device(device, Precision.AUTO)
         precision = Precision.FP16 if info.kind == "cuda" else Precision.FP32
         self._tokenizer = Tokenizer(checkpoint.path, generation.manifest.fingerprint.max_length)
         codec = generation.load_codec()
         self._encoder = Encoder(
-            checkpoint.path, Device(info.kind), precision, projection=None if codec is None else codec.matrix
+            checkpoint.path,
+            Device(info.kind),
+            precision,
+            projection=None if codec is None else codec.matrix,
         )
-        self._instruction = generation.manifest.query_instruction if instruction is None else instruction
+        self._instruction = (
+            generation.manifest.query_instruction if instruction is None else instruction
+        )
 
     def __call__(self, queries: list[str]) -> list[EncodedQuery]:
         """Encode queries, the index's query instruction before each."""
-        encoding = self._encoder.encode(self._tokenizer([self._instruction + query for query in queries]))
+        encoding = self._encoder.encode(
+            self._tokenizer([self._instruction + query for query in queries])
+        )
         if len(encoding.non_finite):
             raise ModelError(
-                f"the model has no finite output for the query {shortened(queries[int(encoding.non_finite[0])])!r}"
+                "the model has no finite output for the query"
+                f" {shortened(queries[int(encoding.non_finite[0])])!r}"
             )
         return [query_of(encoding, row) for row in range(len(queries))]

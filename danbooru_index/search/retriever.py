@@ -1,4 +1,6 @@
-"""The Retriever protocol: one way of finding rows for a query, and of scoring any row; and what they are asked with."""
+"""The Retriever protocol: one way of finding rows for a query, and of scoring any row; and what
+they are asked with.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The rows that a filter lets through: `mask` [rows], and the `expression` for Lance, None where all pass."""
+    """The rows that a filter lets through: `mask` [rows], and the `expression` for Lance, None
+    where all pass.
+    """
 
     mask: npt.NDArray[np.bool_]
     expression: pc.Expression | None
@@ -34,14 +38,20 @@ class EncodedQuery:
 
 def query_of(embeddings: Embeddings, row: int) -> EncodedQuery:
     """One text of embeddings, as a query."""
-    return EncodedQuery(embeddings.dense[row], embeddings.sparse_row(row), embeddings.colbert_row(row))
+    return EncodedQuery(
+        embeddings.dense[row], embeddings.sparse_row(row), embeddings.colbert_row(row)
+    )
 
 
 class Retriever(Protocol):
-    """Finds rows by one of a query's outputs. Scores of `candidates` and of `score` are the same for the same row."""
+    """Finds rows by one of a query's outputs. Scores of `candidates` and of `score` are the same
+    for the same row.
+    """
 
     def candidates(self, query: EncodedQuery, k: int, allowed: Allowed) -> tuple[Rows, Scores]:
-        """Up to `k` of the rows allowed, best first, ties in row order; none that scores nothing at all."""
+        """Up to `k` of the rows allowed, best first, ties in row order; none that scores nothing at
+        all.
+        """
 
     def score(self, query: EncodedQuery, rows: Rows) -> Scores:
         """The score of each given row, [rows]."""

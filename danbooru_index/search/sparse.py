@@ -1,4 +1,6 @@
-"""Sparse retrieval: the sum over common tokens of the products of their weights, as FlagEmbedding computes it."""
+"""Sparse retrieval: the sum over common tokens of the products of their weights, as FlagEmbedding
+computes it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class SparseRetriever:
         return scores
 
     def _postings(self, query: EncodedQuery) -> list[tuple[Rows, Scores]]:
-        """Of each of the query's tokens: the rows that have it, ascending, and what it adds to each."""
+        """Of each of the query's tokens: the rows that have it, ascending, and what it adds to
+        each.
+        """
         index = self.reader.inverted
         found = []
         for token, weight in query.sparse.items():

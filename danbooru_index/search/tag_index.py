@@ -53,7 +53,9 @@ class Hit:
 
 
 class TagIndex:
-    """The published generation of an index, and the model that built it (loaded at the first query)."""
+    """The published generation of an index, and the model that built it (loaded at the first
+    query).
+    """
 
     def __init__(
         self,
@@ -70,7 +72,9 @@ class TagIndex:
         self._root, self._looked = root, time.monotonic()
 
     @classmethod
-    def open(cls, root: str | Path, *, model: str | None = None, device: Device = Device.AUTO) -> Self:
+    def open(
+        cls, root: str | Path, *, model: str | None = None, device: Device = Device.AUTO
+    ) -> Self:
         """Open the generation that is published now, and follow what is published later.
 
         Raises `StorageError` where there is none.
@@ -87,7 +91,8 @@ class TagIndex:
     def refresh(self) -> bool:
         """Open the generation that is published now, if it is another; return whether it was.
 
-        `search` does so by itself once in `REFRESH_S` seconds: far less than the grace period of `prune`.
+        `search` does so by itself once in `REFRESH_S` seconds: far less than the grace period of
+        `prune`.
         """
         self._looked = time.monotonic()
         if self._root is None or self._root.current_id() in (None, self.generation.id):
@@ -116,11 +121,11 @@ class TagIndex:
         min_post_count: int | None = None,
         nsfw: bool = False,
     ) -> list[Hit]:
-        """The `limit` best tags for a query in any language, best first: of these categories, with at least so many
-        posts; NSFW tags only where `nsfw`.
+        """The `limit` best tags for a query in any language, best first: of these categories, with
+        at least so many posts; NSFW tags only where `nsfw`.
 
-        Raises `UsageError` for an empty query, an unknown mode, a limit out of range or a category that no record has,
-        `ModelError` when the model is another.
+        Raises `UsageError` for an empty query, an unknown mode, a limit out of range or a category
+        that no record has, `ModelError` when the model is another.
         """
         query = checked_query(query)
         chosen = Mode.parse(mode)
@@ -129,22 +134,29 @@ class TagIndex:
         if time.monotonic() - self._looked > REFRESH_S:
             with contextlib.suppress(StorageError):  # the one that is open still answers
                 self.refresh()
-        wanted = Filter((category,) if isinstance(category, str) else tuple(category), min_post_count, nsfw)
+        wanted = Filter(
+            (category,) if isinstance(category, str) else tuple(category), min_post_count, nsfw
+        )
         try:
             return self._answer(query, chosen, limit, weights, wanted)
         except StorageError:
             if not self.refresh():
                 raise
-            return self._answer(query, chosen, limit, weights, wanted)  # what was open is gone: replaced long ago
+            # what was open is gone: replaced long ago
+            return self._answer(query, chosen, limit, weights, wanted)
 
-    def _answer(self, query: str, mode: Mode, limit: int, weights: Weights, wanted: Filter) -> list[Hit]:
+    def _answer(
+        self, query: str, mode: Mode, limit: int, weights: Weights, wanted: Filter
+    ) -> list[Hit]:
         """One search on one generation."""
         if self._encode is None:
             self._encode = QueryEncoder(self.generation, self._model, self._device)
         encoded = self._encode([query])[0]
         try:
             with panics_as_errors():
-                return _hits(self._reader, rank(self._reader, encoded, mode, limit, weights, wanted))
+                return _hits(
+                    self._reader, rank(self._reader, encoded, mode, limit, weights, wanted)
+                )
         except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())[:200]
             raise StorageError(
@@ -161,7 +173,8 @@ def _hits(reader: GenerationReader, ranking: Ranking) -> list[Hit]:
     hits = []
     for place, record in enumerate(reader.records(ranking.rows)):
         scores: dict[str, Any] = {
-            name: float(getattr(ranking, name)[place]) for name in ("score", "dense", "sparse", "colbert")
+            name: float(getattr(ranking, name)[place])
+            for name in ("score", "dense", "sparse", "colbert")
         }
         hits.append(Hit(rank=place + 1, **scores, **record))
     return hits
@@ -169,11 +182,15 @@ def _hits(reader: GenerationReader, ranking: Ranking) -> list[Hit]:
 
 def format_hits(query: str, hits: Iterable[Hit]) -> str:
     """A small table for a terminal; CJK characters count as two columns."""
-    lines = [shortened(query), f"  {'':>2}  {'score':>6} {'dense':>6} {'sparse':>6} {'colbert':>7}  text"]
+    lines = [
+        shortened(query),
+        f"  {'':>2}  {'score':>6} {'dense':>6} {'sparse':>6} {'colbert':>7}  text",
+    ]
     for hit in hits:
         text = shortened(hit.text, 70)
         lines.append(
-            f"  {hit.rank:>2}  {hit.score:>6.3f} {hit.dense:>6.3f} {hit.sparse:>6.3f} {hit.colbert:>7.3f}  {text}"
+            f"  {hit.rank:>2}  {hit.score:>6.3f} {hit.dense:>6.3f} {hit.sparse:>6.3f}"
+            f" {hit.colbert:>7.3f}  {text}"
         )
     if len(lines) == 2:
         lines.append("  nothing found")

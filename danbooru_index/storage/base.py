@@ -1,7 +1,8 @@
-"""The Storage protocol: what an index needs of the place where it is kept, as few verbs as that takes.
+"""The Storage protocol: what an index needs of the place where it is kept, as few verbs as that
+takes.
 
-A Storage is a location, of a file or of a folder, on a disk or in an object store; the next store is one more class. Errors
-are OSErrors, as of files: FileNotFoundError where there is nothing.
+A Storage is a location, of a file or of a folder, on a disk or in an object store; the next store
+is one more class. Errors are OSErrors, as of files: FileNotFoundError where there is nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Storage(Protocol):
         """What is directly in a folder, by name; nothing where there is no folder."""
 
     def sizes(self) -> dict[str, int]:
-        """The size of every file under a folder, by its path in it; empty where there is no folder."""
+        """The size of every file under a folder, by its path in it; empty where there is no
+        folder.
+        """
 
     # ---- writing: whole or not at all, and durable when the call returns ----
 
@@ -58,7 +61,8 @@ class Storage(Protocol):
     def create(self, content: bytes, *, durable: bool = True) -> bool:
         """Create a file, only if it is absent; return whether this call did.
 
-        False may also mean that this call did, and an object store's reply was lost: read what is there.
+        False may also mean that this call did, and an object store's reply was lost: read what is
+        there.
         """
 
     def replace(self, content: bytes) -> None:
@@ -71,8 +75,9 @@ class Storage(Protocol):
         """Delete a file; nothing happens where there is none."""
 
     def hide(self, witness: str) -> Self:
-        """Make a folder unseen at once, before it is deleted: `witness`, a file in it, is what readers look for. Returns where
-        it is now."""
+        """Make a folder unseen at once, before it is deleted: `witness`, a file in it, is what
+        readers look for. Returns where it is now.
+        """
 
     def remove_tree(self) -> None:
         """Delete a folder and all in it; what cannot be deleted stays."""
@@ -89,11 +94,15 @@ class Storage(Protocol):
     # ---- the place as a whole ----
 
     def owned(self) -> AbstractContextManager[None]:
-        """Own the index here for the length of a block; raise `IndexBusyError` when another process does."""
+        """Own the index here for the length of a block; raise `IndexBusyError` when another process
+        does.
+        """
 
     @property
     def ownership_lapses(self) -> bool:
-        """Whether an owner may lose the index while it still runs: a lease runs out, a kernel's lock does not."""
+        """Whether an owner may lose the index while it still runs: a lease runs out, a kernel's
+        lock does not.
+        """
 
     def free_bytes(self) -> float:
         """Free bytes on the disk that holds this; an object store has no end."""
@@ -108,7 +117,9 @@ def is_temporary(path: Storage) -> bool:
 
 
 def remove_temporary(folder: Storage) -> None:
-    """Delete what killed processes left of files that were not named yet; only where none is being written."""
+    """Delete what killed processes left of files that were not named yet; only where none is being
+    written.
+    """
     for path in folder.entries():
         if is_temporary(path):
             path.delete()

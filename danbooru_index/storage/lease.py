@@ -1,4 +1,6 @@
-"""Ownership of an index on an object store, by a lease that is renewed: an object replaced only while it is unchanged."""
+"""Ownership of an index on an object store, by a lease that is renewed: an object replaced only
+while it is unchanged.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,21 @@ class Versioned(Protocol):
     def create(self, content: bytes, *, durable: bool = True) -> bool: ...
 
     def swap(self, content: bytes, version: str) -> str | None:
-        """Replace the object if it is still the version given; return the new one, None if it was not."""
+        """Replace the object if it is still the version given; return the new one, None if it was
+        not.
+        """
 
     def read_version(self) -> tuple[bytes, str]: ...
 
 
 @contextlib.contextmanager
 def leased(root: str, path: Versioned) -> Iterator[None]:
-    """Own the index at `root` by a lease that is renewed; raise `IndexBusyError` while another holds it.
+    """Own the index at `root` by a lease that is renewed; raise `IndexBusyError` while another
+    holds it.
 
-    A killed owner is replaced when its lease runs out, `LEASE_S` after its last renewal by the clocks of the machines.
-    An owner that cannot renew in time stops as by Ctrl-C; even if it went on, nothing would be lost or doubled.
+    A killed owner is replaced when its lease runs out, `LEASE_S` after its last renewal by the
+    clocks of the machines. An owner that cannot renew in time stops as by Ctrl-C; even if it went
+    on, nothing would be lost or doubled.
     """
     lease = _Lease(path)
     lease.acquire(root)
@@ -47,8 +53,9 @@ def leased(root: str, path: Versioned) -> Iterator[None]:
     except BaseException:  # also Ctrl-C, which is how a lost lease stops its owner
         if lease.lost:
             raise StorageError(
-                f"{root}: this process no longer owns the index: its lease could not be renewed in {LEASE_S:.0f} s, or another "
-                "process took it; nothing is lost: run the same command again when no other is at work"
+                f"{root}: this process no longer owns the index: its lease could not be renewed in"
+                f" {LEASE_S:.0f} s, or another process took it; nothing is lost: run the same"
+                " command again when no other is at work"
             ) from None
         raise
     finally:
@@ -58,7 +65,9 @@ def leased(root: str, path: Versioned) -> Iterator[None]:
 
 
 class _Lease:
-    """One holder's claim: an object that says until when, replaced only while it is still this holder's."""
+    """One holder's claim: an object that says until when, replaced only while it is still this
+    holder's.
+    """
 
     def __init__(self, path: Versioned) -> None:
         self._path = path
@@ -78,12 +87,14 @@ class _Lease:
             self._version, self._until = version, float(note["until"])
         elif time.time() < note["until"] or not self._take(version):
             raise IndexBusyError(
-                f"{root}: process {note['pid']} on {note['host']} is at work on this index; wait for it or end it "
-                f"(its lease ends by itself {LEASE_S:.0f} s after it does)"
+                f"{root}: process {note['pid']} on {note['host']} is at work on this index; wait"
+                f" for it or end it (its lease ends by itself {LEASE_S:.0f} s after it does)"
             )
 
     def keep(self, ended: threading.Event) -> None:
-        """Renew until `ended`; when that has failed for too long, end this process's main thread as Ctrl-C does."""
+        """Renew until `ended`; when that has failed for too long, end this process's main thread as
+        Ctrl-C does.
+        """
         while not ended.wait(LEASE_S / 4):
             with contextlib.suppress(OSError):
                 if not self._take(self._version or ""):
@@ -110,13 +121,23 @@ class _Lease:
         return True
 
     def _content(self, until: float) -> bytes:
-        note = {"holder": self._holder, "pid": os.getpid(), "host": socket.gethostname(), "until": until}
+        note = {
+            "holder": self._holder,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "until": until,
+        }
         return json.dumps(note).encode()
 
 
 def _read_note(content: bytes) -> dict[str, Any]:
     try:
         note = json.loads(content)
-        return {"holder": str(note["holder"]), "pid": note["pid"], "host": note["host"], "until": float(note["until"])}
+        return {
+            "holder": str(note["holder"]),
+            "pid": note["pid"],
+            "host": note["host"],
+            "until": float(note["until"]),
+        }
     except (ValueError, KeyError, TypeError):
         return {"holder": "", "pid": "?", "host": "?", "until": 0.0}

@@ -1,4 +1,5 @@
-"""Storage on a file system: files that are there whole or not at all, and stay so after a power loss; one owner at a time.
+"""Storage on a file system: files that are there whole or not at all, and stay so after a power
+loss; one owner at a time.
 
 Lance never fsyncs on a local disk, so its files are synced too, before anything names them.
 """
@@ -70,7 +71,11 @@ class LocalStorage:
         return self.path.stat().st_size
 
     def entries(self) -> list[LocalStorage]:
-        return [LocalStorage(path) for path in sorted(self.path.iterdir())] if self.path.is_dir() else []
+        return (
+            [LocalStorage(path) for path in sorted(self.path.iterdir())]
+            if self.path.is_dir()
+            else []
+        )
 
     def sizes(self) -> dict[str, int]:
         return dict(_sizes(str(self.path), ""))
@@ -83,7 +88,9 @@ class LocalStorage:
             self.path.mkdir(exist_ok=True)
             self.parent.sync()
         except OSError as error:
-            raise StorageError(f"{self}: the folder cannot be made ({error.strerror or error})") from None
+            raise StorageError(
+                f"{self}: the folder cannot be made ({error.strerror or error})"
+            ) from None
 
     def create(self, content: bytes, *, durable: bool = True) -> bool:
         if not durable:
@@ -146,10 +153,11 @@ class LocalStorage:
             LocalStorage(Path(place)).sync()
 
     def uncache(self) -> None:
-        """Drop the pages of a large file that is durable, so that they are at hand for the next one.
+        """Drop the pages of a large file that is durable, so that they are at hand for the next
+        one.
 
-        Measured on a virtual machine whose host takes back what is free: shards of 78 MB are written in 0.3 s instead of
-        0.5 to 0.6.
+        Measured on a virtual machine whose host takes back what is free: shards of 78 MB are
+        written in 0.3 s instead of 0.5 to 0.6.
         """
         if not hasattr(os, "posix_fadvise") or self.size() < WORTH_UNCACHING:
             return
@@ -183,7 +191,9 @@ def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """A lock of the kernel's: it ends with its process, however that ends, so a killed owner never blocks the next."""
+    """A lock of the kernel's: it ends with its process, however that ends, so a killed owner never
+    blocks the next.
+    """
     path = root / ".owner.lock"
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -193,8 +203,14 @@ def _locked(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise IndexBusyError(f"{root}: {_owner(path)} is at work on this index; wait for it or end it") from None
-        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            raise IndexBusyError(
+                f"{root}: {_owner(path)} is at work on this index; wait for it or end it"
+            ) from None
+        note = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(note).encode(), 0)
         yield

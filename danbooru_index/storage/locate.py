@@ -18,7 +18,9 @@ def locate(place: str | Path | Storage) -> Storage:
     text = str(place)
     if isinstance(place, str) and "://" in text:
         if not text.startswith("s3://"):
-            raise UsageError(f"{text}: of object stores only s3:// is known to keep its promises here")
+            raise UsageError(
+                f"{text}: of object stores only s3:// is known to keep its promises here"
+            )
         return S3Storage.parse(text)
     if isinstance(place, str) and re.match("[a-z0-9]+:/", text):
         raise UsageError(f"{text}: neither a folder nor of the form s3://bucket/prefix")

@@ -1,7 +1,8 @@
-"""Storage in an object store, `s3://bucket/prefix`: conditional writes (If-None-Match, If-Match), ownership by a lease.
+"""Storage in an object store, `s3://bucket/prefix`: conditional writes (If-None-Match, If-Match),
+ownership by a lease.
 
-Credentials come from the environment or the machine, as for Lance: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION;
-AWS_ENDPOINT_URL for a server that is not Amazon's.
+Credentials come from the environment or the machine, as for Lance: AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_REGION; AWS_ENDPOINT_URL for a server that is not Amazon's.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ RETRY_S = 30.0
 
 @dataclass(frozen=True, slots=True, order=True)
 class S3Storage:
-    """An object, or everything under a prefix; a folder is there when an object is under it. What the verbs mean says
-    `base.Storage`: S3 writes whole objects, atomically and durably, so there is nothing to sync."""
+    """An object, or everything under a prefix; a folder is there when an object is under it. What
+    the verbs mean says `base.Storage`: S3 writes whole objects, atomically and durably, so there is
+    nothing to sync.
+    """
 
     bucket: str
     key: str = ""
@@ -98,12 +101,17 @@ class S3Storage:
         return sorted(S3Storage(self.bucket, key) for key in keys)
 
     def sizes(self) -> dict[str, int]:
-        return {entry["path"].removeprefix(self._prefix()): int(entry["size"]) for entry in self._under(1000)}
+        return {
+            entry["path"].removeprefix(self._prefix()): int(entry["size"])
+            for entry in self._under(1000)
+        }
 
     def make_folder(self) -> None: ...
 
     def create(self, content: bytes, *, durable: bool = True) -> bool:
-        """After a lost reply the client asks again and is told that the object is there: False for one of its own."""
+        """After a lost reply the client asks again and is told that the object is there: False for
+        one of its own.
+        """
         obstore = _obstore()
         from obstore.exceptions import AlreadyExistsError
 
@@ -111,7 +119,9 @@ class S3Storage:
             reach("create.before_link")
         with _as_os_errors(self):
             try:
-                obstore.put(_store(self.bucket), self.key, content, mode="create", use_multipart=False)
+                obstore.put(
+                    _store(self.bucket), self.key, content, mode="create", use_multipart=False
+                )
             except AlreadyExistsError:
                 return False
         if durable:
@@ -127,13 +137,21 @@ class S3Storage:
         reach("replace.after_rename")
 
     def swap(self, content: bytes, version: str) -> str | None:
-        """Replace the object if it is still the version given (its e-tag); return the new one, None if it was not."""
+        """Replace the object if it is still the version given (its e-tag); return the new one, None
+        if it was not.
+        """
         obstore = _obstore()
         from obstore.exceptions import PreconditionError
 
         with _as_os_errors(self):
             try:
-                done = obstore.put(_store(self.bucket), self.key, content, mode={"e_tag": version}, use_multipart=False)
+                done = obstore.put(
+                    _store(self.bucket),
+                    self.key,
+                    content,
+                    mode={"e_tag": version},
+                    use_multipart=False,
+                )
             except PreconditionError:
                 return None
         return str(done["e_tag"])
@@ -200,7 +218,11 @@ class S3Storage:
 
 
 def _endpoint() -> dict[str, str]:
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
+    url = (
+        os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL")
+        or os.environ.get("AWS_ENDPOINT")
+    )
     if not url:
         return {}
     return {"aws_endpoint": url} | ({"allow_http": "true"} if url.startswith("http://") else {})
@@ -210,7 +232,9 @@ def _obstore() -> Any:
     try:
         return import_module("obstore")
     except ModuleNotFoundError:
-        raise InstallationError("s3:// needs obstore: pip install -c constraints.txt -e '.[s3]'") from None
+        raise InstallationError(
+            "s3:// needs obstore: pip install -c constraints.txt -e '.[s3]'"
+        ) from None
 
 
 @lru_cache(maxsize=16)
@@ -231,5 +255,8 @@ def _as_os_errors(path: S3Storage) -> Iterator[None]:
     except (FileNotFoundError, exceptions.NotFoundError):
         raise FileNotFoundError(2, "no such object", str(path)) from None
     except exceptions.BaseError as error:
-        said = f"cannot be used ({first_line(error, 240)}); check the bucket, AWS_ENDPOINT_URL and the credentials"
+        said = (
+            f"cannot be used ({first_line(error, 240)}); check the bucket, AWS_ENDPOINT_URL and the"
+            " credentials"
+        )
         raise OSError(5, said, str(path)) from None

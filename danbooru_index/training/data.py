@@ -1,4 +1,6 @@
-"""The data of a training: its pairs read, a few of them set aside, the others written in the order they are trained on."""
+"""The data of a training: its pairs read, a few of them set aside, the others written in the order
+they are trained on.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from danbooru_index.evaluation.queries import read_queries
 from danbooru_index.ingest.sources import list_inputs
 from danbooru_index.storage.local import LocalStorage
 from danbooru_index.training.finetune_config import FinetuneConfig
-from danbooru_index.training.pairs import ASIDE, PAIRS, Pair, check_held_out, read_names, read_training_data
+from danbooru_index.training.pairs import (
+    ASIDE,
+    PAIRS,
+    Pair,
+    check_held_out,
+    read_names,
+    read_training_data,
+)
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +36,14 @@ def held_out_queries(config: FinetuneConfig) -> list[str]:
 
 
 def training_digest(config: FinetuneConfig, base_id: str) -> str:
-    """What makes two calls the same training: settings, base model, and the size and time of every file read."""
+    """What makes two calls the same training: settings, base model, and the size and time of every
+    file read.
+    """
     settings = config.decisive() | {"base": base_id}
     files = [*list_inputs((config.pairs,)), *map(Path, (*config.names, *config.held_out))]
-    return hashlib.sha256(json.dumps([settings, stamps(files)], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([settings, stamps(files)], sort_keys=True).encode()
+    ).hexdigest()
 
 
 def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
@@ -39,20 +52,26 @@ def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 
 def read_pairs(config: FinetuneConfig, held_out: list[str]) -> list[Pair]:
-    """The training pairs; raise `UsageError` where some have no negatives, and no index is given to mine them from."""
+    """The training pairs; raise `UsageError` where some have no negatives, and no index is given to
+    mine them from.
+    """
     pairs = read_training_data(config.pairs, read_names(config.names), held_out)
     log.info(f"{len(pairs):,} training pairs from {config.pairs}")
     alone = sum(1 for pair in pairs if not pair.neg)
     if alone and config.index is None and config.group_size > 1:
         raise UsageError(
-            f"{alone:,} pairs have no negatives: pass --index, to mine them; or --group-size 1, to train on the other texts "
-            "of a batch alone"
+            f"{alone:,} pairs have no negatives: pass --index, to mine them; or --group-size 1, to"
+            " train on the other texts of a batch alone"
         )
     return pairs
 
 
-def write_pairs(config: FinetuneConfig, pairs: Sequence[Pair], held_out: Iterable[str], state: Path) -> None:
-    """Set a few pairs aside, with their queries; the others, in an order of their own, are what is trained on."""
+def write_pairs(
+    config: FinetuneConfig, pairs: Sequence[Pair], held_out: Iterable[str], state: Path
+) -> None:
+    """Set a few pairs aside, with their queries; the others, in an order of their own, are what is
+    trained on.
+    """
     check_held_out(pairs, held_out)
     order = list(pairs)
     random.Random(config.seed).shuffle(order)
@@ -60,6 +79,10 @@ def write_pairs(config: FinetuneConfig, pairs: Sequence[Pair], held_out: Iterabl
     apart = {pair.query for pair in order[:aside]}
     kept = [pair for pair in order[aside:] if pair.query not in apart]
     if len(kept) < config.batch_size:
-        raise UsageError(f"{len(kept):,} pairs do not fill one batch: lower --batch-size, or give more pairs")
-    LocalStorage(state / ASIDE).replace("".join(pair.to_json() + "\n" for pair in order[:aside]).encode())
+        raise UsageError(
+            f"{len(kept):,} pairs do not fill one batch: lower --batch-size, or give more pairs"
+        )
+    LocalStorage(state / ASIDE).replace(
+        "".join(pair.to_json() + "\n" for pair in order[:aside]).encode()
+    )
     LocalStorage(state / PAIRS).replace("".join(pair.to_json() + "\n" for pair in kept).encode())

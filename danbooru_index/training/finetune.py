@@ -1,7 +1,9 @@
-"""Fine-tuning the model on tags: pairs and mined negatives -> FlagEmbedding's M3 training under Ray Train -> a folder.
+"""Fine-tuning the model on tags: pairs and mined negatives -> FlagEmbedding's M3 training under Ray
+Train -> a folder.
 
-Pairs come from a pairs file or are made from tag records; hard negatives are mined from an index with the model that
-built it. The result is a folder in BGE-M3's format with a model card. A killed training goes on where it was.
+Pairs come from a pairs file or are made from tag records; hard negatives are mined from an index
+with the model that built it. The result is a folder in BGE-M3's format with a model card. A killed
+training goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,7 +14,13 @@ import time
 from pathlib import Path
 
 from danbooru_index.errors import UsageError
-from danbooru_index.model.checkpoint import TOKENIZER_FILES, Checkpoint, longest_text, model_id, resolve_model
+from danbooru_index.model.checkpoint import (
+    TOKENIZER_FILES,
+    Checkpoint,
+    longest_text,
+    model_id,
+    resolve_model,
+)
 from danbooru_index.storage.local import LocalStorage
 from danbooru_index.training.data import held_out_queries, read_pairs, training_digest, write_pairs
 from danbooru_index.training.finetune_config import FinetuneConfig, FinetuneReport
@@ -28,14 +36,18 @@ REPORT = "report.json"
 def finetune(config: FinetuneConfig) -> FinetuneReport:
     """Train, or go on with a training that was killed; return the report.
 
-    Raises `UsageError`, `InputError`, `ModelError`, `DeviceError`, `ClusterError`, or `BuildFailedError` when the
-    training itself fails; the same call goes on from its last checkpoint.
+    Raises `UsageError`, `InputError`, `ModelError`, `DeviceError`, `ClusterError`, or
+    `BuildFailedError` when the training itself fails; the same call goes on from its last
+    checkpoint.
     """
     started = time.monotonic()
     out, state = Path(config.out), Path(config.out) / STATE
     base = resolve_model(config.model or model_of_index(config.index or ""))
     if max(config.query_length, config.passage_length) > longest_text(base):
-        raise UsageError(f"--query-length, --passage-length: {base.name} takes at most {longest_text(base)} tokens")
+        raise UsageError(
+            f"--query-length, --passage-length: {base.name} takes at most {longest_text(base)}"
+            " tokens"
+        )
     held_out = held_out_queries(config)
     digest = training_digest(config, base.model_id)
     if (out / REPORT).is_file():
@@ -72,22 +84,29 @@ def _finished(out: Path, digest: str) -> FinetuneReport:
 
 def _claim(state: Path, digest: str) -> None:
     marker = state / "digest"
-    if not (state / PAIRS).exists():  # nothing has been trained on: a mistake in the command binds nobody
+    if not (state / PAIRS).exists():
+        # nothing has been trained on: a mistake in the command binds nobody
         LocalStorage(marker).replace(digest.encode())
     elif not marker.exists() or marker.read_text() != digest:
         raise UsageError(
-            f"{state.parent}: holds an unfinished training with other settings or data; finish it with those, or choose "
-            "another folder"
+            f"{state.parent}: holds an unfinished training with other settings or data; finish it"
+            " with those, or choose another folder"
         )
 
 
 def _finish(
-    config: FinetuneConfig, base: Checkpoint, state: Path, digest: str, held_out: int, seconds: float
+    config: FinetuneConfig,
+    base: Checkpoint,
+    state: Path,
+    digest: str,
+    held_out: int,
+    seconds: float,
 ) -> FinetuneReport:
-    """Write the card and the curves beside the model, copy all of it to its place, then the report; remove the state.
+    """Write the card and the curves beside the model, copy all of it to its place, then the report;
+    remove the state.
 
-    The tokenizer is the base's, file by file: as the trainer saves it, it cuts and pads texts at the length of queries,
-    and only transformers 5 can load it.
+    The tokenizer is the base's, file by file: as the trainer saves it, it cuts and pads texts at
+    the length of queries, and only transformers 5 can load it.
     """
     final, out = state / FINAL, state.parent
     for name in TOKENIZER_FILES:
@@ -115,7 +134,8 @@ def _finish(
     )
     draw_curves(curves, final / report.picture)
     (final / "README.md").write_text(model_card(report.to_dict()), encoding="utf-8")
-    (final / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing that reads this folder needs it
+    # a pickle: nothing that reads this folder needs it
+    (final / "training_args.bin").unlink(missing_ok=True)
     for path in sorted(final.iterdir()):
         shutil.copyfile(path, out / path.name)
         LocalStorage(out / path.name).sync()

@@ -14,10 +14,12 @@ LOWEST_TEMPERATURE, HIGHEST_LR, SHORTEST_LENGTH = 1e-4, 0.1, 8
 
 @dataclass(frozen=True, slots=True)
 class FinetuneConfig:
-    """What `finetune` is asked to do. `pairs`: a pairs file or a tag dump; `model` None: the one that built the index.
+    """What `finetune` is asked to do. `pairs`: a pairs file or a tag dump; `model` None: the one
+    that built the index.
 
-    `group_size`: texts a query, one of them its answer; `batch_size`: queries a device and step; lengths in tokens;
-    `warmup`: the share of the steps in which the learning rate rises; `ranks`, `mined_share`: see `Mining`.
+    `group_size`: texts a query, one of them its answer; `batch_size`: queries a device and step;
+    lengths in tokens; `warmup`: the share of the steps in which the learning rate rises; `ranks`,
+    `mined_share`: see `Mining`.
     """
 
     pairs: str
@@ -47,21 +49,33 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "batch_size", "group_size", "epochs", "temperature", "save_steps"):
             if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}"
+                )
         if self.temperature < LOWEST_TEMPERATURE or self.lr > HIGHEST_LR:
             raise UsageError(
-                f"--temperature is at least {LOWEST_TEMPERATURE}, --lr at most {HIGHEST_LR}: none would train"
+                f"--temperature is at least {LOWEST_TEMPERATURE}, --lr at most {HIGHEST_LR}: none"
+                " would train"
             )
-        if min(self.query_length, self.passage_length) < SHORTEST_LENGTH or not 0 <= self.seed < 1 << 32:
+        if (
+            min(self.query_length, self.passage_length) < SHORTEST_LENGTH
+            or not 0 <= self.seed < 1 << 32
+        ):
             raise UsageError(
-                f"--query-length, --passage-length: at least {SHORTEST_LENGTH} tokens; --seed from 0 to 2^32"
+                f"--query-length, --passage-length: at least {SHORTEST_LENGTH} tokens; --seed from"
+                " 0 to 2^32"
             )
         if self.num_gpus is not None and self.num_gpus < 1:
             raise UsageError(f"--num-gpus must be at least 1, not {self.num_gpus}")
         if not 1 <= self.ranks[0] <= self.ranks[1] or not 0 <= self.mined_share <= 1:
-            raise UsageError("--ranks takes two ranks, the first not above the second; --mined-share a share of 1")
+            raise UsageError(
+                "--ranks takes two ranks, the first not above the second; --mined-share a share"
+                " of 1"
+            )
         if self.index is None and self.model is None:
-            raise UsageError("which model is to be tuned: pass --index, whose model it is then, or --model")
+            raise UsageError(
+                "which model is to be tuned: pass --index, whose model it is then, or --model"
+            )
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a resumed training must share: all but where it runs."""
@@ -71,8 +85,9 @@ class FinetuneConfig:
 
 @dataclass(slots=True)
 class FinetuneReport:
-    """What a training did. Of the pairs set aside, before and after: `recall`, Recall@10 among their texts by dense score;
-    `sparse`, the share of those texts that have any sparse weight."""
+    """What a training did. Of the pairs set aside, before and after: `recall`, Recall@10 among
+    their texts by dense score; `sparse`, the share of those texts that have any sparse weight.
+    """
 
     out: str
     model_id: str
@@ -99,19 +114,34 @@ class FinetuneReport:
     def to_text(self) -> str:
         resumed = f" (gone on from step {self.resumed_at:,})" if self.resumed_at else ""
         lines = [
-            f"{self.out}: tuned from {self.base} (id {self.base_id[:12]}), now id {self.model_id[:12]}",
-            f"  pairs     {self.pairs:,}, and {self.aside:,} set aside; {self.held_out:,} held-out queries kept out",
-            f"  training  {self.steps:,} steps in {self.seconds:,.0f} s{resumed}, {self.precision} on "
-            f"{self.workers} x {self.device}",
-            f"  loss      {self.loss[0]:.3f} -> {self.loss[1]:.3f}; curves in {self.out}/{self.picture}",
+            (
+                f"{self.out}: tuned from {self.base} (id {self.base_id[:12]}), now id"
+                f" {self.model_id[:12]}"
+            ),
+            (
+                f"  pairs     {self.pairs:,}, and {self.aside:,} set aside; {self.held_out:,}"
+                " held-out queries kept out"
+            ),
+            (
+                f"  training  {self.steps:,} steps in {self.seconds:,.0f} s{resumed},"
+                f" {self.precision} on {self.workers} x {self.device}"
+            ),
+            (
+                f"  loss      {self.loss[0]:.3f} -> {self.loss[1]:.3f}; curves in"
+                f" {self.out}/{self.picture}"
+            ),
         ]
         if self.recall:
             before, after = self.recall
-            lines.append(f"  found     {before:.1%} -> {after:.1%} of the pairs set aside, among the first 10")
+            lines.append(
+                f"  found     {before:.1%} -> {after:.1%} of the pairs set aside, among the"
+                " first 10"
+            )
         if self.sparse:
             before, after = self.sparse
             lines.append(
-                f"  sparse    {before:.1%} -> {after:.1%} of their texts have sparse weights{_fewer(before, after)}"
+                f"  sparse    {before:.1%} -> {after:.1%} of their texts have sparse"
+                f" weights{_fewer(before, after)}"
             )
         lines.append(f"  next      danbooru-index build SHARDS --index INDEX --model {self.out}")
         return "\n".join(lines)
@@ -120,4 +150,7 @@ class FinetuneReport:
 def _fewer(before: float, after: float) -> str:
     if after > before - 0.1:
         return ""
-    return ": pairs whose two sides share no token drive them to nothing; a hybrid search then rests on the other modes"
+    return (
+        ": pairs whose two sides share no token drive them to nothing; a hybrid search then rests"
+        " on the other modes"
+    )

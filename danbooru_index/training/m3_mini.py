@@ -1,7 +1,8 @@
-"""How `m3-mini` is made: a tokenizer of its own, token vectors learned as a mean, then `finetune`; a recipe with its seed.
+"""How `m3-mini` is made: a tokenizer of its own, token vectors learned as a mean, then `finetune`;
+a recipe with its seed.
 
-The XLM-R begins as the mean of its token vectors, which are learned in minutes: attention starts uniform, values pass
-through, and `finetune` goes on from there.
+The XLM-R begins as the mean of its token vectors, which are learned in minutes: attention starts
+uniform, values pass through, and `finetune` goes on from there.
 """
 
 from __future__ import annotations
@@ -26,17 +27,28 @@ from danbooru_index.training.data import stamps
 from danbooru_index.training.finetune import finetune
 from danbooru_index.training.finetune_config import FinetuneConfig, FinetuneReport
 from danbooru_index.training.mini_tokenizer import token_rows, train_tokenizer
-from danbooru_index.training.mini_vectors import MiniRecipe, WeightedPairs, learn_means, with_prior, with_rarity
+from danbooru_index.training.mini_vectors import (
+    MiniRecipe,
+    WeightedPairs,
+    learn_means,
+    with_prior,
+    with_rarity,
+)
 from danbooru_index.training.mini_weights import refit_sparse, ship, write_base
 from danbooru_index.training.pairs import Pair, bare, make_pairs, normal, read_names
 
 
 def make_mini(
-    records: Sequence[str], names: Sequence[str], held_out: Sequence[str], out: Path, recipe: MiniRecipe
+    records: Sequence[str],
+    names: Sequence[str],
+    held_out: Sequence[str],
+    out: Path,
+    recipe: MiniRecipe,
 ) -> FinetuneReport:
     """Make the model from tag dumps and further names, and write it to `out` in half precision.
 
-    `held_out`: queries files; what equals one of their queries is trained on nowhere, the tokenizer included.
+    `held_out`: queries files; what equals one of their queries is trained on nowhere, the tokenizer
+    included.
     """
     torch.set_num_threads(cpu_count())
     work = out.with_name(f"{out.name}.work")
@@ -44,7 +56,9 @@ def make_mini(
     _begin_work(work, [*inputs, *map(Path, (*names, *held_out))], recipe)
     read = [item for path in inputs for _, item in read_dump(path, {}) if isinstance(item, Record)]
     if not read:
-        raise InputError(f"{', '.join(records)}: no usable record; see the reasons with danbooru-index prepare")
+        raise InputError(
+            f"{', '.join(records)}: no usable record; see the reasons with danbooru-index prepare"
+        )
     called = read_names(names)
     queries = {normal(query.text) for path in held_out for query in read_queries(path)}
     training = _draw_weights(read, called, queries, recipe)
@@ -54,7 +68,12 @@ def make_mini(
         train_tokenizer(read, [pair.query for pair in training.pairs], base, recipe.vocabulary)
         rows = token_rows(base, texts)
         vectors = learn_means(base, training, texts, recipe)
-        write_base(base, with_rarity(with_prior(base, vectors, read, rows, recipe), rows, recipe), rows, recipe)
+        write_base(
+            base,
+            with_rarity(with_prior(base, vectors, read, rows, recipe), rows, recipe),
+            rows,
+            recipe,
+        )
         lines = (pair.to_json() + "\n" for pair in _drawn(training, texts, recipe))
         LocalStorage(pairs).replace("".join(lines).encode())
     report = finetune(
@@ -79,14 +98,19 @@ def make_mini(
 
 
 def _begin_work(work: Path, files: Sequence[Path], recipe: MiniRecipe) -> None:
-    """The folder of what is made on the way, which a run that was killed goes on from; empty where it was made from other
-    files, or by another recipe: so that no held-out query gets in by way of old pairs."""
+    """The folder of what is made on the way, which a run that was killed goes on from; empty where
+    it was made from other files, or by another recipe: so that no held-out query gets in by way of
+    old pairs.
+    """
     made_from = json.dumps([stamps(files), asdict(recipe)], sort_keys=True).encode()
     marker = work / "made-from.json"
     if marker.is_file() and marker.read_bytes() != made_from:
         shutil.rmtree(work)
     elif not marker.is_file() and work.is_dir() and any(work.iterdir()):
-        raise UsageError(f"{work}: not empty, and not of a run of this kind: move it away, or choose another --out")
+        raise UsageError(
+            f"{work}: not empty, and not of a run of this kind: move it away, or choose another"
+            " --out"
+        )
     work.mkdir(parents=True, exist_ok=True)
     if not marker.is_file():
         LocalStorage(marker).replace(made_from)
@@ -95,7 +119,9 @@ def _begin_work(work: Path, files: Sequence[Path], recipe: MiniRecipe) -> None:
 def _draw_weights(
     records: Iterable[Record], names: dict[str, list[str]], held_out: set[str], recipe: MiniRecipe
 ) -> WeightedPairs:
-    """All pairs: artists' names less often, what a picture shows more often, and a tag's own words half as often."""
+    """All pairs: artists' names less often, what a picture shows more often, and a tag's own words
+    half as often.
+    """
     pairs: list[Pair] = []
     weights: list[float] = []
     by_category = {"画师": recipe.artist_weight, "角色": 1.0, "作品": 1.0}
@@ -111,7 +137,9 @@ def _draw_weights(
 
 
 def _drawn(training: WeightedPairs, texts: list[str], recipe: MiniRecipe) -> Iterator[Pair]:
-    """Pairs by their weights, each with texts at random that are not its answer: so that the prior is kept."""
+    """Pairs by their weights, each with texts at random that are not its answer: so that the prior
+    is kept.
+    """
     rng = np.random.default_rng(recipe.seed)
     for i in rng.choice(len(training.pairs), recipe.pairs, p=training.weights).tolist():
         pair = training.pairs[i]
@@ -131,23 +159,26 @@ tags: [bge-m3, danbooru]
 
 # {out.name}
 
-A small model of Danbooru's tags in BGE-M3's format: an XLM-R of {recipe.layers} layers, {recipe.hidden} wide, with a sparse
-and a ColBERT head and a tokenizer of its own. It knows what tags are called in English, Chinese and Japanese; no sentences,
-and no name that it was never told.
+A small model of Danbooru's tags in BGE-M3's format: an XLM-R of {recipe.layers} layers,
+{recipe.hidden} wide, with a sparse and a ColBERT head and a tokenizer of its own. It knows what
+tags are called in English, Chinese and Japanese; no sentences, and no name that it was never told.
 Model id, over weights, heads, tokenizer and configuration: `{model_id(out)}`.
 
-Loads as `FlagEmbedding.BGEM3FlagModel(FOLDER)`, and as `danbooru-index build SHARDS --index INDEX --model FOLDER`.
+Loads as `FlagEmbedding.BGEM3FlagModel(FOLDER)`, and as
+`danbooru-index build SHARDS --index INDEX --model FOLDER`.
 
 ## Data
 
-{", ".join(f"`{Path(path).name}`" for path in inputs)}: {report.pairs + report.aside:,} pairs of a query and a tag's text drawn
-for the last step. {report.held_out:,} held-out queries, in any spelling, are in no pair; that was checked.
+{", ".join(f"`{Path(path).name}`" for path in inputs)}: {report.pairs + report.aside:,} pairs of a
+query and a tag's text drawn for the last step. {report.held_out:,} held-out queries, in any
+spelling, are in no pair; that was checked.
 
 ## Training
 
-Token vectors as a mean: {recipe.means_steps:,} steps. Then `danbooru-index finetune`: {report.steps:,} steps,
-{report.precision}, {report.workers} x {report.device}, {report.seconds:,.0f} s; loss {report.loss[0]:.3f} to
-{report.loss[1]:.3f}. Then the sparse head again, to the rarity of tokens.
+Token vectors as a mean: {recipe.means_steps:,} steps. Then `danbooru-index finetune`:
+{report.steps:,} steps, {report.precision}, {report.workers} x {report.device},
+{report.seconds:,.0f} s; loss {report.loss[0]:.3f} to {report.loss[1]:.3f}. Then the
+sparse head again, to the rarity of tokens.
 The recipe is `danbooru_index/training/m3_mini.py`, run by `jobs/train_m3_mini.py`:
 
 {settings}

@@ -9,14 +9,22 @@ from typing import Any
 
 from danbooru_index.records import Record
 
-SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+SPECIAL_TOKENS = {
+    "bos_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+}
 LONGEST_PIECE = 6  # characters: names that were never seen fall into pieces that were
 TokenRows = list[list[int]]
 
 
-def train_tokenizer(records: Sequence[Record], queries: Sequence[str], folder: Path, vocabulary: int) -> None:
-    """A unigram tokenizer with XLM-R's special tokens: a token for each category, no word boundaries, split where the
-    script changes."""
+def train_tokenizer(
+    records: Sequence[Record], queries: Sequence[str], folder: Path, vocabulary: int
+) -> None:
+    """A unigram tokenizer with XLM-R's special tokens: a token for each category, no word
+    boundaries, split where the script changes.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
     from tokenizers.models import Unigram
     from tokenizers.processors import TemplateProcessing
@@ -41,9 +49,13 @@ def train_tokenizer(records: Sequence[Record], queries: Sequence[str], folder: P
         max_piece_length=LONGEST_PIECE,
         show_progress=False,
     )
-    tokenizer.train_from_iterator([record.text.partition("】")[2] for record in records] + list(queries), trainer)
+    tokenizer.train_from_iterator(
+        [record.text.partition("】")[2] for record in records] + list(queries), trainer
+    )
     categories = sorted({record.category for record in records} - {""})
-    tokenizer.add_tokens([AddedToken(category_token(name), normalized=False) for name in categories])
+    tokenizer.add_tokens(
+        [AddedToken(category_token(name), normalized=False) for name in categories]
+    )
     tokenizer.add_special_tokens(["<mask>"])
     ends = [("<s>", 0), ("</s>", 2)]
     tokenizer.post_processor = TemplateProcessing(

@@ -1,4 +1,6 @@
-"""The token vectors of m3-mini: learned as a mean, with popularity and rarity along axes of their own."""
+"""The token vectors of m3-mini: learned as a mean, with popularity and rarity along axes of their
+own.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,12 @@ Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 class MiniRecipe:
     """Everything that decides the weights, with the data; the defaults are those of m3-mini.
 
-    `means_*`: the token vectors' own training, batches of `means_batch` pairs among `means_others` texts more; `gain`: how
-    much more of the mean than of itself a token takes in each layer at first; `prior`: how much a category's popularity
-    counts, `token_prior`: that of other tokens; `rarity`: the sparse weight of the rarest token at first,
-    `rarity_share`: of its length that says so.
-    `*_weight`: how often a pair is drawn, by its category and kind; `popularity`: the power of its post count by which it
-    is; `negatives`: texts at random beside each answer.
+    `means_*`: the token vectors' own training, batches of `means_batch` pairs among `means_others`
+    texts more; `gain`: how much more of the mean than of itself a token takes in each layer at
+    first; `prior`: how much a category's popularity counts, `token_prior`: that of other tokens;
+    `rarity`: the sparse weight of the rarest token at first, `rarity_share`: of its length that
+    says so. `*_weight`: how often a pair is drawn, by its category and kind; `popularity`: the
+    power of its post count by which it is; `negatives`: texts at random beside each answer.
     """
 
     vocabulary: int = 20_000  # and a token for each category
@@ -74,9 +76,13 @@ class WeightedPairs:
     weights: Vector
 
 
-def learn_means(folder: Path, training: WeightedPairs, texts: list[str], recipe: MiniRecipe) -> torch.Tensor:
-    """Token vectors [vocabulary, hidden] whose normalised mean over a query is near that over its answer, and not over
-    the other answers of a batch or over texts at random (InfoNCE). The last dimensions, `RESERVED`, are left at zero."""
+def learn_means(
+    folder: Path, training: WeightedPairs, texts: list[str], recipe: MiniRecipe
+) -> torch.Tensor:
+    """Token vectors [vocabulary, hidden] whose normalised mean over a query is near that over its
+    answer, and not over the other answers of a batch or over texts at random (InfoNCE). The last
+    dimensions, `RESERVED`, are left at zero.
+    """
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     tokenizer = load_mini_tokenizer(folder)
@@ -86,10 +92,15 @@ def learn_means(folder: Path, training: WeightedPairs, texts: list[str], recipe:
         return [encoding.ids[1:-1] or [3] for encoding in tokenizer.encode_batch(texts)]
 
     queries = ids([pair.query for pair in training.pairs], recipe.query_length)
-    answers = [ids(pair_texts, recipe.passage_length) for pair_texts in (pair.pos for pair in training.pairs)]
+    answers = [
+        ids(pair_texts, recipe.passage_length)
+        for pair_texts in (pair.pos for pair in training.pairs)
+    ]
     others = ids(texts, recipe.passage_length)
     vectors = torch.nn.Parameter(torch.randn(tokenizer.get_vocab_size(), recipe.hidden - RESERVED))
-    optimizer = torch.optim.AdamW([vectors], lr=recipe.means_lr, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(
+        [vectors], lr=recipe.means_lr, weight_decay=0.0, betas=(0.9, 0.98), fused=True
+    )
     steps, size = recipe.means_steps, recipe.means_batch
     with contextlib.closing(StepProgress("token vectors", "step", steps)) as progress:
         for step in range(steps):
@@ -99,7 +110,9 @@ def learn_means(folder: Path, training: WeightedPairs, texts: list[str], recipe:
             drawn = [answers[i][rng.integers(len(answers[i]))] for i in chosen]
             drawn += [others[i] for i in rng.integers(len(others), size=recipe.means_others)]
             scores = _means(vectors, [queries[i] for i in chosen]) @ _means(vectors, drawn).T
-            loss = torch.nn.functional.cross_entropy(scores / recipe.means_temperature, torch.arange(size))
+            loss = torch.nn.functional.cross_entropy(
+                scores / recipe.means_temperature, torch.arange(size)
+            )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -108,13 +121,18 @@ def learn_means(folder: Path, training: WeightedPairs, texts: list[str], recipe:
 
 
 def with_prior(
-    folder: Path, vectors: torch.Tensor, records: Sequence[Record], rows: TokenRows, recipe: MiniRecipe
+    folder: Path,
+    vectors: torch.Tensor,
+    records: Sequence[Record],
+    rows: TokenRows,
+    recipe: MiniRecipe,
 ) -> torch.Tensor:
     """The vectors with how popular their tokens' tags are along an axis.
 
-    People ask for what is drawn often: all else equal, 【服饰】 is meant before 【画师】. A category's token takes -1 to 1 of
-    its length for the mean logarithm of its tags' post counts, any other `token_prior` times what a ridge regression says
-    that it adds to that (at most `LARGEST_SHARE`), and keeps its direction with what is left.
+    People ask for what is drawn often: all else equal, 【服饰】 is meant before 【画师】. A
+    category's token takes -1 to 1 of its length for the mean logarithm of its tags' post counts,
+    any other `token_prior` times what a ridge regression says that it adds to that (at
+    most `LARGEST_SHARE`), and keeps its direction with what is left.
     """
     tokenizer = load_mini_tokenizer(folder)
     by_category: dict[str, list[float]] = {}
@@ -137,14 +155,18 @@ def _log_posts(record: Record) -> float:
 
 
 def _least_squares(rows: TokenRows, targets: Vector, vocabulary: int) -> Vector:
-    """What each token adds to a target, [vocabulary], where a text's is the mean over its tokens: damped least squares."""
+    """What each token adds to a target, [vocabulary], where a text's is the mean over its tokens:
+    damped least squares.
+    """
     from scipy.sparse import csr_matrix
     from scipy.sparse.linalg import lsqr
 
     words = [row[1:-1] or [3] for row in rows]
     lengths = np.array([len(row) for row in words])
     tokens, ends = np.concatenate(words), np.concatenate([[0], np.cumsum(lengths)])
-    of_text = csr_matrix((np.repeat(1 / lengths, lengths), tokens, ends), shape=(len(words), vocabulary))
+    of_text = csr_matrix(
+        (np.repeat(1 / lengths, lengths), tokens, ends), shape=(len(words), vocabulary)
+    )
     solution: Vector = lsqr(of_text, targets, damp=DAMPING, iter_lim=200)[0]
     return solution
 
@@ -152,24 +174,33 @@ def _least_squares(rows: TokenRows, targets: Vector, vocabulary: int) -> Vector:
 def _along(axis: int, shares: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     """Vectors with these shares, [vocabulary] between -1 and 1, of their length along an axis."""
     length, share = math.sqrt(vectors.shape[1]), shares.unsqueeze(1)
-    return (1 - share**2).clamp_min(0).sqrt() * vectors + length * share * reserved_axis(vectors.shape[1], axis)
+    return (1 - share**2).clamp_min(0).sqrt() * vectors + length * share * reserved_axis(
+        vectors.shape[1], axis
+    )
 
 
 def with_rarity(vectors: torch.Tensor, rows: TokenRows, recipe: MiniRecipe) -> torch.Tensor:
-    """The vectors with each token's rarity, between -1 and 1 times `rarity_share`, along an axis that attention does not
-    mix: what the sparse head reads."""
-    shares = torch.from_numpy(recipe.rarity_share * (2 * inverse_frequency(rows, len(vectors)) - 1)).float()
+    """The vectors with each token's rarity, between -1 and 1 times `rarity_share`, along an axis
+    that attention does not mix: what the sparse head reads.
+    """
+    shares = torch.from_numpy(
+        recipe.rarity_share * (2 * inverse_frequency(rows, len(vectors)) - 1)
+    ).float()
     return _along(RARITY, shares, vectors)
 
 
 def inverse_frequency(rows: TokenRows, vocabulary: int) -> Vector:
-    """Inverse document frequency of each token, [vocabulary], from 0 (in every text) to 1 (in one)."""
+    """Inverse document frequency of each token, [vocabulary], from 0 (in every text) to 1
+    (in one).
+    """
     seen = np.bincount([token for row in rows for token in set(row)], minlength=vocabulary)
     return np.log(len(rows) / np.maximum(seen, 1)) / math.log(max(2, len(rows)))
 
 
 def reserved_axis(hidden: int, which: int) -> torch.Tensor:
-    """A unit vector in the reserved dimensions: of mean zero, so that layer norms keep its direction."""
+    """A unit vector in the reserved dimensions: of mean zero, so that layer norms keep its
+    direction.
+    """
     axis = torch.zeros(hidden)
     axis[hidden - 2 * which - 2 : hidden - 2 * which] = torch.tensor([-1.0, 1.0]) / math.sqrt(2)
     return axis
@@ -182,7 +213,9 @@ def _normed(vectors: torch.Tensor) -> torch.Tensor:
 def _means(vectors: torch.Tensor, rows: list[list[int]]) -> torch.Tensor:
     """The normalised mean of each row's token vectors, [rows, hidden]."""
     flat = torch.tensor([token for row in rows for token in row])
-    places = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row) for row in rows]))
+    places = torch.repeat_interleave(
+        torch.arange(len(rows)), torch.tensor([len(row) for row in rows])
+    )
     sums = torch.zeros(len(rows), vectors.shape[1]).index_add(0, places, _normed(vectors[flat]))
     return torch.nn.functional.normalize(sums, dim=-1)
 

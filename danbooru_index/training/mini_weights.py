@@ -27,9 +27,10 @@ RIDGE = 1e-3
 
 
 def write_base(folder: Path, vectors: torch.Tensor, rows: TokenRows, recipe: MiniRecipe) -> None:
-    """An XLM-R whose three outputs are made of the mean of these token vectors, and of each token's own; beside it a
-    ColBERT head that passes through, and a sparse head that weighs tokens by their rarity in `rows`, the
-    token ids of texts."""
+    """An XLM-R whose three outputs are made of the mean of these token vectors, and of each token's
+    own; beside it a ColBERT head that passes through, and a sparse head that weighs tokens by their
+    rarity in `rows`, the token ids of texts.
+    """
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     torch.manual_seed(recipe.seed)
@@ -50,7 +51,10 @@ def write_base(folder: Path, vectors: torch.Tensor, rows: TokenRows, recipe: Min
         architectures=["XLMRobertaModel"],
     )
     model = XLMRobertaModel(config)
-    colbert, sparse = torch.nn.Linear(recipe.hidden, recipe.hidden), torch.nn.Linear(recipe.hidden, 1)
+    colbert, sparse = (
+        torch.nn.Linear(recipe.hidden, recipe.hidden),
+        torch.nn.Linear(recipe.hidden, 1),
+    )
     with torch.no_grad():
         _begin_as_mean(model, vectors, recipe)
         colbert.weight.copy_(identity_without_rarity(recipe.hidden))
@@ -64,7 +68,8 @@ def write_base(folder: Path, vectors: torch.Tensor, rows: TokenRows, recipe: Min
 def refit_sparse(folder: Path, rows: TokenRows, recipe: MiniRecipe) -> None:
     """Fit the sparse head of a tuned model to the rarity of tokens again.
 
-    Most pairs share no token across languages, and on those the training drove every weight to zero (measured).
+    Most pairs share no token across languages, and on those the training drove every weight to zero
+    (measured).
     """
     from transformers import XLMRobertaModel
 
@@ -75,7 +80,9 @@ def refit_sparse(folder: Path, rows: TokenRows, recipe: MiniRecipe) -> None:
 
 
 def _begin_as_mean(model: Any, vectors: torch.Tensor, recipe: MiniRecipe) -> None:
-    """Uniform attention, values passed through times `gain`, and feed-forward layers that begin at nothing."""
+    """Uniform attention, values passed through times `gain`, and feed-forward layers that begin at
+    nothing.
+    """
     wide = math.sqrt(recipe.hidden)
     embeddings = model.embeddings
     embeddings.word_embeddings.weight.copy_(vectors)
@@ -90,19 +97,32 @@ def _begin_as_mean(model: Any, vectors: torch.Tensor, recipe: MiniRecipe) -> Non
         layer.attention.output.dense.weight.copy_(torch.eye(recipe.hidden))
         layer.intermediate.dense.weight.normal_(0, 1 / wide)
         layer.output.dense.weight.normal_(0, 0.02 / math.sqrt(recipe.intermediate))
-        for part in (attention.query, attention.key, attention.value, layer.attention.output.dense, layer.output.dense):
+        for part in (
+            attention.query,
+            attention.key,
+            attention.value,
+            layer.attention.output.dense,
+            layer.output.dense,
+        ):
             part.bias.zero_()
-    model.encoder.layer[0].attention.output.dense.bias.copy_(recipe.prior * reserved_axis(recipe.hidden, POPULARITY))
+    model.encoder.layer[0].attention.output.dense.bias.copy_(
+        recipe.prior * reserved_axis(recipe.hidden, POPULARITY)
+    )
 
 
-def _weigh_by_rarity(head: torch.nn.Linear, model: Any, rows: TokenRows, recipe: MiniRecipe) -> None:
-    """Fit the sparse head to inverse document frequencies, by ridge regression over the hidden states of some texts.
+def _weigh_by_rarity(
+    head: torch.nn.Linear, model: Any, rows: TokenRows, recipe: MiniRecipe
+) -> None:
+    """Fit the sparse head to inverse document frequencies, by ridge regression over the hidden
+    states of some texts.
 
-    Plain least squares has no single solution, since a layer norm's outputs add up to zero: it gave coefficients that
-    cancelled out in fp32 and were noise in bf16.
+    Plain least squares has no single solution, since a layer norm's outputs add up to zero: it gave
+    coefficients that cancelled out in fp32 and were noise in bf16.
     """
     rarity = recipe.rarity * inverse_frequency(rows, model.config.vocab_size)
-    some = np.random.default_rng(recipe.seed).choice(len(rows), min(RARITY_TEXTS, len(rows)), replace=False)
+    some = np.random.default_rng(recipe.seed).choice(
+        len(rows), min(RARITY_TEXTS, len(rows)), replace=False
+    )
     states, targets = [], []
     for i in some.tolist():
         row = torch.tensor([rows[i][: recipe.positions - 2]])
@@ -116,7 +136,9 @@ def _weigh_by_rarity(head: torch.nn.Linear, model: Any, rows: TokenRows, recipe:
 
 
 def ship(tuned: Path, out: Path) -> None:
-    """A tuned model as the package carries it: the weights in float16, and only what a model folder needs."""
+    """A tuned model as the package carries it: the weights in float16, and only what a model folder
+    needs.
+    """
     from safetensors.torch import load_file, save_file
 
     shutil.rmtree(out, ignore_errors=True)
@@ -124,7 +146,13 @@ def ship(tuned: Path, out: Path) -> None:
     weights = {name: value.half() for name, value in load_file(tuned / "model.safetensors").items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "colbert_linear.pt", "sparse_linear.pt"):
+    for name in (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "colbert_linear.pt",
+        "sparse_linear.pt",
+    ):
         shutil.copyfile(tuned / name, out / name)
     size = sum(path.stat().st_size for path in out.iterdir())
     log.info(f"{out}: {size / 1e6:.1f} MB")

@@ -1,4 +1,6 @@
-"""What a fine-tuning leaves beside its model: the curves of its log as a picture, and the model card."""
+"""What a fine-tuning leaves beside its model: the curves of its log as a picture, and the model
+card.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ Curve = list[tuple[int, float]]
 
 @dataclass(slots=True)
 class Curves:
-    """A training's log: (step, value) by quantity; where and how it ran. A resumed training overwrites what it redoes."""
+    """A training's log: (step, value) by quantity; where and how it ran. A resumed training
+    overwrites what it redoes.
+    """
 
     steps: int = 0
     at: int = 0
@@ -47,7 +51,11 @@ def _add(curves: Curves, fields: dict[str, Any], step: int) -> None:
     curves.at = step
     if "steps" in fields:
         curves.steps, curves.resumed_at = fields["steps"], step
-        curves.device, curves.precision, curves.workers = fields["device"], fields["precision"], fields["workers"]
+        curves.device, curves.precision, curves.workers = (
+            fields["device"],
+            fields["precision"],
+            fields["workers"],
+        )
     for name in ("loss", "recall", "sparse", "learning_rate", "grad_norm"):
         if name in fields:
             curve: Curve = getattr(curves, name)
@@ -59,11 +67,19 @@ def draw_curves(curves: Curves, path: Path) -> None:
     """Draw loss, found pairs, learning rate and gradient norm over the steps (.svg or .png)."""
     from matplotlib.figure import Figure
 
-    shown = {"loss": "loss", "recall": "Recall@10, pairs set aside", "sparse": "texts with sparse weights"}
+    shown = {
+        "loss": "loss",
+        "recall": "Recall@10, pairs set aside",
+        "sparse": "texts with sparse weights",
+    }
     shown |= {"learning_rate": "learning rate", "grad_norm": "gradient norm"}
-    parts = [(title, getattr(curves, name)) for name, title in shown.items() if getattr(curves, name)]
+    parts = [
+        (title, getattr(curves, name)) for name, title in shown.items() if getattr(curves, name)
+    ]
     figure = Figure(figsize=(9, 2.2 * max(1, len(parts))), layout="constrained")
-    for axes, (title, curve) in zip(figure.subplots(max(1, len(parts)), 1, squeeze=False)[:, 0], parts, strict=False):
+    for axes, (title, curve) in zip(
+        figure.subplots(max(1, len(parts)), 1, squeeze=False)[:, 0], parts, strict=False
+    ):
         axes.plot(*zip(*curve, strict=True), marker="o" if len(curve) < 30 else None, markersize=3)
         axes.set_title(title, fontsize=9, loc="left")
         axes.grid(alpha=0.3)
@@ -89,7 +105,8 @@ tags: [bge-m3, danbooru]
 
 # {Path(report["out"]).name}
 
-{report["base"]} (id `{report["base_id"]}`), tuned on tags by `danbooru-index finetune`: dense, sparse and ColBERT together.
+{report["base"]} (id `{report["base_id"]}`), tuned on tags by `danbooru-index finetune`: dense,
+sparse and ColBERT together.
 Model id, over weights, heads, tokenizer and configuration: `{report["model_id"]}`.
 
     danbooru-index build SHARDS --index INDEX --model {report["out"]}
@@ -98,13 +115,14 @@ Also loads as `FlagEmbedding.BGEM3FlagModel({report["out"]!r})`.
 
 ## Data
 
-{report["pairs"]:,} pairs of a query and a tag's text, {report["aside"]:,} set aside to measure with. {report["held_out"]:,}
-held-out queries, in any spelling (NFKC, casefolded, without spaces and underscores), are not among them; that was checked.
+{report["pairs"]:,} pairs of a query and a tag's text, {report["aside"]:,} set aside to measure
+with. {report["held_out"]:,} held-out queries, in any spelling (NFKC, casefolded, without spaces and
+underscores), are not among them; that was checked.
 
 ## Training
 
-{report["steps"]:,} steps, {report["precision"]}, {report["workers"]} x {report["device"]}, {report["seconds"]:,.0f} s.
-Curves: `{report["picture"]}`.
+{report["steps"]:,} steps, {report["precision"]}, {report["workers"]} x {report["device"]},
+{report["seconds"]:,.0f} s. Curves: `{report["picture"]}`.
 
 | | before | after |
 |---|---|---|

@@ -22,7 +22,9 @@ QUERIES_PER_MINING = 1024
 
 @dataclass(frozen=True, slots=True)
 class Mining:
-    """Hard negatives: `count` a query, `share` of them from the index's answers of these ranks, the others at random."""
+    """Hard negatives: `count` a query, `share` of them from the index's answers of these ranks, the
+    others at random.
+    """
 
     count: int
     ranks: tuple[int, int] = (2, 20)
@@ -37,9 +39,11 @@ def add_negatives(
     mining: Mining,
     on_pairs: Callable[[int], None],
 ) -> None:
-    """Fill each pair up to `mining.count` negatives from an index, by the dense answers of the model that built it.
+    """Fill each pair up to `mining.count` negatives from an index, by the dense answers of the
+    model that built it.
 
-    Never a known positive: not a text of the same query in any pair, nor one that differs only by its explanation.
+    Never a known positive: not a text of the same query in any pair, nor one that differs only by
+    its explanation.
     """
     rng = random.Random(mining.seed)
     texts = reader.texts()
@@ -49,10 +53,18 @@ def add_negatives(
     first, last = mining.ranks
     for start in range(0, len(pairs), QUERIES_PER_MINING):
         some = pairs[start : start + QUERIES_PER_MINING]
-        answers = rank_many(reader, encode([pair.query for pair in some]), Mode.DENSE, last, wanted=Filter(nsfw=True))
+        answers = rank_many(
+            reader,
+            encode([pair.query for pair in some]),
+            Mode.DENSE,
+            last,
+            wanted=Filter(nsfw=True),
+        )
         for pair, rows in zip(some, answers, strict=True):
             positive = known[normal(pair.query)]
-            hard = [texts[row] for row in rows[first - 1 :].tolist() if bare(texts[row]) not in positive]
+            hard = [
+                texts[row] for row in rows[first - 1 :].tolist() if bare(texts[row]) not in positive
+            ]
             missing = max(0, mining.count - len(pair.neg))
             pair.neg += rng.sample(hard, min(len(hard), round(mining.share * missing)))
             pair.neg += _others(texts, positive, max(0, mining.count - len(pair.neg)), rng)

@@ -1,7 +1,9 @@
-"""Training pairs from tag records: what people call a tag -> its text; hard negatives mined from an index.
+"""Training pairs from tag records: what people call a tag -> its text; hard negatives mined from an
+index.
 
-The format is FlagEmbedding's: `{"query": "...", "pos": ["..."], "neg": ["..."]}` a line. Queries that are held out for
-evaluation never get in, whatever their spelling: compared after NFKC, casefolding, and without spaces and underscores.
+The format is FlagEmbedding's: `{"query": "...", "pos": ["..."], "neg": ["..."]}` a line. Queries
+that are held out for evaluation never get in, whatever their spelling: compared after NFKC,
+casefolding, and without spaces and underscores.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from danbooru_index.records import Record
 
 log = logging.getLogger(__name__)
 
-PAIRS, ASIDE, LOG, FAILURE, FINAL = "pairs.jsonl", "aside.jsonl", "log.jsonl", "failure.json", "final"  # of a training
+# of a training
+PAIRS, ASIDE, LOG, FAILURE, FINAL = (
+    "pairs.jsonl",
+    "aside.jsonl",
+    "log.jsonl",
+    "failure.json",
+    "final",
+)
 
 PAIR_FORM = '{"query": "...", "pos": ["..."], "neg": ["..."]}'
 BETWEEN_NAMES = re.compile(r"[。，、；（）()/,;|\n]")
@@ -42,7 +51,9 @@ class Pair:
 
 def normal(text: str) -> str:
     """The form in which held-out queries are compared."""
-    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if not c.isspace() and c != "_")
+    return "".join(
+        c for c in unicodedata.normalize("NFKC", text).casefold() if not c.isspace() and c != "_"
+    )
 
 
 def bare(text: str) -> str:
@@ -50,10 +61,13 @@ def bare(text: str) -> str:
     return text.partition(" - ")[0]
 
 
-def read_training_data(path: str, names: Mapping[str, Sequence[str]], held_out: Iterable[str]) -> list[Pair]:
+def read_training_data(
+    path: str, names: Mapping[str, Sequence[str]], held_out: Iterable[str]
+) -> list[Pair]:
     """The pairs of a pairs file, or those made from a tag dump; held-out queries left out.
 
-    A file whose first line has `query` and `pos` is a pairs file. Raises `InputError` for what cannot be read.
+    A file whose first line has `query` and `pos` is a pairs file. Raises `InputError` for what
+    cannot be read.
     """
     forbidden = {normal(query) for query in held_out}
     pairs: list[Pair] = []
@@ -74,10 +88,19 @@ def read_training_data(path: str, names: Mapping[str, Sequence[str]], held_out: 
                 first = first or f"{file}:{line} {item.reason.value} {item.detail}".rstrip()
         pairs += make_pairs(records, names, forbidden)
     if names and not dumps:
-        raise InputError(f"{path}: a file of pairs, to which --names add nothing: leave them out, or give a tag dump")
+        raise InputError(
+            f"{path}: a file of pairs, to which --names add nothing: leave them out, or give a tag"
+            " dump"
+        )
     if not pairs or rejected.total() > len(pairs):
-        found = f"{rejected.total():,} of its lines cannot be read; the first: {first}" if rejected else "none in it"
-        raise InputError(f"{path}: no pair to train on, {PAIR_FORM} a line or tag records with names: {found}")
+        found = (
+            f"{rejected.total():,} of its lines cannot be read; the first: {first}"
+            if rejected
+            else "none in it"
+        )
+        raise InputError(
+            f"{path}: no pair to train on, {PAIR_FORM} a line or tag records with names: {found}"
+        )
     if rejected:
         log.warning(f"{path}: {rejected.total():,} lines left out; the first: {first}")
     return pairs
@@ -90,7 +113,8 @@ def is_pairs_file(path: Path) -> bool:
     try:
         _, first = next(text_lines(path), (0, ""))
         item = json.loads(first)
-    except (InputError, ValueError, RecursionError):  # what cannot be read is for the records' reader to say
+    except (InputError, ValueError, RecursionError):
+        # what cannot be read is for the records' reader to say
         return False
     return isinstance(item, dict) and "query" in item and "pos" in item
 
@@ -98,10 +122,11 @@ def is_pairs_file(path: Path) -> bool:
 def make_pairs(
     records: Iterable[Record], names: Mapping[str, Sequence[str]], forbidden: Iterable[str]
 ) -> Iterator[Pair]:
-    """The pairs of each record: its tag's words, its aliases, its explanation and the parts of it, and further names.
+    """The pairs of each record: its tag's words, its aliases, its explanation and the parts of it,
+    and further names.
 
-    An explanation's answer is the text without it: a name is to be learned from its tag, not from a copy of itself.
-    `forbidden`: queries in their normal form that are left out.
+    An explanation's answer is the text without it: a name is to be learned from its tag, not from a
+    copy of itself. `forbidden`: queries in their normal form that are left out.
     """
     left_out = set(forbidden)
     for record in records:
@@ -110,7 +135,12 @@ def make_pairs(
         parts = [part.strip() for part in BETWEEN_NAMES.split(explanation)]
         explained = {explanation, *(part for part in parts if len(part) > 1)}
         seen = set(left_out)
-        asked = [record.tag.replace("_", " "), *record.aliases, *sorted(explained), *names.get(record.tag, ())]
+        asked = [
+            record.tag.replace("_", " "),
+            *record.aliases,
+            *sorted(explained),
+            *names.get(record.tag, ()),
+        ]
         for query in asked:
             key = normal(query)
             if key and key not in seen:
@@ -128,15 +158,21 @@ def _read_pairs(path: Path) -> Iterator[Pair]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError(f"{path}:{number}: needs {PAIR_FORM}") from None
         lists = isinstance(pair.pos, list) and isinstance(pair.neg, list) and bool(pair.pos)
-        if not lists or not all(isinstance(text, str) and text.strip() for text in [pair.query, *pair.pos, *pair.neg]):
-            raise InputError(f"{path}:{number}: query must be a text, pos a list of at least one, neg a list")
+        if not lists or not all(
+            isinstance(text, str) and text.strip() for text in [pair.query, *pair.pos, *pair.neg]
+        ):
+            raise InputError(
+                f"{path}:{number}: query must be a text, pos a list of at least one, neg a list"
+            )
         if not set(pair.pos).isdisjoint(pair.neg):
             raise InputError(f"{path}:{number}: a text is both right (pos) and wrong (neg)")
         yield pair
 
 
 def read_names(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Further names of tags: JSON lines of `tag` and fields that are names (`{"tag": "...", "ja": "..."}`), also .gz."""
+    """Further names of tags: JSON lines of `tag` and fields that are names (`{"tag": "...", "ja":
+    "..."}`), also .gz.
+    """
     names: dict[str, list[str]] = {}
     for path in paths:
         for number, line in text_lines(Path(path)):
@@ -150,12 +186,18 @@ def read_names(paths: Sequence[str]) -> dict[str, list[str]]:
                 raise InputError(f"{path}:{number}: tag is {tag!r}, not a text")
             found = names.setdefault(tag, [])
             for value in fields.values():
-                found += [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
+                found += [
+                    name
+                    for name in (value if isinstance(value, list) else [value])
+                    if isinstance(name, str)
+                ]
     return names
 
 
 def check_held_out(pairs: Iterable[Pair], held_out: Iterable[str]) -> None:
-    """Raise `InputError` when a held-out query is among the pairs: the last look before training."""
+    """Raise `InputError` when a held-out query is among the pairs: the last look before
+    training.
+    """
     forbidden = {normal(query) for query in held_out}
     for pair in pairs:
         if normal(pair.query) in forbidden:

@@ -1,7 +1,9 @@
-"""One worker of a fine-tuning: FlagEmbedding's M3 trainer (dense, sparse, ColBERT, self-distillation) on its device.
+"""One worker of a fine-tuning: FlagEmbedding's M3 trainer (dense, sparse, ColBERT,
+self-distillation) on its device.
 
-Runs inside Ray Train's worker group; called by `finetune`. The first worker writes what it measures to a log, saves
-checkpoints, and marks each as complete; a training that was killed goes on from the last complete one.
+Runs inside Ray Train's worker group; called by `finetune`. The first worker writes what it measures
+to a log, saves checkpoints, and marks each as complete; a training that was killed goes on from the
+last complete one.
 """
 
 from __future__ import annotations
@@ -37,11 +39,13 @@ RECALL_AT = 10
 class UnifiedModel(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
     """FlagEmbedding's training model, its sparse output made in one row a text.
 
-    The original builds [texts, tokens, vocabulary] while training: 1 GB for 64 texts of 16 tokens and BGE-M3's
-    250,002 tokens. The maximum and its gradient are the same here, in [texts, vocabulary].
+    The original builds [texts, tokens, vocabulary] while training: 1 GB for 64 texts of 16 tokens
+    and BGE-M3's 250,002 tokens. The maximum and its gradient are the same here, in [texts,
+    vocabulary].
     """
 
-    _keys_to_ignore_on_save = None  # asked for by the trainer when it resumes; only models of transformers have it
+    # asked for by the trainer when it resumes; only models of transformers have it
+    _keys_to_ignore_on_save = None
 
     def _sparse_embedding(
         self, hidden_state: torch.Tensor, input_ids: torch.Tensor, return_embedding: bool = True
@@ -58,23 +62,29 @@ class UnifiedModel(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
 
 
 class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
-    """FlagEmbedding's runner with `UnifiedModel`, weights in fp32, and nothing trained that has no gradient."""
+    """FlagEmbedding's runner with `UnifiedModel`, weights in fp32, and nothing trained that has no
+    gradient.
+    """
 
     def load_tokenizer_and_model(self) -> tuple[Any, Any]:
         tokenizer, model = super().load_tokenizer_and_model()
         complete_weights(model, Path(self.model_args.model_name_or_path))
         model.__class__ = UnifiedModel
-        model.float()  # weights kept in half precision, as m3-mini's, are loaded so: small steps would round to nothing
+        # weights kept in half precision, as m3-mini's, are loaded so: small steps would round to
+        # nothing
+        model.float()
         if model.model.pooler is not None:
             model.model.pooler.requires_grad_(False)
         if self.training_args.use_cpu:
-            # SDPA's backward pass on short texts took 31% of a step on a CPU (torch profiler, two cores with AMX)
+            # SDPA's backward pass on short texts took 31% of a step on a CPU (torch profiler, two
+            # cores with AMX)
             model.model.set_attn_implementation("eager")
         return tokenizer, model
 
 
 def train(settings: dict[str, Any]) -> None:
-    """Train on this worker as `settings` (a `FinetuneConfig` as a dict, and `base`, `state`, `device`, `precision`).
+    """Train on this worker as `settings` (a `FinetuneConfig` as a dict, and `base`, `state`,
+    `device`, `precision`).
 
     A failure is also left in `FAILURE`, with whether it was memory that ran out.
     """
@@ -82,8 +92,13 @@ def train(settings: dict[str, Any]) -> None:
     try:
         _train(settings, state)
     except Exception as error:  # the note tells the driver of any failure, which then goes its way
-        memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        note = {"memory": memory, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        memory = isinstance(
+            error, torch.OutOfMemoryError | MemoryError
+        ) or "can't allocate memory" in str(error)
+        note = {
+            "memory": memory,
+            "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        }
         (state / FAILURE).write_text(json.dumps(note))
         raise
 
@@ -93,7 +108,9 @@ def _train(settings: dict[str, Any], state: Path) -> None:
         torch.set_num_threads(settings["threads"])
     last = last_checkpoint(state)
     runner = Runner(
-        EncoderOnlyEmbedderM3ModelArguments(model_name_or_path=str(last or settings["base"]), trust_remote_code=False),
+        EncoderOnlyEmbedderM3ModelArguments(
+            model_name_or_path=str(last or settings["base"]), trust_remote_code=False
+        ),
         AbsEmbedderDataArguments(
             train_data=[str(state / PAIRS)],
             cache_path=str(state / "cache"),
@@ -106,9 +123,13 @@ def _train(settings: dict[str, Any], state: Path) -> None:
     watch = _TrainingLog(state, runner.model, runner.tokenizer, settings)
     runner.trainer.add_callback(watch)
     runner.trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    spoilt = [name for name, value in runner.model.named_parameters() if not torch.isfinite(value).all()]
+    spoilt = [
+        name for name, value in runner.model.named_parameters() if not torch.isfinite(value).all()
+    ]
     if spoilt:
-        raise FloatingPointError(f"{len(spoilt)} tensors are no longer finite, the first {spoilt[0]}: lower --lr")
+        raise FloatingPointError(
+            f"{len(spoilt)} tensors are no longer finite, the first {spoilt[0]}: lower --lr"
+        )
     if runner.trainer.is_world_process_zero():
         final = state / f"{FINAL}.tmp"
         shutil.rmtree(final, ignore_errors=True)
@@ -158,7 +179,11 @@ def _precision(settings: dict[str, Any]) -> Precision:
     """AUTO on a GPU: bf16 where the card has it, else fp16 with a scaled loss."""
     wanted = Precision(settings["precision"])
     if wanted is Precision.AUTO:
-        return Precision.BF16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.FP16
+        return (
+            Precision.BF16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else Precision.FP16
+        )
     return wanted
 
 
@@ -169,27 +194,45 @@ def last_checkpoint(state: Path) -> Path | None:
 
 
 class _TrainingLog(TrainerCallback):  # type: ignore[misc]
-    """Writes the log: the loss as it goes, and how many of the pairs set aside are found, at each checkpoint."""
+    """Writes the log: the loss as it goes, and how many of the pairs set aside are found, at each
+    checkpoint.
+    """
 
-    def __init__(self, state: Path, model: UnifiedModel, tokenizer: Any, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, state: Path, model: UnifiedModel, tokenizer: Any, settings: dict[str, Any]
+    ) -> None:
         self._log = state / LOG
         self._model, self._tokenizer = model, tokenizer
         self._lengths = settings["query_length"], settings["passage_length"]
-        aside = [json.loads(line) for line in (state / ASIDE).read_text(encoding="utf-8").split("\n") if line]
+        aside = [
+            json.loads(line)
+            for line in (state / ASIDE).read_text(encoding="utf-8").split("\n")
+            if line
+        ]
         self._queries = [pair["query"] for pair in aside]
         self._answers = [set(pair["pos"]) for pair in aside]
-        self._texts = list(dict.fromkeys(text for pair in aside for text in [*pair["pos"], *pair["neg"]]))
+        self._texts = list(
+            dict.fromkeys(text for pair in aside for text in [*pair["pos"], *pair["neg"]])
+        )
         self._begun = time.monotonic()
         name = cpu_name() if settings["device"] == "cpu" else torch.cuda.get_device_name()
-        self._where = {"device": name, "precision": _precision(settings).value, "workers": _workers()}
+        self._where = {
+            "device": name,
+            "precision": _precision(settings).value,
+            "workers": _workers(),
+        }
 
     def on_train_begin(self, _arguments: Any, state: Any, *_: Any, **__: Any) -> None:
         self._write(state, {"steps": state.max_steps, **self._where})
         if state.global_step == 0:
             self._measure(state)
 
-    def on_log(self, _arguments: Any, state: Any, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        kept: dict[str, Any] = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
+    def on_log(
+        self, _arguments: Any, state: Any, *_: Any, logs: dict[str, float], **__: Any
+    ) -> None:
+        kept: dict[str, Any] = {
+            name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs
+        }
         if kept:
             self._write(state, kept)
 
@@ -203,13 +246,19 @@ class _TrainingLog(TrainerCallback):  # type: ignore[misc]
 
     def _write(self, state: Any, fields: dict[str, Any]) -> None:
         if state.is_world_process_zero:
-            line = {"step": state.global_step, "seconds": round(time.monotonic() - self._begun, 3), **fields}
+            line = {
+                "step": state.global_step,
+                "seconds": round(time.monotonic() - self._begun, 3),
+                **fields,
+            }
             with self._log.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
 
     def _measure(self, state: Any) -> None:
-        """The share of set-aside queries that have an answer among the first `RECALL_AT` texts, by dense score; and of
-        those texts that have any sparse weight: pairs that share no token teach the model to give none."""
+        """The share of set-aside queries that have an answer among the first `RECALL_AT` texts, by
+        dense score; and of those texts that have any sparse weight: pairs that share no token teach
+        the model to give none.
+        """
         if not state.is_world_process_zero or not self._queries:
             return
         self._model.eval()
@@ -219,9 +268,12 @@ class _TrainingLog(TrainerCallback):  # type: ignore[misc]
         self._model.train()
         best = scores.topk(min(RECALL_AT, len(self._texts)), dim=1).indices.tolist()
         found = sum(
-            any(self._texts[i] in answers for i in row) for row, answers in zip(best, self._answers, strict=True)
+            any(self._texts[i] in answers for i in row)
+            for row, answers in zip(best, self._answers, strict=True)
         )
-        self._write(state, {"recall": found / len(self._queries), "sparse": weighted.float().mean().item()})
+        self._write(
+            state, {"recall": found / len(self._queries), "sparse": weighted.float().mean().item()}
+        )
 
     def _encode(self, texts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Dense vectors [texts, hidden], and which texts have a sparse weight [texts]."""

@@ -1,4 +1,6 @@
-"""Ray Train's worker group: started, followed by what its first worker logs, and its failure in one line."""
+"""Ray Train's worker group: started, followed by what its first worker logs, and its failure in one
+line.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def _train_on_workers(config: FinetuneConfig, base: Checkpoint, state: Path, gpu
         "base": base.path,
         "state": str(state.resolve()),
         "device": "cuda" if gpus else "cpu",
-        "precision": config.precision.value if gpus else probe_device(Device.CPU, config.precision).precision,
+        "precision": (
+            config.precision.value if gpus else probe_device(Device.CPU, config.precision).precision
+        ),
         "threads": 0 if gpus else cpu_count(),
     }
     trainer = TorchTrainer(
@@ -79,7 +83,8 @@ def _train_on_workers(config: FinetuneConfig, base: Checkpoint, state: Path, gpu
     try:
         with _followed(state / LOG):
             trainer.fit()
-    except Exception as error:  # Ray Train has a class for each way to fail, and may chain another's
+    except Exception as error:
+        # Ray Train has a class for each way to fail, and may chain another's
         raise _failure(state, error) from None
 
 
@@ -88,9 +93,15 @@ def _failure(state: Path, error: Exception) -> BuildFailedError:
     try:
         note = json.loads((state / FAILURE).read_text())
     except (OSError, ValueError):
-        note = {"memory": "OutOfMemory" in str(error) or "died" in str(error), "error": first_line(error)}
+        note = {
+            "memory": "OutOfMemory" in str(error) or "died" in str(error),
+            "error": first_line(error),
+        }
     if note["memory"]:
-        remedy = "out of memory, as it seems: lower --batch-size, then --group-size, and start again in another folder"
+        remedy = (
+            "out of memory, as it seems: lower --batch-size, then --group-size, and start again in"
+            " another folder"
+        )
     else:
         remedy = "the same command goes on from the last checkpoint"
     return BuildFailedError(f"the training stopped ({note['error']}): {remedy}")
@@ -106,7 +117,10 @@ def _followed(log: Path) -> Iterator[None]:
             while not ended.wait(POLL_S):
                 curves = read_curves(log)
                 progress.total = curves.steps
-                progress.show(curves.at, f"loss {curves.loss[-1][1]:.3f}" if curves.loss else "loading the model")
+                progress.show(
+                    curves.at,
+                    f"loss {curves.loss[-1][1]:.3f}" if curves.loss else "loading the model",
+                )
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

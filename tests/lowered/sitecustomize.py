@@ -1,9 +1,10 @@
-"""The product's size thresholds, lowered: so that what happens above a size happens to a small sample, in every process.
+"""The product's size thresholds, lowered: so that what happens above a size happens to a small
+sample, in every process.
 
     PYTHONPATH=tests/lowered LOWERED="vector_index.INDEX_ROWS=100 compaction.FRAGMENTS=3" danbooru-index build ...
 
-Python imports this module when it starts. A constant is set when its module has been imported, before anybody reads it;
-the workers of a private Ray inherit both variables.
+Python imports this module when it starts. A constant is set when its module has been imported,
+before anybody reads it; the workers of a private Ray inherit both variables.
 """
 
 import os
