@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
+from danbooru_index.choices import Device, DeviceInfo, Precision
 from danbooru_index.errors import UsageError
 from danbooru_index.failpoints import Failpoint
 
 if TYPE_CHECKING:
     from danbooru_index.embeddings import TextEncoder
+
 
 BASELINE_TAGS_PER_SECOND = 96.3
 BASELINE_RECORDS = 1_386_373
@@ -32,63 +33,9 @@ SLICE_BYTES = 128 << 20
 HISTOGRAM_EDGES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8193)
 
 
-class Choice(str, Enum):
-    """An enum that is parsed from the word a user typed."""
-
-    @classmethod
-    def parse(cls, word: str) -> Self:
-        """Return the member spelled `word`; raise `UsageError` that lists the known ones."""
-        try:
-            return cls(word.strip().lower())
-        except ValueError:
-            known = ", ".join(member.value for member in cls)
-            raise UsageError(
-                f"unknown {cls.__name__.lower()} {word!r}: choose one of {known}"
-            ) from None
-
-
-class Device(Choice):
-    """Where the model runs."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Precision(Choice):
-    """What the model computes in. AUTO: fp16 on a GPU, bf16 on a CPU that has it, else fp32."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
-    """A device as a worker sees it; memory in bytes (0 on a CPU)."""
-
-    kind: str
-    name: str
-    precision: str
-    memory: int = 0
-    free_memory: int = 0
-
-
-class Mode(Choice):
-    """How a query is answered."""
-
-    DENSE = "dense"
-    SPARSE = "sparse"
-    COLBERT = "colbert"
-    HYBRID = "hybrid"
-
-
 @dataclass(frozen=True, slots=True)
 class RejectLimit:
-    """How many rejected records count as a clean run: a number, or a percentage of the records
-    read.
-    """
+    """How many rejected records still count as a clean run: a number or a percentage."""
 
     count: int | None = None
     percent: float | None = None
@@ -223,9 +170,7 @@ class BuildConfig:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weight of each mode in a hybrid score, in FlagEmbedding's order: dense, sparse,
-    ColBERT.
-    """
+    """The weight of each mode in a hybrid score: dense, sparse, ColBERT."""
 
     dense: float = 0.4
     sparse: float = 0.2
@@ -233,9 +178,7 @@ class Weights:
 
     @classmethod
     def parse(cls, word: str) -> Weights:
-        """Read `0.4,0.2,0.4`; raise `UsageError` unless three finite numbers, none negative, not
-        all zero.
-        """
+        """Read `0.4,0.2,0.4`; raise `UsageError` unless three finite numbers >= 0, not all 0."""
         try:
             values = [float(part) for part in word.split(",")]
         except ValueError:

@@ -101,9 +101,7 @@ class Embeddings:
 def ragged_take(
     counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Flat positions of the chosen `rows` of a ragged array whose rows hold `counts` values
-    each.
-    """
+    """Flat positions of the chosen `rows` of a ragged array; row i holds `counts[i]` values."""
     starts = np.cumsum(counts) - counts
     taken = counts[rows]
     before = np.cumsum(taken) - taken

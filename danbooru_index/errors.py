@@ -14,9 +14,7 @@ def first_line(error: BaseException, limit: int = 200) -> str:
 
 
 def in_one_line(error: BaseException, limit: int = 600) -> str:
-    """All that an error says, on one line, cut after a whole sentence: a remedy is of no use in
-    half.
-    """
+    """All that an error says, on one line, cut after a whole sentence."""
     text = " ".join(str(error).split()) or type(error).__name__
     if len(text) <= limit:
         return text
@@ -87,6 +85,4 @@ class IndexBusyError(StorageError):
 
 
 class BuildFailedError(DanbooruIndexError):
-    """Some shards failed for good, or a check did: nothing was published, the build can be
-    resumed.
-    """
+    """Some shards or a check failed: nothing was published, and the build can be resumed."""

@@ -27,9 +27,7 @@ TIMELINE_POINTS = 400
 
 
 class StepProgress:
-    """Counts steps of a long task: one tqdm bar on a terminal, a plain line every 10 s
-    elsewhere.
-    """
+    """Counts steps of a long task: a tqdm bar on a terminal, else a plain line every 10 s."""
 
     def __init__(self, name: str, unit: str, total: int) -> None:
         from tqdm import tqdm
@@ -92,7 +90,7 @@ def other_bars() -> Iterator[None]:
     with _moving:
         _bars_elsewhere.set()
         if sys.stderr.isatty():
-            _draw(sys.stderr, "")
+            _redraw(sys.stderr, "")
     try:
         yield
     finally:
@@ -126,7 +124,7 @@ class StartUp:
         self._ended.set()
         with _moving:
             if self._moving:
-                _draw(self._stream, "")
+                _redraw(self._stream, "")
 
     def __enter__(self) -> Self:
         return self
@@ -135,9 +133,7 @@ class StartUp:
         self.close()
 
     def line(self) -> str:
-        """How long it has taken so far, each step that is done with its seconds, and the one that
-        is not.
-        """
+        """How long it has taken so far: finished steps with their seconds, then the current one."""
         now = time.monotonic()
         steps = list(self._steps)
         ends = [*(at for _, at in steps[1:]), now]
@@ -161,10 +157,10 @@ class StartUp:
                 continue
             with _moving:
                 if not self._ended.is_set() and not _bars_elsewhere.is_set():
-                    _draw(self._stream, self.line()[: shutil.get_terminal_size().columns - 1])
+                    _redraw(self._stream, self.line()[: shutil.get_terminal_size().columns - 1])
 
 
-def _draw(stream: TextIO, text: str) -> None:
+def _redraw(stream: TextIO, text: str) -> None:
     """`text` in the place of the line that moves there."""
     stream.write(f"{ERASE}{text}")
     stream.flush()

@@ -57,9 +57,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A record that was left out: why, where it stood (`line` counts from 1), and what it looked
-    like.
-    """
+    """A record that was left out: why, its line (`line` counts from 1), and what it held."""
 
     reason: Reason
     source: str
@@ -80,9 +78,7 @@ class Reject:
 
 
 class RejectedError(Exception):
-    """Raised by the parsers below for a record that must be left out; callers turn it into a
-    `Reject`.
-    """
+    """Raised by the parsers below for a record to leave out; callers make a `Reject` of it."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason.value}: {detail}")
@@ -100,9 +96,7 @@ class TextParts:
 
 
 def parse_text(text: str) -> TextParts:
-    """Split `【category】tag - explanation` at its first ` - `; parts that are not there are
-    empty.
-    """
+    """Split `【category】tag - explanation` at its first ` - `; missing parts are empty."""
     match = _TEXT_FORM.fullmatch(text)
     category, rest = (match["category"], match["rest"]) if match else ("", text)
     tag, _, explanation = rest.partition(" - ")
@@ -110,9 +104,7 @@ def parse_text(text: str) -> TextParts:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen: spaces, control, format and other invisible characters
-    only.
-    """
+    """Whether a text shows nothing: only spaces, control and other invisible characters."""
     return all(
         c in INVISIBLE or unicodedata.category(c) in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in text
     )

@@ -45,9 +45,7 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupting_exit() -> Iterator[None]:
-    """The exit that Ray's own handler of SIGTERM makes, in place while Ray starts, as
-    `KeyboardInterrupt`.
-    """
+    """Ray's own handler of SIGTERM exits while Ray starts: here as `KeyboardInterrupt`."""
     try:
         yield
     except SystemExit:

@@ -36,7 +36,8 @@ from faults import (
 )
 from light import Light, Made, light_config
 
-from danbooru_index.config import Precision, Tuning
+from danbooru_index.choices import Precision
+from danbooru_index.config import Tuning
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError
 from danbooru_index.failpoints import PAUSE_S, Failpoint
 from danbooru_index.index.catalog import IndexRoot

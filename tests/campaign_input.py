@@ -39,8 +39,9 @@ from faults import (
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from danbooru_index.choices import Mode
 from danbooru_index.cli.entry import main as command
-from danbooru_index.config import Filter, Mode, RejectLimit, Weights
+from danbooru_index.config import Filter, RejectLimit, Weights
 from danbooru_index.errors import DanbooruIndexError, UsageError
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import read_record, read_records, record_path

@@ -29,7 +29,8 @@ from faults import (
     start,
 )
 
-from danbooru_index.config import Mode, Weights
+from danbooru_index.choices import Mode
+from danbooru_index.config import Weights
 from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.catalog import IndexRoot

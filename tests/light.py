@@ -23,7 +23,8 @@ import numpy as np
 import xxhash
 from faults import parse_failpoint
 
-from danbooru_index.config import BuildConfig, Device, Precision
+from danbooru_index.choices import Device, Precision
+from danbooru_index.config import BuildConfig
 from danbooru_index.embeddings import Embeddings
 from danbooru_index.errors import DanbooruIndexError
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from test_tables import committed, manifest
 
-from danbooru_index.config import Mode
+from danbooru_index.choices import Mode
 from danbooru_index.embeddings import Embeddings
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.commit import commit

@@ -10,8 +10,9 @@ import lancedb
 import numpy as np
 import pytest
 
+from danbooru_index.choices import Device, Precision
 from danbooru_index.cli.entry import main
-from danbooru_index.config import BuildConfig, Device, Precision
+from danbooru_index.config import BuildConfig
 from danbooru_index.errors import BuildFailedError, StorageError, UsageError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.catalog import IndexRoot

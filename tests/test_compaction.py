@@ -14,7 +14,8 @@ import pytest
 from faults import compare, contents
 from vault import DIM, build, shard_names
 
-from danbooru_index.config import BuildConfig, Device, Filter
+from danbooru_index.choices import Device
+from danbooru_index.config import BuildConfig, Filter
 from danbooru_index.index import compaction
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.compaction import verify_compacted

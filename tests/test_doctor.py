@@ -6,7 +6,7 @@ import pytest
 from processes import run_cli
 
 from danbooru_index import versions
-from danbooru_index.config import DeviceInfo
+from danbooru_index.choices import DeviceInfo
 from danbooru_index.index.estimate import index_bytes
 from danbooru_index.pipeline import doctor as doctor_module
 from danbooru_index.pipeline.doctor import DoctorConfig, doctor

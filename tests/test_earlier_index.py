@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from danbooru_index.config import BuildConfig, Device, Precision
+from danbooru_index.choices import Device, Precision
+from danbooru_index.config import BuildConfig
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import CompletionRecord
 from danbooru_index.index.manifest import Manifest

@@ -18,7 +18,7 @@ import torch
 from checkpoints import SHAPES, make_checkpoint
 from conftest import SHARED
 
-from danbooru_index.config import Device, Precision
+from danbooru_index.choices import Device, Precision
 from danbooru_index.embeddings import EncoderStats
 from danbooru_index.errors import DeviceError, ModelError
 from danbooru_index.model import device as devices

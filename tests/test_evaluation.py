@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from danbooru_index.choices import Device, Mode, Precision
 from danbooru_index.cli.entry import main
-from danbooru_index.config import BuildConfig, Device, Filter, Mode, Precision, Weights
+from danbooru_index.config import BuildConfig, Filter, Weights
 from danbooru_index.errors import InputError
 from danbooru_index.evaluation.baselines import bm25, char_tfidf
 from danbooru_index.evaluation.evaluate import EvaluateConfig, evaluate

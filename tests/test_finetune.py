@@ -12,7 +12,8 @@ import torch
 from processes import CLI, one_line, run_cli, run_here, running
 from safetensors.torch import load_file, save_file
 
-from danbooru_index.config import BuildConfig, Device
+from danbooru_index.choices import Device
+from danbooru_index.config import BuildConfig
 from danbooru_index.errors import UsageError
 from danbooru_index.model.checkpoint import model_id
 from danbooru_index.pipeline.build import build

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from danbooru_index.config import Precision
+from danbooru_index.choices import Precision
 from danbooru_index.model.attention import attention_blocked, attention_eager, attention_sdpa
 from danbooru_index.model.device_run import OUTPUTS
 from danbooru_index.model.loading import load_model

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from danbooru_index.config import Device, Precision
+from danbooru_index.choices import Device, Precision
 from danbooru_index.model.attention import attention_blocked, attention_sdpa, attention_varlen
 from danbooru_index.model.encoder import OUTPUTS, Encoder
 from danbooru_index.model.loading import load_model

@@ -15,12 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from processes import running
 
+from danbooru_index.choices import Device, Mode, Precision
 from danbooru_index.config import (
     SLICE_BYTES,
     BuildConfig,
-    Device,
-    Mode,
-    Precision,
     PrepareConfig,
     RejectLimit,
     Tuning,

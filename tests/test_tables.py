@@ -15,7 +15,8 @@ import pyarrow as pa
 import pytest
 from vault import DIM, SPECS, committed, make_encoding, make_records, manifest, write_shard
 
-from danbooru_index.config import Filter, Mode
+from danbooru_index.choices import Mode
+from danbooru_index.config import Filter
 from danbooru_index.embeddings import TokenBatch, ragged_take
 from danbooru_index.errors import IndexBusyError, RejectedRecordsError, StorageError, UsageError
 from danbooru_index.index.catalog import IndexRoot

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from danbooru_index.benchmark.run import Bench, in_turn, ratio, summary, write_dump
-from danbooru_index.config import Device, Precision, PrepareConfig
+from danbooru_index.choices import Device, Precision
+from danbooru_index.config import PrepareConfig
 from danbooru_index.errors import BuildFailedError
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.ingest.scan import scan
@@ -100,9 +101,7 @@ def _json(done: subprocess.CompletedProcess[str], name: str) -> dict[str, Any]:
 
 
 def overhead(bench: Bench) -> dict[str, Any]:
-    """(wall - start-up) of the job over the bare encoding time of the same token batches,
-    in turn.
-    """
+    """(wall - start-up) of the job over the encoding time of the same batches, in turn."""
     dump = _input(bench)
     shards = bench.scratch / "shards"
     prepare(PrepareConfig((str(dump),), str(shards)))

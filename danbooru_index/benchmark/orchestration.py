@@ -2,7 +2,7 @@
 scaling, many shards.
 
 Parts of `benchmark`, on a Ray of their own whose GPUs are logical: they say nothing about a model's
-speed.
+speed. In one module, since four measurements share one simulated build and one watch over it.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ def _simulate(
 
 
 def _shards(bench: Bench, rows: int, count: int) -> Path:
-    """`count` shards of `rows` real records each, ids made different where the input is used more
-    than once.
-    """
+    """`count` shards of `rows` real records each, with new ids where the input is repeated."""
     out = bench.scratch / f"shards-{rows}-{count}"
     texts = islice(cycle(bench.texts), rows * count)
     dump = write_dump(
@@ -110,9 +108,7 @@ def _shards(bench: Bench, rows: int, count: int) -> Path:
 
 
 def device(bench: Bench) -> dict[str, Any]:
-    """How busy one device is kept, 200 ms a shard of 4,096 rows, outputs at 128 values and in full
-    width.
-    """
+    """How busy one device is kept: 200 ms a shard of 4,096 rows, at 128 values and full width."""
     measured: dict[str, Any] = {}
     with _cluster(1):
         for width, count in DEVICE_SHARDS.items():
@@ -242,11 +238,8 @@ class _MemoryWatch:
         while not self._ended.wait(1.0):
             with contextlib.suppress(psutil.Error, RayError, OSError):
                 # a process that ends meanwhile, a Ray that does
-                workers = [
-                    p
-                    for p in self._own.children(recursive=True)
-                    if "EncodeShard" in "".join(p.cmdline())
-                ]
+                below = self._own.children(recursive=True)
+                workers = [p for p in below if "EncodeShard" in "".join(p.cmdline())]
                 if not workers and not self._cpu:
                     continue
                 self._cpu.append(time.process_time())

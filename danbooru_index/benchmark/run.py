@@ -20,7 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from danbooru_index.config import SAMPLE_TAGS, Choice, Device, DeviceInfo, Precision
+from danbooru_index.choices import Choice, Device, DeviceInfo, Precision
+from danbooru_index.config import SAMPLE_TAGS
 from danbooru_index.errors import InputError, UsageError
 from danbooru_index.ingest.sources import list_inputs, read_dump
 from danbooru_index.model.checkpoint import Checkpoint, resolve_model
@@ -47,7 +48,7 @@ class Part(Choice):
     @property
     def measure(self) -> Callable[[Bench], dict[str, Any]]:
         if self in (Part.ENCODER, Part.PACKING, Part.COLBERT):
-            module = "encoder"
+            module = self.value
         else:
             module = "job" if self in (Part.JOB, Part.OVERHEAD) else "orchestration"
         function: Callable[[Bench], dict[str, Any]] = getattr(

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from danbooru_index.config import DeviceInfo
+from danbooru_index.choices import DeviceInfo
 from danbooru_index.embeddings import Embeddings, EncoderStats, TokenBatch
 from danbooru_index.model.checkpoint_files import HEADS, SETTINGS, TOKENIZERS
 
@@ -31,9 +31,7 @@ DEVICE = DeviceInfo("cuda", "simulated device", "fp16")
 
 
 class SimulatedEncoder:
-    """Waits `forward_s` a shard, one forward at a time, as a device would; then looks
-    vectors up.
-    """
+    """Waits `forward_s` a shard, one forward pass at a time, then looks vectors up."""
 
     tokens_per_batch = 32_768
     peak_memory = 0
@@ -118,9 +116,7 @@ class Simulation:
 
 
 def make_shape(model: Path, out: Path, hidden: int) -> Path:
-    """A folder that names a model of this width, with the tokenizer of `model` and no weights to
-    load.
-    """
+    """A folder that declares a model of this width: `model`'s tokenizer, no weights."""
     out.mkdir(parents=True)
     for name in (*TOKENIZERS, *SETTINGS):
         if (model / name).is_file():

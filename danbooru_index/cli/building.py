@@ -5,15 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any, TextIO
 
+from danbooru_index.choices import Device, Precision
 from danbooru_index.cli.options import add_model_options, add_rejects, print_report, verb
-from danbooru_index.config import (
-    DEFAULT_SHARD_ROWS,
-    BuildConfig,
-    Device,
-    Precision,
-    PrepareConfig,
-    RejectLimit,
-)
+from danbooru_index.config import DEFAULT_SHARD_ROWS, BuildConfig, PrepareConfig, RejectLimit
 
 
 def add_prepare(verbs: Any) -> None:

@@ -38,9 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code. Only this project's errors are caught: one line on
-    stderr.
-    """
+    """Run one command; return its exit code. This project's errors are one line on stderr."""
 
     def run() -> int:
         _open_closed_streams()
@@ -75,9 +73,7 @@ def _open_closed_streams() -> None:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """The exit code of `run`, or of what it raises, said in one line on stderr; what the library
-    logs is shown there.
-    """
+    """The exit code of `run`; an error is one line on stderr, and so is what the library logs."""
     log_to_stderr()
     try:
         return run()
@@ -92,17 +88,12 @@ def guarded(run: Callable[[], int]) -> int:
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"danbooru-index: {where}{error.strerror or ' '.join(str(error).split())[:300]}",
-            file=sys.stderr,
-        )
+        reason = error.strerror or " ".join(str(error).split())[:300]
+        print(f"danbooru-index: {where}{reason}", file=sys.stderr)
         return 1
     except UnicodeError as error:
-        print(
-            "danbooru-index: a name or a text is not valid UTF-8"
-            f" ({error.reason if hasattr(error, 'reason') else error})",
-            file=sys.stderr,
-        )
+        reason = getattr(error, "reason", str(error))
+        print(f"danbooru-index: a name or a text is not valid UTF-8 ({reason})", file=sys.stderr)
         return 1
 
 
@@ -137,9 +128,7 @@ def _stdout_for_results() -> Iterator[TextIO]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; a parsed command names its function (`command`) and itself
-    (`verb`).
-    """
+    """The parser of all verbs; parsed arguments name their function (`command`) and `verb`."""
     parser = _Parser(
         prog="danbooru-index",
         description="Turn a Danbooru tag dump into a searchable BGE-M3 index.",

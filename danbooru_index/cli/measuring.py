@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
+from danbooru_index.choices import Device, Mode, Precision
 from danbooru_index.cli.options import add_query_options, print_report, verb
-from danbooru_index.config import BASELINE_RECORDS, Device, Mode, Precision, Weights
+from danbooru_index.config import BASELINE_RECORDS, Weights
 from danbooru_index.errors import UsageError
 
 

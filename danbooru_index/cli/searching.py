@@ -7,8 +7,9 @@ import json
 import sys
 from typing import Any, TextIO
 
+from danbooru_index.choices import Device, Mode
 from danbooru_index.cli.options import add_query_options, verb
-from danbooru_index.config import Device, Mode, Weights
+from danbooru_index.config import Weights
 
 
 def add_search(verbs: Any) -> None:

@@ -6,8 +6,8 @@ import argparse
 from dataclasses import fields
 from typing import Any, TextIO
 
+from danbooru_index.choices import Device, Precision
 from danbooru_index.cli.options import print_report, verb
-from danbooru_index.config import Device, Precision
 from danbooru_index.errors import UsageError
 from danbooru_index.training.finetune_config import FinetuneConfig
 

@@ -1,6 +1,4 @@
-"""A Ray of this process's own: on loopback, behind a token, started again where the machine was too
-busy.
-"""
+"""A Ray of this process's own: on loopback, behind a token, retried on a busy machine."""
 
 from __future__ import annotations
 
@@ -119,9 +117,7 @@ def _end_ray(before: set[int]) -> None:
 
 
 def _of_ray() -> set[int]:
-    """The processes of Ray among this one's descendants: whatever else the caller has started is
-    left alone.
-    """
+    """The processes of Ray among this process's descendants, and no others."""
     return descendants(f"{os.sep}ray{os.sep}")
 
 
@@ -149,9 +145,7 @@ def _machine_load() -> str:
 
 
 def _short_folder() -> dict[str, str]:
-    """Where Ray keeps its sockets, if the usual folder's name is too long for them. Raises
-    `ClusterError`.
-    """
+    """Where Ray keeps its sockets, if the usual path is too long. Raises `ClusterError`."""
     usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     if len(os.fsencode(usual)) <= LONGEST_FOLDER:
         return {}

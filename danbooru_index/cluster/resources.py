@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from danbooru_index.config import BuildConfig, Device
+from danbooru_index.choices import Device
+from danbooru_index.config import BuildConfig
 from danbooru_index.errors import ClusterError, DeviceError, in_one_line
 from danbooru_index.model.device import nvidia_driver
 
@@ -191,9 +192,7 @@ def _no_gpu() -> str:
 
 
 def _plan_cpus(cores: list[float], pending: int, local: bool, calls: int) -> ClusterPlan:
-    """Encoders of up to `CORES_PER_ENCODER` cores; a little is left on every node for the
-    tokenisers.
-    """
+    """Encoders of up to `CORES_PER_ENCODER` cores; each node keeps some for tokenizers."""
     smallest = min((c for c in cores if c >= 1), default=1.0)
     per_node = max(1, int(smallest // CORES_PER_ENCODER))
     total = sum(max(1, int(c // CORES_PER_ENCODER)) for c in cores if c >= 1) or 1

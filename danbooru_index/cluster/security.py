@@ -21,6 +21,7 @@ from danbooru_index.errors import ClusterError
 log = logging.getLogger(__name__)
 
 ANSWER_S = 10.0
+SAFER = "start it with RAY_AUTH_MODE=token (ray get-auth-token --generate), or on loopback only"
 CONTROL_STORE_PORT = 6379
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 REMEDY = "check --address, or start a head node with ray start --head"
@@ -28,9 +29,7 @@ NO_PROXY = (("grpc.enable_http_proxy", 0),)
 
 
 class Answer(Enum):
-    """Who is at a port. OPEN: a control store that asks for no token; GUARDED: one that asks for
-    another.
-    """
+    """Who is at a port. OPEN: a GCS that asks for no token; GUARDED: one that asks for another."""
 
     OPEN = "open"
     GUARDED = "guarded"
@@ -144,9 +143,7 @@ def token_file() -> Path:
 
 
 def is_dashboard(host: str, port: int) -> bool:
-    """Whether a Ray dashboard answers there: it says to everybody which kind of authentication it
-    wants.
-    """
+    """Whether a Ray dashboard answers: it tells everybody which authentication it wants."""
     return b'"authentication_mode"' in _get(host, port, "/api/authentication_mode")
 
 
@@ -195,22 +192,18 @@ def protect_token() -> None:
 
 
 def refuse_open_head(gcs_address: str, dashboard: str | None) -> None:
-    """Raise `ClusterError` for a Ray that strangers can command: beyond loopback, and without a
-    token.
+    """Raise `ClusterError` for a Ray that strangers can command: not on loopback, and no token.
 
     Its control store counts by the address it gives itself, its job server by whether another
     address of this machine reaches it. A control store that also answers elsewhere is only warned
     about: Ray binds it to all addresses.
     """
     host, _, port = gcs_address.rpartition(":")
-    remedy = (
-        "start it with RAY_AUTH_MODE=token (ray get-auth-token --generate), or on loopback only"
-    )
     if _is_open(host, int(port)):
         if not _is_loopback(host):
             raise ClusterError(
                 f"the Ray head at {gcs_address} asks for no token, and whoever reaches it can run"
-                f" any command: {remedy}"
+                f" any command: {SAFER}"
             )
         if any(_is_open(other, int(port)) for other in _own_addresses()):
             log.warning(
@@ -222,7 +215,7 @@ def refuse_open_head(gcs_address: str, dashboard: str | None) -> None:
         if not _is_loopback(other) and serves_jobs(other, int(web_port)):
             raise ClusterError(
                 f"Ray's job server at {other}:{web_port} runs any command for whoever reaches it:"
-                f" {remedy}"
+                f" {SAFER}"
             )
 
 

@@ -1,6 +1,4 @@
-"""A Ray of this process's own, or a cluster that is joined: started, named where it fails, and
-ended.
-"""
+"""A Ray of this process's own, or a cluster that is joined: started, and ended."""
 
 from __future__ import annotations
 

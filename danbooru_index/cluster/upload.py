@@ -43,9 +43,7 @@ class Upload:
 
 
 def measure_upload(folder: Path) -> Upload:
-    """What Ray would pack of a folder. Raises `StorageError` for more files than anybody would
-    upload.
-    """
+    """What Ray would upload of a folder. Raises `StorageError` above `MOST_FILES` files."""
     upload = Upload()
     _walk(folder.absolute(), folder.absolute(), [], upload, set())
     return upload

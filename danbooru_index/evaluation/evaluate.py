@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from danbooru_index.config import Device, Filter, Mode, Weights
+from danbooru_index.choices import Device, Mode
+from danbooru_index.config import Filter, Weights
 from danbooru_index.errors import UsageError
 from danbooru_index.evaluation.baselines import bm25, char_tfidf
 from danbooru_index.evaluation.metrics import (

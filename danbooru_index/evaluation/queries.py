@@ -23,6 +23,9 @@ class Query:
     kind: str
 
 
+FORM = '{"query": "...", "relevant": ["tag", ...], "kind": "..."}'
+
+
 def read_queries(path: str) -> list[Query]:
     """The queries of a file; raise `InputError` that names the line for one that cannot be used."""
     queries = []
@@ -31,10 +34,7 @@ def read_queries(path: str) -> list[Query]:
             item = json.loads(line)
             text, relevant, kind = item["query"], item["relevant"], item.get("kind", "all queries")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise InputError(
-                f'{path}:{number}: needs {{"query": "...", "relevant": ["tag", ...], "kind":'
-                ' "..."}'
-            ) from None
+            raise InputError(f"{path}:{number}: needs {FORM}") from None
         strings = isinstance(relevant, list) and all(isinstance(tag, str) for tag in relevant)
         if not (isinstance(text, str) and strings and relevant and isinstance(kind, str)):
             raise InputError(

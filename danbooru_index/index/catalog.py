@@ -48,9 +48,7 @@ class Generation:
         return read_manifest(self.path / "manifest.json").sealed
 
     def has_its_shards(self) -> bool:
-        """Whether the data of every shard of a sealed generation is there, in size; `verify`
-        rereads it.
-        """
+        """Whether all data files of a sealed generation have their size; `verify` rereads them."""
         manifest = self.manifest
         seal = manifest.need_seal()
         done = [shard for shard in manifest.shards if shard not in seal.failed_shards]
@@ -66,18 +64,14 @@ class Generation:
         )
 
     def save(self) -> None:
-        """Write the manifest, atomically; raise `ValueError` for one that could not be read
-        back.
-        """
+        """Write the manifest, atomically; raise `ValueError` for one that cannot be read back."""
         document = self.manifest.to_json()
         Manifest.from_json(document)
         (self.path / "manifest.json").replace(to_checked_json(document))
 
 
 class IndexRoot:
-    """The folder of an index. Everything that writes is called by its owner only
-    (`storage.local.owned`).
-    """
+    """The folder of an index. Only its owner (`Storage.owned`) calls what writes."""
 
     def __init__(self, path: str | Path | Storage) -> None:
         self.path = locate(path)

@@ -24,9 +24,7 @@ METADATA_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.(manifest|txn|id
 
 
 def file_checksum(path: Storage) -> str:
-    """xxh3-128 of a file's bytes, in hex: any flipped bit shows, also one that no value
-    depends on.
-    """
+    """xxh3-128 of a file's bytes, in hex: any flipped bit changes it."""
     checksum = xxhash.xxh3_128()
     with path.open() as file:
         while block := file.read(1 << 20):
@@ -35,9 +33,7 @@ def file_checksum(path: Storage) -> str:
 
 
 def metadata_checksums(generation: Storage, specs: tuple[TableSpec, ...]) -> dict[str, str]:
-    """The checksum of each of Lance's own files beside the data, by their path in the generation's
-    folder.
-    """
+    """The checksums of Lance's own files beside the data, by path in the generation."""
     found = {}
     for spec in specs:
         folder = table_path(generation, spec.name)
@@ -83,9 +79,7 @@ def verify_table(
 def shard_problems(
     spec: TableSpec, record: CompletionRecord, batches: Iterable[pa.RecordBatch], where: str
 ) -> list[str]:
-    """What is wrong with the rows of one shard in one table, read from `where`, by its completion
-    record.
-    """
+    """What is wrong with one shard's rows in one table, judged by its completion record."""
     problems = []
     part, digest = record.tables[spec.name], TableDigest()
     try:
@@ -106,9 +100,7 @@ def shard_problems(
 def row_problems(
     generation: Storage, spec: TableSpec, version: int, records: list[CompletionRecord]
 ) -> list[str]:
-    """Whether a table can be opened at this version and has as many rows as the completion records
-    say.
-    """
+    """Whether a table opens at this version, with the rows that the completion records say."""
     expected = sum(record.rows for record in records)
     try:
         with panics_as_errors():

@@ -28,9 +28,7 @@ RANKED = 100
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A projection, `matrix` [D, C] float32 with orthonormal columns; its name holds its
-    checksum.
-    """
+    """A projection: `matrix` [D, C] float32, orthonormal columns; its name holds its checksum."""
 
     matrix: npt.NDArray[np.float32]
 

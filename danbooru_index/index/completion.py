@@ -62,9 +62,7 @@ class ShardStats:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
-        """Parse what `to_json` gave; raise `ValueError` or `TypeError` for values of
-        another type.
-        """
+        """Parse what `to_json` gave; raise `ValueError` or `TypeError` for other types."""
         worker = WorkerStats(**fields.get("worker", {}))
         histogram = tuple(int(count) for count in fields.get("histogram", ()))
         stats = cls(**fields | {"worker": worker, "histogram": histogram})

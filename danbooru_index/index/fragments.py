@@ -30,9 +30,7 @@ from danbooru_index.storage.base import Storage
 
 
 class ShardWriter:
-    """Writes one shard's fragments: ColBERT slice by slice as it comes, the two small tables at the
-    end.
-    """
+    """Writes one shard's fragments: ColBERT slice by slice, the two small tables at the end."""
 
     def __init__(self, generation: Storage, shard: str, specs: tuple[TableSpec, ...]) -> None:
         self._generation = generation
@@ -100,9 +98,7 @@ class ShardWriter:
         reach("shard.flushed", self._shard)
 
     def _check(self, spec: TableSpec, part: TablePart) -> None:
-        """Lance can swallow the error of a file's last write: fsync, read again, compare
-        digests.
-        """
+        """Lance can hide the error of a file's last write: fsync, reread, compare digests."""
         digest = TableDigest()
         folder = table_path(self._generation, spec.name)
         make_durable(folder, part)

@@ -31,9 +31,7 @@ LANCE_STORAGE_VERSION = "2.0"
 
 @contextlib.contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """A panic inside Lance (on rotten bytes, on a failing disk) as `OSError`: by itself it is no
-    Exception.
-    """
+    """A panic inside Lance (rotten bytes, a failing disk) as `OSError`; it is no Exception."""
     try:
         yield
     except BaseException as error:  # a panic is no Exception, and its class cannot be imported

@@ -3,7 +3,8 @@ it is sealed.
 
 In memory a manifest never changes: sealing makes another one. In JSON it is one flat document, the
 same in every version of this program; `from_json` checks every field, since a document may be
-damaged, of another version, or made to do harm.
+damaged, of another version, or made to do harm. The whole document is here, so that what may
+stand in it can be read in one place.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -54,9 +55,7 @@ class ModelRef:
 
     @property
     def place(self) -> str:
-        """Where the model was on the machine that built the index, if that is here; else
-        its name.
-        """
+        """Where the model was on the machine that built the index, if it is here; else its name."""
         return self.path if Path(self.path).is_dir() else self.name
 
 
@@ -79,10 +78,7 @@ class Checks:
     @classmethod
     def from_json(cls, found: Any) -> Self:
         values = _as_mapping(found)
-        counts = {
-            str(name): _as_count(rows)
-            for name, rows in _as_mapping(values.get("counts", {})).items()
-        }
+        counts = _mapped(_as_count, values.get("counts", {}))
         return cls(counts, _as_names(values.get("passed", [])), values.get("self_queries"))
 
 
@@ -113,17 +109,12 @@ class Seal:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
-        versions = {
-            name: _as_count(version) for name, version in _as_mapping(found["versions"]).items()
-        }
+        versions = _mapped(_as_count, found["versions"])
         parts = {
             str(name): TablePart(**part)
             for name, part in _as_mapping(found.get("compacted", {})).items()
         }
-        files = {
-            name: _as_text(checksum)
-            for name, checksum in _as_mapping(found.get("files", {})).items()
-        }
+        files: dict[str, str] = _mapped(_as_text, found.get("files", {}))
         for part in parts.values():
             part.validate()
         if versions.keys() != set(TABLES) or not parts.keys() <= set(TABLES):
@@ -134,10 +125,7 @@ class Seal:
             sealed_at=float(found["sealed_at"]),
             versions=versions,
             records=_as_count(found["records"]),
-            rejected={
-                name: _as_count(rows)
-                for name, rows in _as_mapping(found.get("rejected", {})).items()
-            },
+            rejected=_mapped(_as_count, found.get("rejected", {})),
             failed_shards=_as_shards(found.get("failed_shards", [])),
             checks=Checks.from_json(found.get("checks", {})),
             files=files,
@@ -207,9 +195,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
-        """Parse and check; raise `ValueError`, `TypeError` or `KeyError` for what is no
-        manifest.
-        """
+        """Parse and check; raise `ValueError`, `TypeError` or `KeyError` for no manifest."""
         known = {f.name for f in fields(cls)} | UNSEALED.keys() | {"codec"}
         if strangers := found.keys() - known:
             raise ValueError(
@@ -236,9 +222,7 @@ class Manifest:
 
 
 def _as_dataclass(kind: type[T], found: Any) -> T:
-    """A dataclass of plain values; raise where a field is missing, unknown, or no text where one is
-    needed.
-    """
+    """A dataclass of plain values; raise for a field missing, unknown or of another type."""
     made = kind(**_as_mapping(found))
     for f in fields(kind):  # type: ignore[arg-type]
         if f.type == "str":
@@ -250,6 +234,10 @@ def _as_mapping(found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("a field is no object")
     return found
+
+
+def _mapped(parse: Callable[[Any], T], found: Any) -> dict[str, T]:
+    return {name: parse(value) for name, value in _as_mapping(found).items()}
 
 
 def _as_text(found: Any) -> str:

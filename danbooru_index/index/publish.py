@@ -115,9 +115,7 @@ def _superseded_at(generation: Generation, sealed: list[Generation]) -> float:
 
 
 def _delete(generation: Generation) -> None:
-    """Delete a generation so that none is ever seen in part: first its name goes, or its
-    manifest.
-    """
+    """Delete a generation so that none is ever seen in part: its name or manifest goes first."""
     hidden = generation.path.hide("manifest.json")
     reach("prune.renamed")
     hidden.remove_tree()

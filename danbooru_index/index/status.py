@@ -1,6 +1,4 @@
-"""What an index holds (`status`), and whether all of it can still be read as it was written
-(`verify`).
-"""
+"""What an index holds (`status`), and whether all of it reads as it was written (`verify`)."""
 
 from __future__ import annotations
 
@@ -134,9 +132,7 @@ class VerifyReport:
 
 
 def verify(path: str) -> VerifyReport:
-    """Reread everything the published generation holds and compare it with the completion records'
-    digests.
-    """
+    """Reread all that the published generation holds and compare it with the recorded digests."""
     started = time.monotonic()
     generation = IndexRoot(path).current()
     manifest = generation.manifest
@@ -146,16 +142,11 @@ def verify(path: str) -> VerifyReport:
         generation.load_codec()
     except StorageError as error:
         problems.append(str(error))
-    records = []
-    for shard in manifest.shards:
-        if shard in seal.failed_shards:
-            continue
-        record, problem = read_record(generation.path, shard)
-        if record is None:
-            problems.append(problem)
-        else:
-            records.append(record)
-    if len(records) == len(manifest.shards) - len(seal.failed_shards):
+    kept = [shard for shard in manifest.shards if shard not in seal.failed_shards]
+    read = [read_record(generation.path, shard) for shard in kept]
+    records = [record for record, _ in read if record is not None]
+    problems += [problem for record, problem in read if record is None]
+    if len(records) == len(kept):
         for spec in manifest.specs:
             version, part = seal.versions[spec.name], seal.compacted.get(spec.name)
             if part is None:

@@ -22,8 +22,7 @@ PROBES = {"minimum_nprobes": 80, "refine_factor": 10}
 
 
 def build_index(generation: Storage, version: int, rows: int) -> int:
-    """Index the dense table at this version where it is large; return the version that readers
-    open.
+    """Index the dense table at this version if it is large; return the version readers open.
 
     Raises `StorageError` when it cannot be built, or does not cover every row.
     """
@@ -34,13 +33,8 @@ def build_index(generation: Storage, version: int, rows: int) -> int:
     dataset = open_table(generation, "dense", version)
     try:
         with panics_as_errors():
-            dataset.create_index(
-                "vector",
-                "IVF_RQ",
-                name=NAME,
-                metric="cosine",
-                num_partitions=max(1, rows // ROWS_PER_PARTITION),
-            )
+            size = {"num_partitions": max(1, rows // ROWS_PER_PARTITION)}
+            dataset.create_index("vector", "IVF_RQ", name=NAME, metric="cosine", **size)
             covered = dataset.stats.index_stats(NAME)
     except (OSError, RuntimeError, ValueError) as error:
         raise StorageError(f"{folder}: the index cannot be built ({first_line(error)})") from None

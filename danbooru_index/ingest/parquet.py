@@ -114,9 +114,7 @@ def _footer(file: BufferedReader) -> bytes | None:
 
 
 def _declares_extension_types(footer: bytes) -> bool:
-    """Arrow keeps its schema in the footer, in base64; what stands before it may look like base64,
-    too.
-    """
+    """Whether the footer's Arrow schema (base64) declares extension types."""
     if EXTENSION in footer:
         return True
     for run in re.finditer(rb"[A-Za-z0-9+/]{32,}", footer):
@@ -150,9 +148,7 @@ def _located(path: Path, file: pq.ParquetFile) -> Iterator[Located]:
 
 
 def parse_rows(rows: pa.RecordBatch | pa.Table, source: str, offset: int) -> Iterator[Located]:
-    """Arrow rows with `id` and `text` -> a record or a reject each; `offset` rows of `source` came
-    before.
-    """
+    """Arrow rows with `id` and `text` -> a record or a reject each; `offset` rows came before."""
     for number, fields in enumerate(_pylist(rows), start=offset + 1):
         try:
             if fields is None:

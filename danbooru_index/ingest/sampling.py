@@ -47,9 +47,7 @@ class InputSamples:
 
 @dataclass(slots=True)
 class Draw:
-    """Up to `count` records from up to `spread` of `shards` shards, all over the input; always the
-    same.
-    """
+    """Up to `count` records from up to `spread` shards, always the same ones."""
 
     count: int
     spread: int

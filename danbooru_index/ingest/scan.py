@@ -33,9 +33,7 @@ from danbooru_index.records import Record, describe_rejects
 
 @dataclass(frozen=True, slots=True)
 class InputScan:
-    """What the input is: `spec` as the user named it, and its shards in order, each knowing its
-    duplicates.
-    """
+    """What the input is: `spec` as the user named it; its shards, in order, with duplicates."""
 
     spec: str
     shards: tuple[Shard, ...]

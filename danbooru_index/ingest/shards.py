@@ -67,9 +67,7 @@ def to_table(records: list[Record]) -> pa.Table:
 
 
 def find_parquet(spec: str) -> list[Path]:
-    """The Parquet files that a folder, a glob or a path means; raise `InputError` where there are
-    none.
-    """
+    """The Parquet files of a folder, a glob or a path; raise `InputError` for none."""
     path = Path(spec)
     if path.is_dir():
         files = [p for p in files_in(path) if p.suffix.lower() == ".parquet"]
@@ -166,9 +164,7 @@ def _ranges(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
 
 
 def rows_of(shard: Shard, file: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
-    """The rows of a shard, as they are in its file. Raises `InputError` for rows that cannot be
-    read.
-    """
+    """The rows of a shard, as they are in its file. Raises `InputError`."""
     try:
         groups: list[int] = []
         first = at = 0
@@ -226,9 +222,7 @@ def _parsed(shard: Shard, rows: pa.Table) -> tuple[pa.Table, list[Reject]]:
 
 
 def is_prepared(rows: pa.Table) -> bool:
-    """Whether `prepare` could have written these rows: its columns and types, and every id and text
-    usable.
-    """
+    """Whether `prepare` wrote these rows: its columns and types, every id and text usable."""
     if not set(RECORD_SCHEMA.names) <= set(rows.column_names):
         return False
     chosen = rows.select(RECORD_SCHEMA.names)

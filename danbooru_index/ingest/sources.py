@@ -33,9 +33,7 @@ csv.field_size_limit(LONGEST_LINE)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a text file, without its line end; None where it is longer than
-    `LONGEST_LINE`.
-    """
+    """One line of a text file, without its line end; None if longer than `LONGEST_LINE`."""
 
     number: int
     content: bytes | None
@@ -180,9 +178,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """The lines of a text file, decompressed, without BOM and line ends; empty lines are passed
-    over.
-    """
+    """The lines of a text file, decompressed, without BOM and line ends, none empty."""
     compression = COMPRESSIONS.get(path.suffix.lower())
     with path.open("rb") as file:
         plain = pa.CompressedInputStream(pa.PythonFile(file), compression) if compression else file

@@ -65,11 +65,9 @@ def attention_eager(
 def attention_blocked(
     call: PackedCall, hidden: torch.Tensor, attention: Callable[..., torch.Tensor]
 ) -> Attend:
-    """Attention within each text, [P, heads, d]: one call for all blocks, one for each run of
-    longer texts of one length.
+    """Attention within each text [P, heads, d]: a call for all blocks, one per longer length.
 
-    A multiple of 16 slots is what the CPU's kernel is fast for: texts of 8 tokens take a third of
-    the time so.
+    The CPU's kernel is fast for multiples of 16 slots: texts of 8 tokens take a third of the time.
     """
     import torch
 
@@ -77,15 +75,15 @@ def attention_blocked(
     mask = _same_text(call, hidden)
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        parts = []
+        parts: list[torch.Tensor] = []
         at = 0
-        for place, (rows, length) in enumerate(segments):
+        for rows, length in segments:
             span = slice(at, at + rows * length)
             q, k, v = (
                 part[span].view(rows, length, *part.shape[1:]).transpose(1, 2)
                 for part in (query, key, value)
             )
-            attended = attention(q, k, v, mask if place == 0 else None)
+            attended = attention(q, k, v, None if parts else mask)
             parts.append(attended.transpose(1, 2).flatten(0, 1))
             at += rows * length
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -36,9 +36,8 @@ class BatchPlan:
         done = 0
         order = np.argsort(self.lengths, kind="stable")
         present, counts = np.unique(self.lengths, return_counts=True)
-        for length, rows in zip(
-            present.tolist(), np.split(order, np.cumsum(counts))[:-1], strict=True
-        ):
+        runs = np.split(order, np.cumsum(counts))[:-1]
+        for length, rows in zip(present.tolist(), runs, strict=True):
             matrix = batch.token_ids[offsets[rows][:, None] + np.arange(length)]
             keys = np.ascontiguousarray(matrix).view(np.dtype((np.void, 4 * length))).ravel()
             _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
@@ -55,9 +54,7 @@ class BatchPlan:
         self.pack(blocks if self.unique_tokens > FEW_TOKENS else (0,))
 
     def pack(self, blocks: tuple[int, ...]) -> None:
-        """Put the unique rows in the order in which they are to be encoded, in one of these sizes
-        of blocks.
-        """
+        """Order the unique rows for packed calls, in blocks of one of these sizes."""
         self.packing: Packing = pack(self._ids, self.unique_lengths, blocks)
         place = np.empty(self.unique_rows, dtype=np.int64)
         place[self.packing.order] = np.arange(self.unique_rows)

@@ -27,17 +27,12 @@ from danbooru_index.model.checkpoint_files import (
     refuse_pointers,
 )
 from danbooru_index.model.hub import fetch_model
+from danbooru_index.model.vocabulary import check_tokenizer_settings, check_vocabulary
 from danbooru_index.model.weights import check_weights
 
 log = logging.getLogger(__name__)
 
 BUNDLED_FOLDER = Path(__file__).parent / BUNDLED_MODEL
-# The classes that BGE-M3's tokenizer is kept as, and the one that loads each.
-TOKENIZER_CLASSES = {
-    "XLMRobertaTokenizer": "XLMRobertaTokenizer",
-    "PreTrainedTokenizer": "PreTrainedTokenizerFast",
-    "TokenizersBackend": "PreTrainedTokenizerFast",
-}
 TOKENIZER_FILES = (*TOKENIZERS, *SETTINGS[1:])
 
 
@@ -67,9 +62,7 @@ def identify(name: str, folder: Path) -> Checkpoint:
 
 
 def find_model(name: str) -> Path:
-    """The folder of the model `name`, fetched where need be, and whole. Raises `ModelError` as
-    above.
-    """
+    """The folder of the model `name`, fetched if need be, and whole. Raises `ModelError`."""
     folder = locate_model(name)
     check_model(folder)
     return folder
@@ -100,8 +93,8 @@ def check_model(folder: Path) -> None:
     settings = read_settings(folder)
     check_weights(folder, settings)
     _check_pooling(folder)
-    _check_tokenizer_settings(folder)
-    _check_vocabulary(folder, int(settings["vocab_size"]))
+    check_tokenizer_settings(folder)
+    check_vocabulary(folder, int(settings["vocab_size"]))
 
 
 def default_model(device: str) -> str:
@@ -200,66 +193,6 @@ def _check_pooling(folder: Path) -> None:
                 f"{path}: pools by {', '.join(others)}; BGE-M3's dense vector is that of the first"
                 " token"
             )
-
-
-def _check_tokenizer_settings(folder: Path) -> None:
-    """Raise `ModelError` for a tokenizer of another kind, and for one kept in files that the model
-    id does not hold.
-    """
-    settings = read_tokenizer_settings(folder)
-    path = folder / "tokenizer_config.json"
-    kind = settings.get("tokenizer_class")
-    if kind is not None and str(kind).removesuffix("Fast") not in TOKENIZER_CLASSES:
-        raise ModelError(
-            f"{path}: tokenizer_class is {kind!r}; of BGE-M3's format is XLMRobertaTokenizer"
-        )
-    if refused := [name for name in ("fast_tokenizer_files", "auto_map") if settings.get(name)]:
-        raise ModelError(
-            f"{path}: {refused[0]}: another tokenizer than the files of this folder: remove that"
-            " line"
-        )
-
-
-def read_tokenizer_settings(folder: Path) -> dict[str, Any]:
-    """`tokenizer_config.json`, nothing where there is none. Raises `ModelError`."""
-    path = folder / "tokenizer_config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read ({first_line(error, 120)})") from None
-    if not isinstance(settings, dict):
-        raise ModelError(f"{path}: not the settings of a tokenizer")
-    return settings
-
-
-def _check_vocabulary(folder: Path, embeddings: int) -> None:
-    """Raise `ModelError` where the tokenizer has ids that the model has no embedding for: they
-    would fail, or on a GPU end the process, at the first text that has such a token.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return  # a SentencePiece model alone: `Tokenizer` compares when it has been read
-    try:
-        tokenizer = json.loads(path.read_text(encoding="utf-8"))
-        pieces = tokenizer["model"]["vocab"]
-        ids = range(len(pieces)) if isinstance(pieces, list) else pieces.values()
-        largest = max([*ids, *(token["id"] for token in tokenizer.get("added_tokens") or ())])
-        if type(largest) is not int:
-            raise TypeError("its ids are no numbers")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(
-            f"{path}: not a tokenizer ({type(error).__name__}: {first_line(error, 120)})"
-        ) from None
-    refuse_ids_beyond(folder, largest, embeddings)
-
-
-def refuse_ids_beyond(folder: Path, largest: int, embeddings: int) -> None:
-    """Raise `ModelError` where the largest id of the tokenizer has no embedding."""
-    if largest >= embeddings:
-        raise ModelError(
-            f"{folder}: its tokenizer has {largest + 1:,} entries, its model embeddings for"
-            f" {embeddings:,}: they do not belong together"
-        )
 
 
 def _looks_like_path(name: str) -> bool:

@@ -12,7 +12,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from danbooru_index.config import Device, DeviceInfo, Precision
+from danbooru_index.choices import Device, DeviceInfo, Precision
 from danbooru_index.errors import DeviceError, first_line
 from danbooru_index.machine import _cpuinfo, cpu_name
 
@@ -152,9 +152,7 @@ def cpu_has_avx512_bf16_alone() -> bool:
 
 
 def _instructions() -> str:
-    """What Linux says of the processor, less what oneDNN is told not to use
-    (`ONEDNN_MAX_CPU_ISA`).
-    """
+    """The processor's flags by Linux, less those that `ONEDNN_MAX_CPU_ISA` forbids oneDNN."""
     flags = _cpuinfo()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     for hidden, isas in BEYOND.items():

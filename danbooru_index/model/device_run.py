@@ -57,9 +57,7 @@ def put(buffers: Buffers, parts: tuple[torch.Tensor, ...], rows: int, tokens: in
 
 
 def in_input_order(buffers: Buffers, plan: BatchPlan) -> dict[str, Array]:
-    """Buffers as numpy arrays, put in order here: takes no memory of the device, and none that is
-    pinned.
-    """
+    """Buffers as numpy arrays, reordered on the host: takes no device or pinned memory."""
     arrays: dict[str, Array] = {name: value.cpu().numpy() for name, value in buffers.items()}
     return arrays | {name: arrays[name].take(way, axis=0) for name, way in plan.ways.items()}
 

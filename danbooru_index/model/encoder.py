@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from danbooru_index.config import Device, Precision
+from danbooru_index.choices import Device, Precision
 from danbooru_index.embeddings import Array, Embeddings, EncoderStats, TokenBatch, replace_rows
 from danbooru_index.machine import uncollected
 from danbooru_index.model.batch_plan import MIN_CALLS_TO_FILL, BatchPlan
@@ -35,6 +35,8 @@ class Encoder:
 
     `half_output`: dense and ColBERT come as float16, cast on the device, else as float32.
     `projection` [D, C] float32: ColBERT vectors have C values instead of D.
+
+    Its length is that of the facade: planning, scheduling and the device are classes of their own.
     """
 
     @uncollected()
@@ -129,9 +131,7 @@ class Encoder:
         )
 
     def prepare(self, tokens: int) -> None:
-        """Before batches of so many tokens are encoded: what the first of them would have to wait
-        for.
-        """
+        """Do beforehand what the first batch of `tokens` tokens would wait for."""
         if self.compiles and tokens >= MIN_CALLS_TO_FILL * self.tokens_per_batch:
             self._run.scheduler.as_a_call(self._run.packed.compile, self.tokens_per_batch)
 

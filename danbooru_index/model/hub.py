@@ -103,9 +103,7 @@ def _download(name: str) -> str:
 
 @contextlib.contextmanager
 def _bars_on_stderr() -> Iterator[None]:
-    """The hub's own progress bars go to stderr: shown where that is a terminal, left out
-    elsewhere.
-    """
+    """The hub's progress bars go to stderr, and only where that is a terminal."""
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     if sys.stderr.isatty():

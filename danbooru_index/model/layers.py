@@ -1,6 +1,4 @@
-"""XLM-R's layers on [tokens, width] matrices: weights arranged so that sums cost no pass over
-memory.
-"""
+"""XLM-R's layers on [tokens, width] matrices; weights arranged to save passes over memory."""
 
 from __future__ import annotations
 

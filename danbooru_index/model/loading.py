@@ -1,6 +1,4 @@
-"""BGE-M3 as FlagEmbedding loads it, quietly, with every weight its own; and how its memory errors
-are told.
-"""
+"""BGE-M3 as FlagEmbedding loads it, quietly; and how its out-of-memory errors are told."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danbooru_index.config import Precision
+from danbooru_index.choices import Precision
 from danbooru_index.errors import ModelError, as_model_error
 from danbooru_index.model.weights import complete_weights
 

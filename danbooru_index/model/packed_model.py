@@ -89,10 +89,8 @@ class PackedModel:
         hidden = self._hidden(ids, positions, call)
         first = np.zeros(call.tokens, dtype=bool)
         first[np.cumsum(call.lengths) - call.lengths] = True
-        rows, others = (
-            sent(np.repeat(np.arange(call.rows), call.lengths)),
-            sent(np.flatnonzero(~first)),
-        )
+        rows = sent(np.repeat(np.arange(call.rows), call.lengths))
+        others = sent(np.flatnonzero(~first))
         # Normalised in fp32: a bf16 norm is off by up to 0.4%, and every score with it.
         dense = normalize(hidden[sent(call.starts)].float(), dim=-1)
         colbert = normalize(self._colbert(hidden[places[others]]).float(), dim=-1)
@@ -107,9 +105,7 @@ class PackedModel:
     def arranged(
         cls, path: str, model: Any, device: str, projection: npt.NDArray[np.float32] | None
     ) -> Self:
-        """The model of a folder; raise `ModelError` where this device cannot hold it
-        arranged so.
-        """
+        """The model of a folder; raise `ModelError` where it does not fit this device."""
         try:
             return cls(model, device, projection)
         except RuntimeError as error:
@@ -154,9 +150,7 @@ class PackedModel:
         ]
 
     def gemm_tflops(self, rows: int) -> float:
-        """What this device reaches in the largest products of this model alone: the limit of a
-        forward pass.
-        """
+        """TFLOP/s of this device in the model's largest matrix products: a forward pass's limit."""
         layer, packed = self._layers[0], self.min_fill_ratio < NEVER_FILL
         kinds = (False, True) if packed else (False,)
         return max(
@@ -204,9 +198,7 @@ def segment_max(
 def gemm_tflops(
     weight: torch.Tensor, rows: int, seconds: float = 0.5, *, packed: bool = False
 ) -> float:
-    """The median TFLOP/s of the matrix product [rows, D] x [D, N], one after another, with this
-    weight [N, D]; `packed`: as fused layers have it.
-    """
+    """TFLOP/s of this device in the model's largest matrix products: a forward pass's limit."""
     import torch
     from torch.nn.functional import linear
 

@@ -105,16 +105,8 @@ def pack(
     bounds = np.concatenate(([0], np.cumsum(np.concatenate((np.full(len(sizes), block), rest)))))
     firsts = np.concatenate(([0], np.cumsum(np.concatenate((sizes, np.ones(len(rest), np.int64))))))
     starts = np.concatenate((starts, bounds[len(sizes) : -1]))
-    return Packing(
-        order,
-        ids[ragged_take(lengths, order)],
-        lengths[order],
-        starts,
-        bounds,
-        firsts,
-        len(sizes),
-        block,
-    )
+    picked = ids[ragged_take(lengths, order)]
+    return Packing(order, picked, lengths[order], starts, bounds, firsts, len(sizes), block)
 
 
 def _fill(counts: npt.NDArray[np.int64], block: int) -> list[tuple[list[int], int]]:

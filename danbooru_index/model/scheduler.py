@@ -77,9 +77,7 @@ class Scheduler:
         work: Callable[[PackedCall, int, int], None],
         on_rows: Callable[[int], None] | None,
     ) -> list[Launched]:
-        """Begin all calls of a batch, holding `launching`: `work(call, rows before it, tokens
-        before it)`.
-        """
+        """Begin all calls of a batch: `work(call, rows before, tokens before)`."""
         rows = np.cumsum([0, *(call.rows for call in calls)]).tolist()
         tokens = np.cumsum([0, *(call.tokens for call in calls)]).tolist()
         launched = []

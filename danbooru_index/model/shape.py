@@ -36,9 +36,7 @@ class ModelShape:
         )
 
     def flops(self, lengths: npt.NDArray[np.int64]) -> float:
-        """Useful floating-point operations of texts of these lengths, heads included, padding left
-        out.
-        """
+        """Useful floating-point operations of texts of these lengths: with heads, no padding."""
         products = 2 * (4 * self.dim**2 + 2 * self.dim * self.intermediate)
         heads = 2 * self.dim**2 + 2 * self.dim
         attention = int((lengths**2).sum()) * self.layers * 4 * self.dim
@@ -65,8 +63,6 @@ class ModelShape:
 
 
 def gpu_tokens_per_batch(free: int, dim: int, intermediate: int) -> int:
-    """Tokens per device call whose activations, at 4 bytes a value, take at most half of `free`
-    bytes.
-    """
+    """Tokens per call whose activations (4 bytes a value) take at most half of `free` bytes."""
     per_token = (2 * intermediate + 12 * dim) * 4
     return min(LARGEST_GPU_TOKENS_PER_BATCH, max(SMALLEST_TOKENS_PER_BATCH, free // 2 // per_token))

@@ -49,9 +49,7 @@ def read_shapes(path: Path) -> Shapes:
 
 
 class _ShapeReader(pickle.Unpickler):
-    """Reads the index of a torch archive: of each tensor its type and sizes, of nothing else
-    anything.
-    """
+    """Reads the index of a torch archive: each tensor's type and sizes, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The three things that an index of plain tensors names; any other is refused, so that no
@@ -101,9 +99,7 @@ def _typed(kind: str, is_float: bool, sizes: Iterable[int]) -> tuple[int | str, 
 
 
 def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """The tensors of one file, by name, never running code; on device `meta`: their names and
-    shapes alone.
-    """
+    """The tensors of one file, by name, never running code; on `meta`: names and shapes only."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

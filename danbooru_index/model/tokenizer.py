@@ -12,13 +12,13 @@ import numpy as np
 from danbooru_index.embeddings import TokenBatch
 from danbooru_index.errors import ModelError, as_model_error
 from danbooru_index.machine import uncollected
-from danbooru_index.model.checkpoint import (
+from danbooru_index.model.checkpoint_files import read_settings
+from danbooru_index.model.loading import quiet_loading
+from danbooru_index.model.vocabulary import (
     TOKENIZER_CLASSES,
     read_tokenizer_settings,
     refuse_ids_beyond,
 )
-from danbooru_index.model.checkpoint_files import read_settings
-from danbooru_index.model.loading import quiet_loading
 
 # FlagEmbedding drops their weights
 UNWEIGHTED_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")
@@ -44,9 +44,7 @@ class Tokenizer:
         self._special = _special_ids(tokenizer, Path(path))
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
-        """Tokenise, truncating at `max_length` tokens (special tokens included) as FlagEmbedding
-        does.
-        """
+        """Tokenise; truncate at `max_length` tokens, special ones too, as FlagEmbedding does."""
         encodings = self.backend.encode_batch_fast(list(texts))
         rows = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))

@@ -88,17 +88,13 @@ def check_weights(folder: Path, settings: dict[str, Any]) -> Layout:
 
 
 def backbone_shapes(settings: dict[str, Any]) -> Shapes:
-    """The tensors of an XLM-R encoder of this configuration that its outputs depend on, by name, as
-    transformers has them.
-    """
+    """The tensors, by transformers' names, that an XLM-R encoder's outputs depend on."""
     hidden, inner = int(settings["hidden_size"]), int(settings["intermediate_size"])
+    types = int(settings.get("type_vocab_size", 2))
     shapes: Shapes = {
         "embeddings.word_embeddings.weight": (int(settings["vocab_size"]), hidden),
         "embeddings.position_embeddings.weight": (int(settings["max_position_embeddings"]), hidden),
-        "embeddings.token_type_embeddings.weight": (
-            int(settings.get("type_vocab_size", 2)),
-            hidden,
-        ),
+        "embeddings.token_type_embeddings.weight": (types, hidden),
         "embeddings.LayerNorm.weight": (hidden,),
         "embeddings.LayerNorm.bias": (hidden,),
     }
@@ -151,9 +147,7 @@ def _stored_shapes(folder: Path) -> Shapes:
 
 
 def _tensor_files(folder: Path) -> list[Path]:
-    """The files that hold the weights; raise `ModelError` where an index names one that is not
-    there.
-    """
+    """The files that hold the weights; raise `ModelError` for one that is indexed, not there."""
     names = weight_files(path.name for path in folder.iterdir() if path.is_file())
     if names and not names[0].endswith(".index.json"):
         return [folder / names[0]]

@@ -1,5 +1,7 @@
 """Checking an installation: versions, device, model, a real encode, Ray, disk space; one line of
 advice for each fault.
+
+A function for each check, one after the other; in one module, as they are run.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from danbooru_index.choices import Device, DeviceInfo, Precision
 from danbooru_index.cluster.resources import gpus_for, on_worker
 from danbooru_index.cluster.session import ray_session
 from danbooru_index.cluster.upload import LARGEST_SUBMISSION, measure_upload
@@ -21,9 +24,6 @@ from danbooru_index.config import (
     DEFAULT_MAX_LENGTH,
     PRODUCTION_MODEL,
     SAMPLE_TAGS,
-    Device,
-    DeviceInfo,
-    Precision,
 )
 from danbooru_index.errors import (
     DanbooruIndexError,
@@ -265,9 +265,7 @@ def _upload() -> tuple[str, None]:
 
 
 def _disk(config: DoctorConfig, hidden: int) -> tuple[str, None]:
-    """Room below `path` for so many records. Raises `StorageError` where not even the smaller codec
-    fits.
-    """
+    """Room below `path` for so many records. Raises `StorageError` if no codec's tables fit."""
     place = Path(config.path).resolve()
     while not place.exists():
         place = place.parent

@@ -93,9 +93,7 @@ class _Run:
     def through(
         self, shards: Sequence[Shard], attempts: Storage, limit: int, *, alone: bool
     ) -> None:
-        """Run shards through the two stages, and the samples where their embeddings are not known
-        yet.
-        """
+        """Run shards through the two stages, and the samples if they have no embeddings yet."""
         import ray
         from ray.exceptions import RayError
 

@@ -1,7 +1,7 @@
 """Stage 2 in a Ray actor: encode a shard, write its fragments, create its completion record.
 
 Vectors never travel: the encoding actor writes them itself. Nothing here raises into Ray: what went
-wrong is in the result.
+wrong is in the result. Long because all that one actor does with a shard stands in one place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from danbooru_index.config import HISTOGRAM_EDGES
 from danbooru_index.embeddings import EncoderStats, TokenBatch
 from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import arm, reach
-from danbooru_index.index.completion import CompletionRecord, ShardStats, WorkerStats, complete
+from danbooru_index.index.completion import (
+    CompletionRecord,
+    ShardStats,
+    TablePart,
+    WorkerStats,
+    complete,
+)
 from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.schema import table_specs
 from danbooru_index.ingest.shards import Shard
@@ -47,9 +53,7 @@ TELL_EVERY_S = 0.5
 
 
 class EncodeShard:
-    """One model on one device: encodes a shard, writes its fragments, creates its completion
-    record.
-    """
+    """One model on one device: encodes a shard, writes fragments, then the completion record."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -94,12 +98,9 @@ class EncodeShard:
             return ShardResult(name, Outcome.FAILED, describe(error))
 
     def _encode(self, shard: Shard, given: TokenizedShard) -> CompletionRecord:
-        """Slices of bounded size through the model and into fragments; then the completion record,
-        last.
-        """
-        work = _ShardWork(
-            shard, given, ShardWriter(self._settings.generation, shard.id, self._specs)
-        )
+        """Slices of bounded size through the model into fragments; then the completion record."""
+        writer = ShardWriter(self._settings.generation, shard.id, self._specs)
+        work = _ShardWork(shard, given, writer)
         with contextlib.ExitStack() as unless_done:
             unless_done.callback(work.writer.discard)  # after a stop too: nothing names these files
             report = self._reporter(shard.id, given.tokens)
@@ -110,16 +111,7 @@ class EncodeShard:
             with work.writing():
                 parts = work.writer.finish()
             unless_done.pop_all()
-        record = CompletionRecord(
-            shard=shard.id,
-            fingerprint=self._settings.fingerprint,
-            attempt=work.writer.attempt,
-            rows=work.kept,
-            read=shard.rows,
-            tables=parts,
-            rejects=work.rejects,
-            stats=work.stats(self._worker()),
-        )
+        record = work.record(parts, self._settings.fingerprint, self._worker())
         reach("encode.before_record", shard.id)
         if not complete(self._settings.generation, record):
             work.writer.discard()
@@ -130,9 +122,7 @@ class EncodeShard:
     def _encode_slice(
         self, work: _ShardWork, start: int, stop: int, report: Callable[[int], None]
     ) -> None:
-        """Some rows of a shard through the model and into fragments, without those that are not
-        finite.
-        """
+        """Some rows of a shard through the model into fragments, without those not finite."""
         with self._watchdog:
             reach("encode.forward", work.shard.id)
             embeddings = self._encoder.encode(
@@ -199,6 +189,21 @@ class _ShardWork:
         yield
         self.write_s += time.perf_counter() - at
 
+    def record(
+        self, parts: dict[str, TablePart], fingerprint: str, worker: WorkerStats
+    ) -> CompletionRecord:
+        """What makes the shard done, once its fragments are durable."""
+        return CompletionRecord(
+            shard=self.shard.id,
+            fingerprint=fingerprint,
+            attempt=self.writer.attempt,
+            rows=self.kept,
+            read=self.shard.rows,
+            tables=parts,
+            rejects=self.rejects,
+            stats=self.stats(worker),
+        )
+
     def stats(self, worker: WorkerStats) -> ShardStats:
         """What the shard cost, now that its fragments are durable."""
         tokens, encoded = self.given.tokens, self.encoded
@@ -223,9 +228,7 @@ class _ShardWork:
 def slices(
     lengths: np.ndarray[Any, Any], colbert_dim: int, slice_bytes: int
 ) -> list[tuple[int, int]]:
-    """Row ranges whose ColBERT vectors stay under `slice_bytes` (one long text may exceed it by
-    itself).
-    """
+    """Row ranges whose ColBERT vectors stay under `slice_bytes` (one long text may exceed it)."""
     limit = max(1, slice_bytes // (2 * colbert_dim))
     bounds, start, size = [], 0, 0
     for row, length in enumerate(lengths.tolist()):
@@ -248,9 +251,7 @@ def _non_finite(records: pa.Table, rows: list[int], shard: Shard) -> list[dict[s
 
 
 class WorkerMetrics:
-    """Three counters: `danbooru_index_records`, `danbooru_index_tokens`, `danbooru_index_seconds`
-    by stage.
-    """
+    """Counters `danbooru_index_records`, `_tokens`, and `_seconds` by stage."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter

@@ -88,9 +88,7 @@ def _check(
     versions: Mapping[str, int],
     records: list[CompletionRecord],
 ) -> Checks:
-    """The checks that a generation must pass to be published; raise `BuildFailedError` with what
-    did not.
-    """
+    """What a generation must pass to be published; raise `BuildFailedError` with what failed."""
     checks = check_tables(generation, versions, records)
     if outcome.samples is None:
         raise BuildFailedError(

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from danbooru_index.choices import Device, DeviceInfo, Precision
 from danbooru_index.cluster.resources import TOKENIZER_CPUS, ClusterPlan, on_worker, plan_cluster
-from danbooru_index.config import BuildConfig, Device, DeviceInfo, Precision
+from danbooru_index.config import BuildConfig
 from danbooru_index.errors import DeviceError, UsageError
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.manifest import Fingerprint, Manifest, ModelRef

@@ -19,9 +19,7 @@ class ProgressActor:
             self._rows[shard] = max(rows, self._rows.get(shard, 0))
 
     def underway(self, done: list[str]) -> int:
-        """The rows encoded of shards that are not done; `done`: those that are, since the last
-        call.
-        """
+        """The rows encoded of shards that are not done; `done`: newly done since the last call."""
         self._done.update(done)
         for shard in done:
             self._rows.pop(shard, None)

@@ -63,9 +63,7 @@ def obtain(
 
 
 def refuse_below(fidelity: Fidelity, least: float) -> None:
-    """Raise `BuildFailedError` where a projection finds less than `least` of the full top
-    10 again.
-    """
+    """Raise `BuildFailedError` if a projection keeps less than `least` of the full top 10."""
     if fidelity.overlap < least:
         raise BuildFailedError(
             f"{fidelity.to_text()}: below --min-fidelity {least}, nothing was built; choose a"
@@ -116,9 +114,7 @@ def fit_and_measure(
     questions: TokenBatch,
     dims: tuple[int, ...],
 ) -> list[Projection]:
-    """The projection to each of `dims` values, fitted on some texts, and what it costs the
-    questions' rankings of others.
-    """
+    """A projection to each of `dims` values, fitted on some texts, measured on questions."""
     moment = encoder.second_moment(fitted)
     records, asked = encoder.encode(measured), encoder.encode(questions)
     full = max_sim(asked.matrices, records.matrices)

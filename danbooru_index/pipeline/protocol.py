@@ -7,7 +7,6 @@ Vectors never travel: the encoding actor writes them itself. A message knows its
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,6 +22,7 @@ from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.codec import FULL
 from danbooru_index.ingest.shards import RECORD_SCHEMA, Shard
+from danbooru_index.pipeline.payloads import flat, pack_embeddings, to_stream, unpack_embeddings
 from danbooru_index.storage.base import Storage
 from danbooru_index.storage.local import LocalStorage
 
@@ -100,9 +100,7 @@ class WorkerSettings:
 
 
 class Outcome(Enum):
-    """What became of a task. SUSPECT: its actor died too often; FATAL: no task can be done, the run
-    ends.
-    """
+    """What became of a task. SUSPECT: its actor died too often; FATAL: the run ends."""
 
     DONE = "done"
     SUSPECT = "suspect"
@@ -174,7 +172,7 @@ class TokenizedShard:
     def to_row(self) -> pa.Table:
         tokens = self.tokens
         columns = self.task.columns() | {
-            "records": [_to_stream(self.records)],
+            "records": [to_stream(self.records)],
             "rejects": [list(self.rejects)],
             "token_ids": pa.array([tokens.token_ids], pa.large_list(pa.int32())),
             "lengths": pa.array([tokens.lengths], pa.large_list(pa.int32())),
@@ -190,10 +188,7 @@ class TokenizedShard:
     def from_row(cls, row: pa.Table) -> TokenizedShard:
         special = tuple(row["special"][0].as_py())
         tokens = TokenBatch(
-            _flat(row["token_ids"][0]),
-            _flat(row["lengths"][0]),
-            special,
-            row["truncated"][0].as_py(),
+            flat(row["token_ids"][0]), flat(row["lengths"][0]), special, row["truncated"][0].as_py()
         )
         return cls(
             Task.from_row(row),
@@ -219,7 +214,7 @@ class ShardResult:
     samples: Embeddings | None = None
 
     def to_row(self) -> pa.Table:
-        payload = b"" if self.samples is None else _pack(self.samples)
+        payload = b"" if self.samples is None else pack_embeddings(self.samples)
         values = (self.shard, self.outcome.value, self.message, self.read, payload)
         return pa.table(
             {f.name: [value] for f, value in zip(RESULT_SCHEMA, values, strict=True)},
@@ -229,7 +224,7 @@ class ShardResult:
     @classmethod
     def from_row(cls, row: pa.Table) -> ShardResult:
         values = {name: row[name][0].as_py() for name in RESULT_SCHEMA.names}
-        samples = _unpack(values["samples"]) if values["samples"] else None
+        samples = unpack_embeddings(values["samples"]) if values["samples"] else None
         return cls(
             values["shard"], Outcome(values["outcome"]), values["message"], values["read"], samples
         )
@@ -239,25 +234,3 @@ def describe(error: Exception) -> str:
     """An error in one line: this project's say what to do; of others, the kind too."""
     text = " ".join(str(error).split())[:400]
     return text if isinstance(error, DanbooruIndexError) else f"{type(error).__name__}: {text}"
-
-
-def _pack(embeddings: Embeddings) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: getattr(embeddings, name) for name in embeddings.__slots__})
-    return buffer.getvalue()
-
-
-def _unpack(payload: bytes) -> Embeddings:
-    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-        return Embeddings(**{name: arrays[name] for name in arrays.files})
-
-
-def _to_stream(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
-def _flat(value: pa.Scalar) -> np.ndarray[Any, Any]:
-    return np.asarray(value.values.to_numpy(zero_copy_only=False))

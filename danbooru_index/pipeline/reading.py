@@ -1,14 +1,13 @@
-"""What the driver reads before Ray starts: the model's files and the input, one beside the
-other.
-"""
+"""What the driver reads before Ray starts: the input, and beside it the model's files."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from danbooru_index.choices import Device
 from danbooru_index.cluster.session import cluster_address, ray_runs
-from danbooru_index.config import BuildConfig, Device
+from danbooru_index.config import BuildConfig
 from danbooru_index.ingest.sampling import InputSamples, draw_samples
 from danbooru_index.ingest.scan import InputScan, refuse_rejects, scan
 from danbooru_index.model.checkpoint import default_model
@@ -29,9 +28,7 @@ class Reading:
     model: ModelPreload | None
 
     def model_for(self, device: Device) -> ModelPreload:
-        """The model, on this device the default one where none was asked for. Raises
-        `ModelError`.
-        """
+        """The model; if none was asked for, this device's default. Raises `ModelError`."""
         return self.model or _preload(self.config, default_model(device.value)).read(
             self.samples, self.config.max_length
         )

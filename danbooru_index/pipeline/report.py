@@ -1,6 +1,4 @@
-"""What a run measured, against the published baseline: the report, as text, as JSON and as a
-picture.
-"""
+"""What a run measured, against the published baseline: as text, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -62,7 +60,10 @@ class DeviceUse:
 
 @dataclass(slots=True)
 class BuildReport:
-    """What `build` did. The fields of `to_dict` are a contract; see DESIGN section 11."""
+    """What `build` did. The fields of `to_dict` are a contract; see DESIGN section 11.
+
+    Its length is that of the contract: each field is declared, put into JSON, and told in words.
+    """
 
     index: str
     generation: str

@@ -27,9 +27,7 @@ def save_report(report: BuildReport, folder: Storage) -> None:
 
 
 def draw_report(report: BuildReport, out: Path | io.BytesIO, kind: str) -> None:
-    """The run as a picture (SVG): tags/s over time against the baseline, time by stage, token
-    lengths.
-    """
+    """The run as SVG: tags/s over time with the baseline, time by stage, token lengths."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

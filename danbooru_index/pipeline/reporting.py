@@ -119,9 +119,7 @@ def count_records(report: BuildReport, records: Iterable[CompletionRecord]) -> N
 def count_work(
     report: BuildReport, fresh: Sequence[CompletionRecord], device: str, elapsed: float
 ) -> None:
-    """What this run's shards cost, by stage and by device; `elapsed`: seconds since the command
-    began.
-    """
+    """What this run's shards cost, by stage and device; `elapsed`: seconds so far."""
     stats = [record.stats for record in fresh]
     report.encoded = sum(record.rows for record in fresh)
     report.computed_tokens = sum(one.computed for one in stats)
@@ -136,9 +134,7 @@ def count_work(
 
 
 def _start_up_seconds(fresh: Sequence[CompletionRecord], started: float, limit: float) -> float:
-    """From the command's start to the first token batch, by the clocks of the driver and of the
-    workers.
-    """
+    """From the command's start to the first token batch, by the workers' clocks."""
     offset = time.time() - time.monotonic()
     first = min(record.stats.started for record in fresh) - offset
     return min(max(0.0, first - started), limit)

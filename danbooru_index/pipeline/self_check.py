@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from danbooru_index.config import Mode
+from danbooru_index.choices import Mode
 from danbooru_index.embeddings import Embeddings
 from danbooru_index.errors import BuildFailedError, first_line
 from danbooru_index.index.catalog import Generation
@@ -58,9 +58,7 @@ def self_queries(
 def _finds_itself(
     reader: GenerationReader, query: EncodedQuery, row: int, mode: Mode, rows: Rows, scores: Scores
 ) -> bool:
-    """Whether a record answers its own text; `rows`, `scores`: the nearest records by dense
-    score.
-    """
+    """Whether a record answers its own text; `rows`, `scores`: nearest by dense score."""
     by = retrievers(reader)
     if mode is Mode.SPARSE:
         if not query.sparse:
@@ -94,9 +92,7 @@ def _reaches(score: float, own: float) -> bool:
 def check_tables(
     generation: Generation, versions: Mapping[str, int], records: list[CompletionRecord]
 ) -> Checks:
-    """The committed tables against the records: counts, unique ids, one order; raise
-    `BuildFailedError` if they differ.
-    """
+    """The tables against the records: counts, ids, order. Raises `BuildFailedError`."""
     expected = sum(record.rows for record in records)
     problems = [
         f"shard {record.shard}: {record.read} read, {record.rows} kept, {len(record.rejects)}"

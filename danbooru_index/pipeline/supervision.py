@@ -1,6 +1,4 @@
-"""What ends in bounded time whatever happens: attempts counted in files, device calls under a
-watchdog.
-"""
+"""What keeps time bounded: attempts counted in files, device calls under a watchdog."""
 
 from __future__ import annotations
 

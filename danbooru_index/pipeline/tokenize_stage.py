@@ -15,9 +15,7 @@ from danbooru_index.pipeline.worker_model import load_tokenizer
 
 
 class TokenizeShard:
-    """Reads and tokenises shards. A tokenizer that cannot be loaded is the outcome of every task,
-    and fatal.
-    """
+    """Reads and tokenises shards. A tokenizer that cannot be loaded is FATAL for each task."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from danbooru_index.config import Device, Precision
+from danbooru_index.choices import Device, Precision
 from danbooru_index.errors import DanbooruIndexError, ModelError
 from danbooru_index.index.codec import load_codec
 from danbooru_index.model.checkpoint import model_id, resolve_model, stamp_of

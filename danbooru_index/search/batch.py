@@ -1,6 +1,4 @@
-"""Many queries at once: the rows that `rank` gives for each, reading every table once for all of
-them.
-"""
+"""Many queries at once: the same rows as `rank`, every table read once for all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from danbooru_index.config import Filter, Mode, Weights
+from danbooru_index.choices import Mode
+from danbooru_index.config import Filter, Weights
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.model.late_interaction import as_matrices, max_sim
 from danbooru_index.search.filters import allowed
@@ -98,9 +97,7 @@ def _in_parts(
 
 
 class _Best:
-    """The best `limit` rows of each query so far, as blocks of scores [queries, rows] come in row
-    order.
-    """
+    """The best `limit` rows of each query so far; scores [queries, rows] come in row order."""
 
     def __init__(self, queries: int, limit: int, mask: np.ndarray[Any, Any]) -> None:
         self._limit, self._mask, self._at = limit, mask, 0

@@ -1,6 +1,4 @@
-"""ColBERT retrieval: MaxSim of a query's matrix with each row's. Candidates of its own read the
-whole table.
-"""
+"""ColBERT retrieval: MaxSim of a query's matrix with each row's, over the whole table."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Which rows a filter lets through: as a mask, and as Lance takes it. Values are compared, never
-parsed.
-"""
+"""Which rows a filter lets through: a mask, and Lance's form. Values are never parsed."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from danbooru_index.config import Filter, Mode, Weights
+from danbooru_index.choices import Mode
+from danbooru_index.config import Filter, Weights
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.search.colbert import ColbertRetriever
 from danbooru_index.search.dense import DenseRetriever

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from danbooru_index.config import Device, Precision
+from danbooru_index.choices import Device, Precision
 from danbooru_index.errors import ModelError
 from danbooru_index.index.catalog import Generation
 from danbooru_index.model.checkpoint import resolve_model
@@ -35,12 +35,9 @@ class QueryEncoder:
         precision = Precision.FP16 if info.kind == "cuda" else Precision.FP32
         self._tokenizer = Tokenizer(checkpoint.path, generation.manifest.fingerprint.max_length)
         codec = generation.load_codec()
-        self._encoder = Encoder(
-            checkpoint.path,
-            Device(info.kind),
-            precision,
-            projection=None if codec is None else codec.matrix,
-        )
+        matrix = None if codec is None else codec.matrix
+        device = Device(info.kind)
+        self._encoder = Encoder(checkpoint.path, device, precision, projection=matrix)
         self._instruction = (
             generation.manifest.query_instruction if instruction is None else instruction
         )

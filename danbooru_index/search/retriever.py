@@ -49,9 +49,7 @@ class Retriever(Protocol):
     """
 
     def candidates(self, query: EncodedQuery, k: int, allowed: Allowed) -> tuple[Rows, Scores]:
-        """Up to `k` of the rows allowed, best first, ties in row order; none that scores nothing at
-        all.
-        """
+        """Up to `k` of the allowed rows, best first, ties in row order; none without a score."""
 
     def score(self, query: EncodedQuery, rows: Rows) -> Scores:
         """The score of each given row, [rows]."""

@@ -37,9 +37,7 @@ class SparseRetriever:
         return scores
 
     def _postings(self, query: EncodedQuery) -> list[tuple[Rows, Scores]]:
-        """Of each of the query's tokens: the rows that have it, ascending, and what it adds to
-        each.
-        """
+        """For each token of the query: its rows, ascending, and what it adds to each."""
         index = self.reader.inverted
         found = []
         for token, weight in query.sparse.items():

@@ -16,7 +16,8 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from danbooru_index.config import Device, Filter, Mode, Weights
+from danbooru_index.choices import Device, Mode
+from danbooru_index.config import Filter, Weights
 from danbooru_index.errors import StorageError, UsageError
 from danbooru_index.index.catalog import Generation, IndexRoot
 from danbooru_index.index.lance_io import panics_as_errors
@@ -53,9 +54,7 @@ class Hit:
 
 
 class TagIndex:
-    """The published generation of an index, and the model that built it (loaded at the first
-    query).
-    """
+    """The published generation of an index, and its model, loaded at the first query."""
 
     def __init__(
         self,

@@ -49,9 +49,7 @@ class Storage(Protocol):
         """What is directly in a folder, by name; nothing where there is no folder."""
 
     def sizes(self) -> dict[str, int]:
-        """The size of every file under a folder, by its path in it; empty where there is no
-        folder.
-        """
+        """The sizes of all files under a folder, by path in it; empty if there is none."""
 
     # ---- writing: whole or not at all, and durable when the call returns ----
 
@@ -94,9 +92,7 @@ class Storage(Protocol):
     # ---- the place as a whole ----
 
     def owned(self) -> AbstractContextManager[None]:
-        """Own the index here for the length of a block; raise `IndexBusyError` when another process
-        does.
-        """
+        """Own the index here inside the block; raise `IndexBusyError` if another process does."""
 
     @property
     def ownership_lapses(self) -> bool:
@@ -117,9 +113,7 @@ def is_temporary(path: Storage) -> bool:
 
 
 def remove_temporary(folder: Storage) -> None:
-    """Delete what killed processes left of files that were not named yet; only where none is being
-    written.
-    """
+    """Delete temporary files that killed processes left; only while none is being written."""
     for path in folder.entries():
         if is_temporary(path):
             path.delete()

@@ -27,9 +27,7 @@ class Versioned(Protocol):
     def create(self, content: bytes, *, durable: bool = True) -> bool: ...
 
     def swap(self, content: bytes, version: str) -> str | None:
-        """Replace the object if it is still the version given; return the new one, None if it was
-        not.
-        """
+        """Replace the object if it has this version; return the new one, None if it has not."""
 
     def read_version(self) -> tuple[bytes, str]: ...
 
@@ -65,9 +63,7 @@ def leased(root: str, path: Versioned) -> Iterator[None]:
 
 
 class _Lease:
-    """One holder's claim: an object that says until when, replaced only while it is still this
-    holder's.
-    """
+    """One holder's claim: an object with an end time, replaced only by its holder."""
 
     def __init__(self, path: Versioned) -> None:
         self._path = path

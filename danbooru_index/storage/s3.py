@@ -10,22 +10,14 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import lru_cache
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from danbooru_index.errors import InstallationError, UsageError, first_line
+from danbooru_index.errors import UsageError
 from danbooru_index.failpoints import reach
 from danbooru_index.storage.lease import leased
-
-if TYPE_CHECKING:
-    from obstore.store import S3Store
-
-RETRY_S = 30.0
+from danbooru_index.storage.s3_client import _endpoint, as_os_errors, bucket_store, obstore_module
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,6 +25,8 @@ class S3Storage:
     """An object, or everything under a prefix; a folder is there when an object is under it. What
     the verbs mean says `base.Storage`: S3 writes whole objects, atomically and durably, so there is
     nothing to sync.
+
+    Its length is that of the protocol: one verb of `Storage` after the other.
     """
 
     bucket: str
@@ -87,16 +81,16 @@ class S3Storage:
         return io.BytesIO(self.read())
 
     def size(self) -> int:
-        obstore = _obstore()
+        obstore = obstore_module()
 
-        with _as_os_errors(self):
-            return int(obstore.head(_store(self.bucket), self.key)["size"])
+        with as_os_errors(self):
+            return int(obstore.head(bucket_store(self.bucket), self.key)["size"])
 
     def entries(self) -> list[S3Storage]:
-        obstore = _obstore()
+        obstore = obstore_module()
 
-        with _as_os_errors(self):
-            found = obstore.list_with_delimiter(_store(self.bucket), self._prefix())
+        with as_os_errors(self):
+            found = obstore.list_with_delimiter(bucket_store(self.bucket), self._prefix())
         keys = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         return sorted(S3Storage(self.bucket, key) for key in keys)
 
@@ -112,15 +106,15 @@ class S3Storage:
         """After a lost reply the client asks again and is told that the object is there: False for
         one of its own.
         """
-        obstore = _obstore()
+        obstore = obstore_module()
         from obstore.exceptions import AlreadyExistsError
 
         if durable:
             reach("create.before_link")
-        with _as_os_errors(self):
+        with as_os_errors(self):
             try:
                 obstore.put(
-                    _store(self.bucket), self.key, content, mode="create", use_multipart=False
+                    bucket_store(self.bucket), self.key, content, mode="create", use_multipart=False
                 )
             except AlreadyExistsError:
                 return False
@@ -129,24 +123,24 @@ class S3Storage:
         return True
 
     def replace(self, content: bytes) -> None:
-        obstore = _obstore()
+        obstore = obstore_module()
 
         reach("replace.before_rename")
-        with _as_os_errors(self):
-            obstore.put(_store(self.bucket), self.key, content, use_multipart=False)
+        with as_os_errors(self):
+            obstore.put(bucket_store(self.bucket), self.key, content, use_multipart=False)
         reach("replace.after_rename")
 
     def swap(self, content: bytes, version: str) -> str | None:
         """Replace the object if it is still the version given (its e-tag); return the new one, None
         if it was not.
         """
-        obstore = _obstore()
+        obstore = obstore_module()
         from obstore.exceptions import PreconditionError
 
-        with _as_os_errors(self):
+        with as_os_errors(self):
             try:
                 done = obstore.put(
-                    _store(self.bucket),
+                    bucket_store(self.bucket),
                     self.key,
                     content,
                     mode={"e_tag": version},
@@ -158,25 +152,25 @@ class S3Storage:
 
     def read_version(self) -> tuple[bytes, str]:
         """The content and its e-tag."""
-        obstore = _obstore()
+        obstore = obstore_module()
 
-        with _as_os_errors(self):
-            found = obstore.get(_store(self.bucket), self.key)
+        with as_os_errors(self):
+            found = obstore.get(bucket_store(self.bucket), self.key)
             return bytes(found.bytes()), str(found.meta["e_tag"])
 
     def rename(self, name: str) -> None:
         """Copy one object, then delete it."""
-        obstore = _obstore()
+        obstore = obstore_module()
 
-        with _as_os_errors(self):
-            obstore.copy(_store(self.bucket), self.key, (self.parent / name).key)
-            obstore.delete(_store(self.bucket), self.key)
+        with as_os_errors(self):
+            obstore.copy(bucket_store(self.bucket), self.key, (self.parent / name).key)
+            obstore.delete(bucket_store(self.bucket), self.key)
 
     def delete(self) -> None:
-        obstore = _obstore()
+        obstore = obstore_module()
 
-        with contextlib.suppress(FileNotFoundError), _as_os_errors(self):
-            obstore.delete(_store(self.bucket), self.key)
+        with contextlib.suppress(FileNotFoundError), as_os_errors(self):
+            obstore.delete(bucket_store(self.bucket), self.key)
 
     def hide(self, witness: str) -> S3Storage:
         (self / witness).delete()
@@ -210,53 +204,8 @@ class S3Storage:
         return f"{self.key}/" if self.key else ""
 
     def _under(self, chunk: int) -> Iterator[Any]:
-        obstore = _obstore()
+        obstore = obstore_module()
 
-        with _as_os_errors(self):
-            for part in obstore.list(_store(self.bucket), self._prefix(), chunk_size=chunk):
+        with as_os_errors(self):
+            for part in obstore.list(bucket_store(self.bucket), self._prefix(), chunk_size=chunk):
                 yield from part
-
-
-def _endpoint() -> dict[str, str]:
-    url = (
-        os.environ.get("AWS_ENDPOINT_URL_S3")
-        or os.environ.get("AWS_ENDPOINT_URL")
-        or os.environ.get("AWS_ENDPOINT")
-    )
-    if not url:
-        return {}
-    return {"aws_endpoint": url} | ({"allow_http": "true"} if url.startswith("http://") else {})
-
-
-def _obstore() -> Any:
-    try:
-        return import_module("obstore")
-    except ModuleNotFoundError:
-        raise InstallationError(
-            "s3:// needs obstore: pip install -c constraints.txt -e '.[s3]'"
-        ) from None
-
-
-@lru_cache(maxsize=16)
-def _store(bucket: str) -> S3Store:
-    from obstore.store import S3Store
-
-    options: dict[str, Any] = dict(_endpoint())
-    client = {"allow_http": True} if options.pop("allow_http", None) else {}
-    retry = {"retry_timeout": timedelta(seconds=RETRY_S)}
-    return S3Store(bucket, client_options=client, retry_config=retry, **options)
-
-
-@contextlib.contextmanager
-def _as_os_errors(path: S3Storage) -> Iterator[None]:
-    exceptions = _obstore().exceptions
-    try:
-        yield
-    except (FileNotFoundError, exceptions.NotFoundError):
-        raise FileNotFoundError(2, "no such object", str(path)) from None
-    except exceptions.BaseError as error:
-        said = (
-            f"cannot be used ({first_line(error, 240)}); check the bucket, AWS_ENDPOINT_URL and the"
-            " credentials"
-        )
-        raise OSError(5, said, str(path)) from None

@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 ASIDE_SHARE, MOST_ASIDE = 0.02, 1000
 
 
-def held_out_queries(config: FinetuneConfig) -> list[str]:
-    """The queries that are never trained on."""
-    return [query.text for path in config.held_out for query in read_queries(path)]
+def held_out_queries(paths: Iterable[str]) -> list[str]:
+    """The queries that are never trained on, of all these files."""
+    return [query.text for path in paths for query in read_queries(path)]
 
 
 def training_digest(config: FinetuneConfig, base_id: str) -> str:

@@ -48,7 +48,7 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
             f"--query-length, --passage-length: {base.name} takes at most {longest_text(base)}"
             " tokens"
         )
-    held_out = held_out_queries(config)
+    held_out = held_out_queries(config.held_out)
     digest = training_digest(config, base.model_id)
     if (out / REPORT).is_file():
         return _finished(out, digest)

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from danbooru_index.config import Device, Precision
+from danbooru_index.choices import Device, Precision
 from danbooru_index.errors import UsageError
 
 LOWEST_TEMPERATURE, HIGHEST_LR, SHORTEST_LENGTH = 1e-4, 0.1, 8
@@ -57,10 +57,8 @@ class FinetuneConfig:
                 f"--temperature is at least {LOWEST_TEMPERATURE}, --lr at most {HIGHEST_LR}: none"
                 " would train"
             )
-        if (
-            min(self.query_length, self.passage_length) < SHORTEST_LENGTH
-            or not 0 <= self.seed < 1 << 32
-        ):
+        shortest = min(self.query_length, self.passage_length)
+        if shortest < SHORTEST_LENGTH or not 0 <= self.seed < 1 << 32:
             raise UsageError(
                 f"--query-length, --passage-length: at least {SHORTEST_LENGTH} tokens; --seed from"
                 " 0 to 2^32"
@@ -68,10 +66,7 @@ class FinetuneConfig:
         if self.num_gpus is not None and self.num_gpus < 1:
             raise UsageError(f"--num-gpus must be at least 1, not {self.num_gpus}")
         if not 1 <= self.ranks[0] <= self.ranks[1] or not 0 <= self.mined_share <= 1:
-            raise UsageError(
-                "--ranks takes two ranks, the first not above the second; --mined-share a share"
-                " of 1"
-            )
+            raise UsageError("--ranks takes two ranks, in order; --mined-share a share of 1")
         if self.index is None and self.model is None:
             raise UsageError(
                 "which model is to be tuned: pass --index, whose model it is then, or --model"

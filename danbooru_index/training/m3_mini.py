@@ -17,13 +17,12 @@ import numpy as np
 import torch
 
 from danbooru_index.errors import InputError, UsageError
-from danbooru_index.evaluation.queries import read_queries
 from danbooru_index.ingest.sources import list_inputs, read_dump
 from danbooru_index.machine import cpu_count
 from danbooru_index.model.checkpoint import model_id
 from danbooru_index.records import Record
 from danbooru_index.storage.local import LocalStorage
-from danbooru_index.training.data import stamps
+from danbooru_index.training.data import held_out_queries, stamps
 from danbooru_index.training.finetune import finetune
 from danbooru_index.training.finetune_config import FinetuneConfig, FinetuneReport
 from danbooru_index.training.mini_tokenizer import token_rows, train_tokenizer
@@ -60,7 +59,7 @@ def make_mini(
             f"{', '.join(records)}: no usable record; see the reasons with danbooru-index prepare"
         )
     called = read_names(names)
-    queries = {normal(query.text) for path in held_out for query in read_queries(path)}
+    queries = {normal(query) for query in held_out_queries(held_out)}
     training = _draw_weights(read, called, queries, recipe)
     base, pairs = work / "base", work / "pairs.jsonl"
     texts = [record.text for record in read]
@@ -137,9 +136,7 @@ def _draw_weights(
 
 
 def _drawn(training: WeightedPairs, texts: list[str], recipe: MiniRecipe) -> Iterator[Pair]:
-    """Pairs by their weights, each with texts at random that are not its answer: so that the prior
-    is kept.
-    """
+    """Pairs drawn by weight, each with random texts that are not its answer."""
     rng = np.random.default_rng(recipe.seed)
     for i in rng.choice(len(training.pairs), recipe.pairs, p=training.weights).tolist():
         pair = training.pairs[i]

@@ -1,6 +1,4 @@
-"""The token vectors of m3-mini: learned as a mean, with popularity and rarity along axes of their
-own.
-"""
+"""m3-mini's token vectors: learned as means, with axes for popularity and rarity."""
 
 from __future__ import annotations
 
@@ -129,10 +127,9 @@ def with_prior(
 ) -> torch.Tensor:
     """The vectors with how popular their tokens' tags are along an axis.
 
-    People ask for what is drawn often: all else equal, 【服饰】 is meant before 【画师】. A
-    category's token takes -1 to 1 of its length for the mean logarithm of its tags' post counts,
-    any other `token_prior` times what a ridge regression says that it adds to that (at
-    most `LARGEST_SHARE`), and keeps its direction with what is left.
+    People ask for what is drawn often: 【服饰】 before 【画师】. A category's token takes -1 to 1
+    of its length for its tags' mean log post count; any other takes `token_prior` times what a
+    ridge regression adds to that, at most `LARGEST_SHARE`. Each keeps its direction.
     """
     tokenizer = load_mini_tokenizer(folder)
     by_category: dict[str, list[float]] = {}
@@ -190,17 +187,13 @@ def with_rarity(vectors: torch.Tensor, rows: TokenRows, recipe: MiniRecipe) -> t
 
 
 def inverse_frequency(rows: TokenRows, vocabulary: int) -> Vector:
-    """Inverse document frequency of each token, [vocabulary], from 0 (in every text) to 1
-    (in one).
-    """
+    """Inverse document frequency of each token, [vocabulary]: 0 in every text, 1 in one."""
     seen = np.bincount([token for row in rows for token in set(row)], minlength=vocabulary)
     return np.log(len(rows) / np.maximum(seen, 1)) / math.log(max(2, len(rows)))
 
 
 def reserved_axis(hidden: int, which: int) -> torch.Tensor:
-    """A unit vector in the reserved dimensions: of mean zero, so that layer norms keep its
-    direction.
-    """
+    """A unit vector in the reserved dimensions, of mean zero: layer norms keep its direction."""
     axis = torch.zeros(hidden)
     axis[hidden - 2 * which - 2 : hidden - 2 * which] = torch.tensor([-1.0, 1.0]) / math.sqrt(2)
     return axis

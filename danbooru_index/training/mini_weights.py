@@ -80,9 +80,7 @@ def refit_sparse(folder: Path, rows: TokenRows, recipe: MiniRecipe) -> None:
 
 
 def _begin_as_mean(model: Any, vectors: torch.Tensor, recipe: MiniRecipe) -> None:
-    """Uniform attention, values passed through times `gain`, and feed-forward layers that begin at
-    nothing.
-    """
+    """Uniform attention, values times `gain`, feed-forward layers that begin at zero."""
     wide = math.sqrt(recipe.hidden)
     embeddings = model.embeddings
     embeddings.word_embeddings.weight.copy_(vectors)
@@ -136,9 +134,7 @@ def _weigh_by_rarity(
 
 
 def ship(tuned: Path, out: Path) -> None:
-    """A tuned model as the package carries it: the weights in float16, and only what a model folder
-    needs.
-    """
+    """A tuned model as the package carries it: float16 weights and the needed files only."""
     from safetensors.torch import load_file, save_file
 
     shutil.rmtree(out, ignore_errors=True)

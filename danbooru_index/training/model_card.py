@@ -1,6 +1,4 @@
-"""What a fine-tuning leaves beside its model: the curves of its log as a picture, and the model
-card.
-"""
+"""What a fine-tuning leaves beside its model: its curves as a picture, and the model card."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from danbooru_index.config import Filter, Mode
+from danbooru_index.choices import Mode
+from danbooru_index.config import Filter
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.progress import StepProgress

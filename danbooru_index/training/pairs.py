@@ -122,8 +122,7 @@ def is_pairs_file(path: Path) -> bool:
 def make_pairs(
     records: Iterable[Record], names: Mapping[str, Sequence[str]], forbidden: Iterable[str]
 ) -> Iterator[Pair]:
-    """The pairs of each record: its tag's words, its aliases, its explanation and the parts of it,
-    and further names.
+    """The pairs of each record: its tag's words, aliases, explanation and its parts, and `names`.
 
     An explanation's answer is the text without it: a name is to be learned from its tag, not from a
     copy of itself. `forbidden`: queries in their normal form that are left out.
@@ -195,9 +194,7 @@ def read_names(paths: Sequence[str]) -> dict[str, list[str]]:
 
 
 def check_held_out(pairs: Iterable[Pair], held_out: Iterable[str]) -> None:
-    """Raise `InputError` when a held-out query is among the pairs: the last look before
-    training.
-    """
+    """Raise `InputError` if a held-out query is among the pairs: the last look before training."""
     forbidden = {normal(query) for query in held_out}
     for pair in pairs:
         if normal(pair.query) in forbidden:

@@ -3,7 +3,7 @@ self-distillation) on its device.
 
 Runs inside Ray Train's worker group; called by `finetune`. The first worker writes what it measures
 to a log, saves checkpoints, and marks each as complete; a training that was killed goes on from the
-last complete one.
+last complete one. In one module: all of it runs in the worker, and only there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
 from FlagEmbedding.finetune.embedder.encoder_only.m3.modeling import EncoderOnlyEmbedderM3Model
 from transformers import TrainerCallback
 
-from danbooru_index.config import Precision
+from danbooru_index.choices import Precision
 from danbooru_index.machine import cpu_name
 from danbooru_index.model.weights import complete_weights
 from danbooru_index.training.pairs import ASIDE, FAILURE, FINAL, LOG, PAIRS
@@ -62,9 +62,7 @@ class UnifiedModel(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
 
 
 class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
-    """FlagEmbedding's runner with `UnifiedModel`, weights in fp32, and nothing trained that has no
-    gradient.
-    """
+    """FlagEmbedding's runner with `UnifiedModel`, in fp32; what has no gradient is frozen."""
 
     def load_tokenizer_and_model(self) -> tuple[Any, Any]:
         tokenizer, model = super().load_tokenizer_and_model()

@@ -1,6 +1,4 @@
-"""Ray Train's worker group: started, followed by what its first worker logs, and its failure in one
-line.
-"""
+"""Ray Train's worker group: started, followed by its first worker's log; how it failed."""
 
 from __future__ import annotations
 
@@ -12,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from danbooru_index.choices import Device
 from danbooru_index.cluster.resources import gpus_for, on_worker, worker_environment
 from danbooru_index.cluster.session import ray_session
-from danbooru_index.config import Device
 from danbooru_index.errors import BuildFailedError, first_line
 from danbooru_index.machine import cpu_count, uncollected
 from danbooru_index.model.checkpoint import Checkpoint
