@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := .demo
 
-.PHONY: demo quick test avx2 chaos lint benchmark clean
+.PHONY: demo quick test test-long avx2 chaos lint benchmark clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,10 +21,15 @@ demo: $(BIN)/.installed
 		| $(BIN)/danbooru-index search $(DEMO)/index - --limit 5 --device cpu
 
 quick: $(BIN)/.installed
-	$(BIN)/python -m pytest -q -m 'not ray and not slow'
+	$(BIN)/python -m pytest -q -m 'not ray and not slow and not long'
 
+# Every capability once, for real: Ray, LanceDB, FlagEmbedding, a submitted job, a kill, a resume, a training.
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -q --durations=15
+	$(BIN)/python -m pytest -q -m 'not long' --durations=15
+
+# The others: the campaigns in their reduced form, whole rebuilds, hanging Rays, bare machines.
+test-long: $(BIN)/.installed
+	$(BIN)/python -m pytest -q -m long --durations=15
 
 # The tests of what computes once more, as on a processor with AVX2 only: no AVX-512, no bf16.
 COMPUTING := forward encoder codec embedded weights gpu evaluation

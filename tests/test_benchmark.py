@@ -57,6 +57,7 @@ def measure_here(capfd, checkpoint, *words):
     return json.loads(out.splitlines()[-1])["parts"], out
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_encoder_is_compared_with_flag_embedding_and_agrees(checkpoint, capfd):
     parts, out = measure_here(
@@ -81,6 +82,7 @@ def test_the_encoder_is_compared_with_flag_embedding_and_agrees(checkpoint, capf
     assert "fp32 against flagembedding" in out
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_precision_is_measured_where_one_is_asked_for(checkpoint, capfd):
     words = (
@@ -98,6 +100,7 @@ def test_one_precision_is_measured_where_one_is_asked_for(checkpoint, capfd):
     assert list(parts["encoder"]["seconds"]) == ["ours, bf16"]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_simulated_parts_are_real_builds(checkpoint):
     parts = run(checkpoint, "shards", "--rows", "16", "--repeats", "1")

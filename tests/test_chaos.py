@@ -11,6 +11,7 @@ REDUCED = [name for name, campaign in CAMPAIGNS.items() if campaign.reduced]
 REGRESSIONS: list[tuple[str, int, int]] = []  # (campaign, seed, count) of cases that once failed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", REDUCED)
 def test_a_promise_holds_under_faults(name):
     outcome = run_apart(name, 0, CAMPAIGNS[name].reduced)

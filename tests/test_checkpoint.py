@@ -155,6 +155,7 @@ def test_a_folder_of_another_model_is_refused(checkpoint, tmp_path):
         resolve_model(str(folder))
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_build_from_a_hub(repository, sample_shards, tmp_path):

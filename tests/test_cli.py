@@ -211,6 +211,7 @@ def test_rejects_exit_3_0_or_1(tmp_path):
     assert not (tmp_path / "t").exists()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_rebuild_search_roll_back_from_the_command_line(tmp_path, checkpoint, capfd):

@@ -279,6 +279,7 @@ def in_a_new_process(*arguments, env):
     )
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_workers_of_a_private_ray_have_their_environment_from_the_start(bare):
@@ -290,6 +291,7 @@ def test_the_workers_of_a_private_ray_have_their_environment_from_the_start(bare
     assert json.loads(done.stdout) == [True, ["error", "2"], ["warn", None]]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_build_with_nothing_set_at_all(bare, sample_shards, tmp_path):
@@ -345,6 +347,7 @@ def test_what_a_job_asks_of_a_cluster_with_gpus_fits(nodes, encoders, num_cpus, 
     assert asked <= sum(node["CPU"] for node in nodes) or not nodes[0]["CPU"]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_garbage_that_holds_references_of_ray_does_not_end_the_process_while_ray_ends():

@@ -128,6 +128,7 @@ def config(shards, index, checkpoint, **options):
     return BuildConfig(str(shards), str(index), model=str(checkpoint), **options)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_projected_build_resumes_with_its_projection_and_answers(
     ray_session, sample_shards, checkpoint, tmp_path

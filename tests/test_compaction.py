@@ -56,6 +56,7 @@ def plain(tmp_path_factory):
     return path
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_build_compacts_says_so_and_what_would_be_faster(
     tmp_path, sample_shards, checkpoint, ray_session, monkeypatch

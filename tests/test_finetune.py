@@ -65,6 +65,33 @@ def dump(tmp_path_factory, sample):
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_short_training_from_pairs_alone_ends_with_a_model(
+    base, sample, tmp_path, ray_session, capfd
+):
+    """Four steps, with negatives of its own: no index is needed."""
+    texts = [record["text"] for record in sample[:64]]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        "".join(
+            json.dumps({"query": record["tag"], "pos": [text], "neg": [texts[(i + 7) % 64]]}) + "\n"
+            for i, (record, text) in enumerate(zip(sample, texts, strict=False))
+        )
+    )
+    out = tmp_path / "tuned"
+    said = run_here(capfd, "finetune", pairs, "--model", base, "--out", out, *SETTINGS, "--json")
+    report = json.loads(said)
+    assert report["steps"] >= 3
+    assert report["model_id"] == model_id(out) != report["base_id"] == model_id(base)
+    before, after = (
+        torch.load(folder / "sparse_linear.pt", weights_only=True)["weight"]
+        for folder in (base, out)
+    )
+    assert float((before - after).abs().max()) > 0
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_training_is_killed_goes_on_and_ends_with_a_model(
     dump, index, base, sample, tmp_path, capfd
 ):

@@ -46,6 +46,7 @@ def build(tmp_path, shards, model, script, env):
     return index
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_bare_environment_with_little_of_everything(
     ray_session, tmp_path, sample_shards, checkpoint
@@ -67,6 +68,7 @@ def test_a_bare_environment_with_little_of_everything(
     assert (index / "CURRENT.json").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("setpriv"),

@@ -231,6 +231,7 @@ def test_strict_refuses_before_anything_is_built(checkpoint, tmp_path):
     assert IndexRoot(tmp_path / "index").generations() == []
 
 
+@pytest.mark.long
 def test_an_open_index_follows_a_change_of_its_query_instruction(
     sample_shards, checkpoint, tmp_path, undisturbed
 ):
@@ -275,6 +276,7 @@ def test_another_model_cannot_query(undisturbed, other_checkpoint):
         tags.search("x")
 
 
+@pytest.mark.long
 def test_every_change_starts_a_new_generation_and_says_why(
     sample_shards, checkpoint, other_checkpoint, tmp_path, undisturbed
 ):
@@ -339,6 +341,7 @@ def test_rejects_of_any_parquet_are_counted_and_kept(ray_session, checkpoint, tm
     ]
 
 
+@pytest.mark.long
 def test_failed_shards_can_be_left_out_on_request(
     ray_session, sample_shards, checkpoint, tmp_path, undisturbed
 ):
@@ -384,6 +387,7 @@ def test_a_cluster_without_a_gpu_says_so_at_once(ray_session, sample_shards, che
     assert IndexRoot(tmp_path / "index").generations() == [], "before anything was begun"
 
 
+@pytest.mark.long
 def test_large_shards_are_written_in_slices(
     ray_session, sample_shards, checkpoint, tmp_path, monkeypatch, undisturbed
 ):
@@ -407,6 +411,7 @@ def test_large_shards_are_written_in_slices(
     assert_same(tmp_path / "index", undisturbed[2], tolerance=1e-3)
 
 
+@pytest.mark.long
 def test_a_damaged_published_generation_is_left_alone_and_built_anew(
     sample_shards, checkpoint, tmp_path, undisturbed
 ):
@@ -525,6 +530,7 @@ def test_a_card_that_cannot_load_the_model_is_named(ray_session, monkeypatch):
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(nvidia_driver() is not None, reason="there is a GPU here")
 def test_gpus_that_ray_offers_and_torch_cannot_use_are_an_error(
     sample_shards, checkpoint, tmp_path

@@ -259,6 +259,7 @@ def under_uv(command, cwd):
     )
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_build_beside_600_mb_under_uv_run_uploads_nothing(tmp_path, sample_shards, checkpoint):
@@ -315,6 +316,7 @@ def build_command(shards, index, model):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_ray_that_does_not_start_in_time_is_tried_again(tmp_path, sample_shards, checkpoint):
@@ -339,6 +341,7 @@ def test_a_ray_that_does_not_start_in_time_is_tried_again(tmp_path, sample_shard
     assert all_gone([first.pid])
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["starting", "building", "ending"])
