@@ -23,7 +23,7 @@ demo: $(BIN)/.installed
 quick: $(BIN)/.installed
 	$(BIN)/python -m pytest -q -m 'not ray and not slow and not long'
 
-# Every capability once, for real: Ray, LanceDB, FlagEmbedding, a submitted job, a kill, a resume, a training.
+# Every capability once, for real: see tests/README.md.
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest -q -m 'not long' --durations=15
 

@@ -2,7 +2,6 @@
 stands.
 """
 
-import os
 import re
 import shlex
 import shutil
@@ -17,6 +16,12 @@ from danbooru_index.cli.entry import make_parser
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
+CHAPTERS = [
+    "danbooru_index/README.md",
+    "danbooru_index/training/README.md",
+    "jobs/README.md",
+    "tests/README.md",
+]
 
 
 def blocks(name, kind):
@@ -33,39 +38,43 @@ def commands(name):
                 yield words
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_every_command_of_the_readme_parses(name):
+def arguments_of(words):
+    """The words of a command line of ours, its verb first; nothing for another program's."""
+    for place, word in enumerate(words):
+        script = re.fullmatch(r"jobs/(build|rebuild|benchmark|finetune)\.py", word)
+        if word.endswith("danbooru-index") or script:
+            given = ([script[1]] if script else []) + words[place + 1 :]
+            return given[: given.index(">>")] if ">>" in given else given
+    return []
+
+
+def test_every_command_of_every_readme_parses():
+    """The chapters together show every verb."""
     seen = set()
-    for words in commands(name):
-        for place, word in enumerate(words):
-            if word.endswith("danbooru-index"):
-                arguments = words[place + 1 :]
-            elif word in (
-                "jobs/build.py",
-                "jobs/rebuild.py",
-                "jobs/benchmark.py",
-                "jobs/finetune.py",
-            ):
-                arguments = [Path(word).stem, *words[place + 1 :]]
-            else:
-                continue
-            arguments = arguments[: arguments.index(">>")] if ">>" in arguments else arguments
-            assert make_parser().parse_args(arguments).command
-            seen.add(arguments[0])
-    assert seen == {
-        "prepare",
-        "build",
-        "rebuild",
-        "search",
-        "status",
-        "verify",
-        "rollback",
-        "prune",
-        "benchmark",
-        "evaluate",
-        "finetune",
-        "doctor",
-    }
+    for name in [*READMES, *CHAPTERS]:
+        for words in commands(name):
+            if arguments := arguments_of(words):
+                assert make_parser().parse_args(arguments).command
+                seen.add(arguments[0])
+    verbs = next(iter(make_parser()._subparsers._group_actions)).choices
+    assert seen | {"doctor"} == set(verbs)
+    assert "`danbooru-index doctor`" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [*READMES, *CHAPTERS])
+def test_the_environment_is_active_before_the_first_command(name):
+    """`.venv/bin/`, or its activation, stands above the first `danbooru-index` of a shell block."""
+    shell = "".join(blocks(name, r"sh(?: run)?"))
+    if "danbooru-index " in shell:
+        assert ".venv/bin/" in shell[: shell.index("danbooru-index ")]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_a_readme_is_one_screen_and_its_chapters(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert len(text.encode()) <= 8192
+    for chapter in CHAPTERS:
+        assert f"({chapter})" in text
 
 
 def test_both_readmes_hold_the_same_commands():
@@ -73,54 +82,77 @@ def test_both_readmes_hold_the_same_commands():
     assert first == second
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_what_the_readme_names_exists(name):
+@pytest.mark.parametrize("name", [*READMES, *CHAPTERS])
+def test_what_a_readme_names_exists(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    for target in re.findall(r"`?make (\w+)", text):
+    for target in re.findall(r"`make ([\w-]+)|^ +make ([\w-]+)", text, re.MULTILINE):
+        target = "".join(target)
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / link).exists(), link
+        assert (ROOT / name).parent.joinpath(link).exists(), link
     options = set(re.findall(r"`(--[a-z-]+)", text))
     verbs = next(iter(make_parser()._subparsers._group_actions)).choices.values()
     known = {option for verb in verbs for option in verb._option_string_actions}
     assert options <= known
+
+
+@pytest.mark.parametrize("name", [*READMES, "danbooru_index/README.md"])
+def test_every_room_is_named(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
     for room in (ROOT / "danbooru_index").glob("*/__init__.py"):
-        assert f"      {room.parent.name}/" in text, room
+        assert re.search(rf"^(?: +|\| ){room.parent.name}[/ ]", text, re.MULTILINE), room
+
+
+def run_block(name, tmp_path):
+    """Run the `sh run` block of a chapter where its files are, with this environment as `.venv`."""
+    (tmp_path / "danbooru_index").mkdir()
+    shutil.copy(ROOT / "danbooru_index" / "sample_tags.jsonl", tmp_path / "danbooru_index")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (block,) = blocks(name, "sh run")
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", block],
+        cwd=tmp_path,
+        env=bare_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return done
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_walk_through_runs_as_it_stands(tmp_path):
-    """In a copy of the files it names, with this environment's commands first in the PATH, and
-    nothing else set.
-    """
-    (tmp_path / "danbooru_index").mkdir()
-    shutil.copy(ROOT / "danbooru_index" / "sample_tags.jsonl", tmp_path / "danbooru_index")
-    (block,) = blocks("README.md", "sh run")
-    env = bare_environment(tmp_path) | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    }
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_block("README.md", tmp_path)
     assert "468 in each of the three tables" in done.stdout
     assert "every table is whole" in done.stdout
     assert done.stdout.count('"query"') == 2
-    assert "Traceback" not in done.stderr
     (python,) = blocks("README.md", "python")
     done = subprocess.run(
         [sys.executable, "-P", "-c", python],
         cwd=tmp_path,
-        env=env,
+        env=bare_environment(tmp_path),
         capture_output=True,
         text=True,
         check=False,
     )
     assert len(done.stdout.splitlines()) == 5, done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_walk_through_of_builds_runs_as_it_stands(tmp_path):
+    """A projected build, two rebuilds, back to the first, and what may go pruned."""
+    done = run_block("jobs/README.md", tmp_path)
+    assert "64 values" in done.stdout
+    assert done.stdout.count("468 in each of the three tables") == 3
+    assert re.search(r"generation g000001-\w+ is published", done.stdout)
+
+
+@pytest.mark.parametrize("name", [*READMES, *CHAPTERS])
+def test_every_block_ends(name):
+    assert (ROOT / name).read_text(encoding="utf-8").count("```") % 2 == 0

@@ -1,4 +1,5 @@
 """How fast is it, against what people would use instead?
 
-Imports every room but `training`, `server` and `cli`.
+run -> baselines -> encoder, packing, colbert -> job -> simulated, orchestration.
+Imports every room but training, server and cli.
 """

@@ -1,5 +1,7 @@
 """Who asked for what?
 
-Parses a command, calls the room that answers it, prints, and ends with the exit code. Imports every
-room.
+Parses a command, calls the room that answers it, prints, and ends with the exit code.
+
+entry -> options -> building, searching, keeping, measuring, training.
+Imports every room.
 """

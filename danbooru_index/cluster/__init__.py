@@ -1,4 +1,5 @@
 """Ray: which one, and what may a job take of it?
 
-Imports `storage` and `model`.
+security -> upload -> private_ray -> session -> resources.
+Imports storage and model.
 """

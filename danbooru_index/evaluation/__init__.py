@@ -1,4 +1,5 @@
 """How good is an index?
 
-Imports `storage`, `ingest`, `model`, `index` and `search`.
+queries -> baselines -> evaluate -> metrics -> report.
+Imports storage, ingest, model, index and search.
 """

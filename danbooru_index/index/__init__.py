@@ -1,5 +1,9 @@
 """What is an INDEX folder?
 
 Three Lance tables a generation, completion records, manifests, and the way from one published
-generation to the next. Imports `storage` and `model`.
+generation to the next.
+
+schema, codec -> fragments -> completion -> commit -> checks -> compaction, vector_index ->
+manifest -> catalog -> lifecycle -> publish; reader, status, estimate; lance_io under them all.
+Imports storage.
 """

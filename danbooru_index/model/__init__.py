@@ -1,4 +1,9 @@
 """What does a text become?
 
-Text -> dense vector, sparse weights, ColBERT matrix, on a CPU or one GPU. Imports `storage`.
+Text -> dense vector, sparse weights, ColBERT matrix, on a CPU or one GPU.
+
+hub -> checkpoint_files, tensor_files, weights, vocabulary -> checkpoint -> device -> tokenizer ->
+batch_plan, packing -> loading, layers, attention, onednn, packed_model -> shape, tuning, scheduler,
+device_run -> encoder; late_interaction (MaxSim).
+Imports storage.
 """

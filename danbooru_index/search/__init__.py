@@ -1,4 +1,8 @@
 """Which tags answer?
 
-A query -> candidates and exact scores over one generation. Imports `storage`, `model` and `index`.
+A query -> candidates and exact scores over one generation.
+
+query -> query_encoder -> filters -> retriever (the protocol) -> dense, sparse, colbert -> hybrid ->
+batch -> tag_index.
+Imports storage, model and index.
 """

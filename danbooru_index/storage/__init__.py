@@ -1,5 +1,7 @@
 """What survives a crash?
 
-Files that are there whole or not at all, on a disk and on S3; one owner at a time. Imports no other
-room.
+Files that are there whole or not at all, on a disk and on S3; one owner at a time.
+
+base (the Storage protocol) -> local, s3 (over s3_client) -> lease -> locate -> space.
+Imports no other room.
 """
