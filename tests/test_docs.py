@@ -156,3 +156,19 @@ def test_the_walk_through_of_builds_runs_as_it_stands(tmp_path):
 @pytest.mark.parametrize("name", [*READMES, *CHAPTERS])
 def test_every_block_ends(name):
     assert (ROOT / name).read_text(encoding="utf-8").count("```") % 2 == 0
+
+
+def test_benchmarks_is_one_table_of_short_cells():
+    text = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+    assert max(len(cell.strip()) for row in rows for cell in row.split("|")) <= 60
+    assert len(text.encode()) <= 6 * 1024
+
+
+def test_the_changelog_has_a_line_a_change():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^### (.*)$", text, re.MULTILINE)[:3] == ["Added", "Changed", "Fixed"]
+    assert all(
+        line.startswith(("- ", "#")) and len(line) <= 120 for line in text.splitlines() if line
+    )
