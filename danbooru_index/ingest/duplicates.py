@@ -42,11 +42,11 @@ class IdHashes:
         """
         if not self._hashes:
             return np.empty(0, dtype=np.uint64)
-        hashes = np.frombuffer(self._hashes, dtype=np.uint64)
+        hashes = np.frombuffer(self._hashes, dtype=np.uint64)  # no copy
         if keep_order:
             hashes = hashes.copy()
         hashes.sort()
-        return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+        return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])  # neighbours that are equal
 
     def among(self, suspects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Which of the ids added, in their order, have one of these hashes, [ids]."""

@@ -54,7 +54,7 @@ def attention_eager(
 
     if query.shape[2] > LONGEST_IN_TWO:
         return attention_sdpa(query, key, value, mask)
-    q, k, v = (part.flatten(0, 1) for part in (query, key, value))
+    q, k, v = (part.flatten(0, 1) for part in (query, key, value))  # [rows * heads, length, d]
     scores, scale = torch.bmm(q, k.mT).view(*query.shape[:3], -1), query.shape[-1] ** -0.5
     scores = (
         scores.mul_(scale) if mask is None else torch.add(mask, scores, alpha=scale, out=scores)
@@ -76,15 +76,15 @@ def attention_blocked(
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         parts: list[torch.Tensor] = []
-        at = 0
+        at = 0  # slots done
         for rows, length in segments:
-            span = slice(at, at + rows * length)
+            span = slice(at, at + rows * length)  # of [P, heads, d]
             q, k, v = (
                 part[span].view(rows, length, *part.shape[1:]).transpose(1, 2)
                 for part in (query, key, value)
             )
             attended = attention(q, k, v, None if parts else mask)
-            parts.append(attended.transpose(1, 2).flatten(0, 1))
+            parts.append(attended.transpose(1, 2).flatten(0, 1))  # [rows * length, heads, d]
             at += rows * length
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -99,7 +99,7 @@ def _same_text(call: PackedCall, hidden: torch.Tensor) -> torch.Tensor | None:
 
     if not call.blocks:
         return None
-    owner = np.full(len(call.ids), -1)
+    owner = np.full(len(call.ids), -1)  # [P]: the text of each slot; padding is nobody's
     owner[call.places] = np.repeat(np.arange(call.rows), call.lengths)
     owners = on_device(owner[: call.blocks * call.block], hidden.device).view(
         call.blocks, 1, call.block

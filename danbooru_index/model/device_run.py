@@ -36,7 +36,7 @@ def allocate(plan: BatchPlan, dims: tuple[int, int], dtype: torch.dtype, device:
     """Room for the outputs of all of a plan's calls; `dims`: of dense and of ColBERT vectors."""
     import torch
 
-    sizes = {"dense": plan.unique_rows, "colbert": plan.vectors, "finite": plan.unique_rows}
+    sizes = {"dense": plan.unique_rows, "colbert": plan.vectors, "finite": plan.unique_rows}  # rows
     sizes |= {"sparse_ids": plan.unique_tokens, "sparse_weights": plan.unique_tokens}
     widths = {"dense": dims[:1], "colbert": dims[1:]}
     kinds = {"sparse_ids": torch.int32, "sparse_weights": torch.float32, "finite": torch.bool}
@@ -50,7 +50,7 @@ def allocate(plan: BatchPlan, dims: tuple[int, int], dtype: torch.dtype, device:
 
 def put(buffers: Buffers, parts: tuple[torch.Tensor, ...], rows: int, tokens: int) -> None:
     """The outputs of one call behind those of `rows` texts with `tokens` tokens."""
-    at = {"dense": rows, "finite": rows, "colbert": tokens - rows}
+    at = {"dense": rows, "finite": rows, "colbert": tokens - rows}  # others: by token
     for name, part in zip(OUTPUTS, parts, strict=True):
         start = at.get(name, tokens)
         buffers[name][start : start + len(part)] = part
@@ -152,7 +152,7 @@ class DeviceRun:
         """
         started = time.perf_counter()
         for attempt in range(MAX_OOM_RETRIES + 1):
-            budget = self.tokens_per_batch
+            budget = self.tokens_per_batch  # another batch may have halved it
             try:
                 buffers = self.run(plan, on_rows)
                 break

@@ -22,13 +22,13 @@ def max_sim(queries: Matrices, records: Matrices) -> npt.NDArray[np.float32]:
     scores = np.zeros((len(queries.lengths), len(records.lengths)), dtype=np.float32)
     if not len(records.vectors):
         return scores
-    vectors = records.vectors.astype(np.float32)
-    filled = np.flatnonzero(records.lengths)
-    starts = (np.cumsum(records.lengths) - records.lengths)[filled]
-    ends = np.cumsum(queries.lengths)
+    vectors = records.vectors.astype(np.float32)  # [T, C]
+    filled = np.flatnonzero(records.lengths)  # records with vectors
+    starts = (np.cumsum(records.lengths) - records.lengths)[filled]  # of each in `vectors`
+    ends = np.cumsum(queries.lengths)  # of each query in its vectors
     for first in range(0, len(queries.lengths), QUERIES_PER_PRODUCT):
-        sizes = queries.lengths[first : first + QUERIES_PER_PRODUCT]
-        asking = np.flatnonzero(sizes)
+        sizes = queries.lengths[first : first + QUERIES_PER_PRODUCT]  # vectors of each query
+        asking = np.flatnonzero(sizes)  # queries with vectors
         if not len(asking):
             continue
         asked = queries.vectors[ends[first] - sizes[0] : ends[first + len(sizes) - 1]].astype(

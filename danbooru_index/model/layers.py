@@ -40,7 +40,7 @@ class Layer:
         """What follows attention; overwrites `hidden`."""
         from torch.nn.functional import linear
 
-        hidden = self.attended(hidden.addmm_(attended, self.output.t()))
+        hidden = self.attended(hidden.addmm_(attended, self.output.t()))  # [P, D], in place
         inner = self.activation(linear(hidden, self.inner, self.inner_bias))
         return self.ended(hidden.addmm_(inner, self.outer.t()))
 
@@ -66,7 +66,7 @@ def arrange_layers(layers: Any) -> tuple[torch.Tensor, list[Layer]]:
     import torch
 
     arranged = []
-    closing = [layer.attention.output.dense.bias.data for layer in layers]
+    closing = [layer.attention.output.dense.bias.data for layer in layers]  # of each attention
     for layer, bias, following in zip(
         layers, closing, [*closing[1:], torch.zeros_like(closing[0])], strict=True
     ):
@@ -106,8 +106,8 @@ def _fuse(attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     parts = [attention.query, attention.key, attention.value]
-    weight = torch.cat([part.weight.data for part in parts])
-    bias = torch.cat([part.bias.data for part in parts])
+    weight = torch.cat([part.weight.data for part in parts])  # [3 D, D]
+    bias = torch.cat([part.bias.data for part in parts])  # [3 D]
     for part, own_weight, own_bias in zip(parts, weight.chunk(3), bias.chunk(3), strict=True):
         part.weight.data, part.bias.data = own_weight, own_bias
     return weight, bias

@@ -86,8 +86,8 @@ class PackedModel:
             return on_device(array, self._device)
 
         ids, positions, places = sent(call.ids), sent(call.positions), sent(call.places)
-        hidden = self._hidden(ids, positions, call)
-        first = np.zeros(call.tokens, dtype=bool)
+        hidden = self._hidden(ids, positions, call)  # [P, D]
+        first = np.zeros(call.tokens, dtype=bool)  # [T]: which tokens are <s>
         first[np.cumsum(call.lengths) - call.lengths] = True
         rows = sent(np.repeat(np.arange(call.rows), call.lengths))
         others = sent(np.flatnonzero(~first))
@@ -96,8 +96,8 @@ class PackedModel:
         colbert = normalize(self._colbert(hidden[places[others]]).float(), dim=-1)
         if self._projection is not None:
             colbert = normalize(colbert @ self._projection, dim=-1)
-        weights = torch.relu(self._sparse(hidden)).squeeze(-1).float()[places]
-        sums = weights.index_add(0, others, colbert.sum(1))
+        weights = torch.relu(self._sparse(hidden)).squeeze(-1).float()[places]  # [T]
+        sums = weights.index_add(0, others, colbert.sum(1))  # [T]: not finite where a vector is not
         finite = torch.isfinite(dense.sum(1).index_add(0, rows, sums))
         return dense, *segment_max(ids[places], weights, rows), colbert, finite
 
@@ -169,7 +169,7 @@ class PackedModel:
             self._compiled[len(hidden)] if call.whole else self._layers
         )
         for layer in layers:
-            qkv = layer.project(hidden)
+            qkv = layer.project(hidden)  # [P, 3 D]
             attended = attend(*qkv.view(len(hidden), 3, self._heads, -1).unbind(1)).reshape(
                 hidden.shape
             )
@@ -187,10 +187,10 @@ def segment_max(
     """
     import torch
 
-    keys, places = torch.sort((rows << 32) | ids)
-    first = torch.ones_like(keys, dtype=torch.bool)
+    keys, places = torch.sort((rows << 32) | ids)  # by row, then by id
+    first = torch.ones_like(keys, dtype=torch.bool)  # of its id in its row
     first[1:] = keys[1:] != keys[:-1]
-    segment = first.long().cumsum(0) - 1
+    segment = first.long().cumsum(0) - 1  # [T]: the run of equal keys each belongs to
     highest = torch.zeros_like(weights).scatter_reduce_(0, segment, weights[places], reduce="amax")
     return keys & 0xFFFFFFFF, highest[segment].masked_fill(~first, 0.0)
 

@@ -74,7 +74,7 @@ class PackedCall:
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
         lengths = self.lengths[self.starts >= self.blocks * self.block]
-        cuts = np.flatnonzero(np.diff(lengths, prepend=-1))
+        cuts = np.flatnonzero(np.diff(lengths, prepend=-1))  # where another length begins
         return tuple(
             zip(np.diff([*cuts, len(lengths)]).tolist(), lengths[cuts].tolist(), strict=True)
         )
@@ -83,7 +83,7 @@ class PackedCall:
     def segments(self) -> tuple[tuple[int, int], ...]:
         """The spans, and the tail as more texts."""
         used = self.blocks * self.block + sum(rows * length for rows, length in self.spans)
-        rows, rest = divmod(len(self.ids) - used, TAIL)
+        rows, rest = divmod(len(self.ids) - used, TAIL)  # padding, cut into texts of TAIL slots
         return (*self.spans, *(part for part in ((rows, TAIL), (1, rest)) if part[0] * part[1]))
 
 
@@ -93,19 +93,19 @@ def pack(
     """Order texts (`ids` flat) for packed calls: those that fit in blocks of the size that costs
     least, the others by length. A size of 0: all by length.
     """
-    by_length = np.argsort(lengths, kind="stable")
-    counts = np.bincount(lengths, minlength=max(blocks) + 1)
+    by_length = np.argsort(lengths, kind="stable")  # [n], shortest first
+    counts = np.bincount(lengths, minlength=max(blocks) + 1)  # counts[length]: texts
     block, patterns = min(
         ((block, _fill(counts, block)) for block in blocks), key=lambda one: _cost(counts, *one)
     )
-    short = int(counts[: block + 1].sum())
+    short = int(counts[: block + 1].sum())  # texts that go into blocks
     filled, starts, sizes = _place(counts[: block + 1], patterns, block)
-    order = np.concatenate((by_length[filled], by_length[short:]))
-    rest = lengths[by_length[short:]]
+    order = np.concatenate((by_length[filled], by_length[short:]))  # [n]
+    rest = lengths[by_length[short:]]  # of texts that are a unit by themselves
     bounds = np.concatenate(([0], np.cumsum(np.concatenate((np.full(len(sizes), block), rest)))))
     firsts = np.concatenate(([0], np.cumsum(np.concatenate((sizes, np.ones(len(rest), np.int64))))))
-    starts = np.concatenate((starts, bounds[len(sizes) : -1]))
-    picked = ids[ragged_take(lengths, order)]
+    starts = np.concatenate((starts, bounds[len(sizes) : -1]))  # [n], in slots
+    picked = ids[ragged_take(lengths, order)]  # [T]
     return Packing(order, picked, lengths[order], starts, bounds, firsts, len(sizes), block)
 
 
@@ -121,16 +121,16 @@ def _fill(counts: npt.NDArray[np.int64], block: int) -> list[tuple[list[int], in
         for length, count in enumerate(counts[: block + 1].tolist())
         if length and count
     }
-    patterns = []
+    patterns = []  # (lengths that fill one block, how many such blocks)
     while left:
         pattern: list[int] = []
-        room, fitting = block, sorted(left, reverse=True)
+        room, fitting = block, sorted(left, reverse=True)  # slots left; lengths that still fit
         while fitting := [n for n in fitting if n <= room and pattern.count(n) < left[n]]:
             pattern.append(
                 next((n for n in fitting if n == room or room - n >= fitting[-1]), fitting[0])
             )
             room -= pattern[-1]
-        times = min(left[n] // pattern.count(n) for n in pattern)
+        times = min(left[n] // pattern.count(n) for n in pattern)  # until a length runs out
         patterns.append((pattern, times))
         for n in pattern:
             left[n] -= times
@@ -151,13 +151,13 @@ def _place(
     counts: npt.NDArray[np.int64], patterns: list[tuple[list[int], int]], block: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Texts of ascending lengths put into blocks: (texts, the slot of each, texts a block)."""
-    following = np.cumsum(counts) - counts
+    following = np.cumsum(counts) - counts  # the next unused text of each length
     parts: list[tuple[npt.NDArray[np.int64], ...]] = [(np.empty(0, np.int64),) * 3]
-    done = 0
+    done = 0  # blocks so far
     for pattern, times in patterns:
         columns = []
         for length in pattern:
-            columns.append(following[length] + np.arange(times))
+            columns.append(following[length] + np.arange(times))  # one text for each block
             following[length] += times
         begins = block * (done + np.arange(times))[:, None] + np.cumsum([0, *pattern[:-1]])
         parts.append((np.stack(columns, 1).ravel(), begins.ravel(), np.full(times, len(pattern))))
@@ -173,11 +173,11 @@ def pack_calls(
     `fill_from` slots or more are filled up: `whole`.
     """
     bounds = packing.bounds
-    unit = 0
+    unit = 0  # the first of the next call
     while unit < len(bounds) - 1:
         stop = max(unit + 1, int(np.searchsorted(bounds, bounds[unit] + budget, side="right")) - 1)
         stop = min(stop, unit + MOST_UNITS)
-        slots = int(bounds[stop] - bounds[unit])
+        slots = int(bounds[stop] - bounds[unit])  # without the tail
         whole = fill_from <= slots <= budget
         yield _call(packing, unit, stop, padding_id, budget if whole else padded(slots), whole)
         unit = stop
@@ -189,18 +189,18 @@ def _call(
     """XLM-R numbers the positions from `padding_id` + 1 and passes over padding, also where a text
     spells it out.
     """
-    rows = slice(int(packing.firsts[unit]), int(packing.firsts[stop]))
-    lengths = packing.lengths[rows]
-    starts = packing.starts[rows] - packing.bounds[unit]
-    first = np.cumsum(lengths) - lengths
-    places = np.repeat(starts - first, lengths) + np.arange(int(lengths.sum()))
-    at = int(packing.lengths[: rows.start].sum())
+    rows = slice(int(packing.firsts[unit]), int(packing.firsts[stop]))  # its texts
+    lengths = packing.lengths[rows]  # [n]
+    starts = packing.starts[rows] - packing.bounds[unit]  # [n], from this call's first slot
+    first = np.cumsum(lengths) - lengths  # [n]: where each text begins in `tokens`
+    places = np.repeat(starts - first, lengths) + np.arange(int(lengths.sum()))  # [T]: slots
+    at = int(packing.lengths[: rows.start].sum())  # tokens of the calls before
     tokens = packing.ids[at : at + len(places)]
-    ids = np.full(slots, padding_id, dtype=np.int64)
-    positions = np.full(len(ids), padding_id, dtype=np.int64)
+    ids = np.full(slots, padding_id, dtype=np.int64)  # [P]
+    positions = np.full(len(ids), padding_id, dtype=np.int64)  # [P]
     ids[places] = tokens
-    real = tokens != padding_id
-    counted = real.cumsum()
+    real = tokens != padding_id  # [T]
+    counted = real.cumsum()  # over the whole call; each text begins again below
     positions[places] = (
         counted - np.repeat(counted[first] - real[first], lengths)
     ) * real + padding_id
@@ -212,5 +212,5 @@ def padded(tokens: int) -> int:
     """Tokens with their tail: few shapes of matrix, so that what a library prepares for a shape is
     used again.
     """
-    step = next(step for limit, step in TAIL_STEPS if tokens <= limit)
-    return -(-tokens // step) * step
+    step = next(step for limit, step in TAIL_STEPS if tokens <= limit)  # coarser when longer
+    return -(-tokens // step) * step  # rounded up

@@ -78,8 +78,8 @@ class Scheduler:
         on_rows: Callable[[int], None] | None,
     ) -> list[Launched]:
         """Begin all calls of a batch: `work(call, rows before, tokens before)`."""
-        rows = np.cumsum([0, *(call.rows for call in calls)]).tolist()
-        tokens = np.cumsum([0, *(call.tokens for call in calls)]).tolist()
+        rows = np.cumsum([0, *(call.rows for call in calls)]).tolist()  # before each call
+        tokens = np.cumsum([0, *(call.tokens for call in calls)]).tolist()  # before each call
         launched = []
         for place, call in enumerate(calls):
             if self.streams > 1 and len(calls) > 1:

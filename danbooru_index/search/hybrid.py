@@ -66,7 +66,7 @@ def rank(
         scores = {
             part: combined if part is mode else known[part].score(query, rows) for part in PARTS
         }
-    order = np.lexsort((rows, -combined))[:limit]
+    order = np.lexsort((rows, -combined))[:limit]  # best first, ties in row order
     return Ranking(rows[order], combined[order], *(scores[part][order] for part in PARTS))
 
 
