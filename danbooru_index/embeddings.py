@@ -33,7 +33,7 @@ class TokenBatch:
 
     def rows(self, start: int, stop: int) -> TokenBatch:
         """The texts `start` to `stop`."""
-        offsets = np.concatenate(([0], np.cumsum(self.lengths)))
+        offsets = np.concatenate(([0], np.cumsum(self.lengths)))  # [N + 1], in token_ids
         return TokenBatch(
             self.token_ids[offsets[start] : offsets[stop]], self.lengths[start:stop], self.special
         )
@@ -68,7 +68,7 @@ class Embeddings:
     def keep(self, mask: npt.NDArray[np.bool_]) -> Embeddings:
         """The rows where `mask` [N] is true."""
         rows = np.flatnonzero(mask)
-        sparse = ragged_take(self.sparse_lengths, rows)
+        sparse = ragged_take(self.sparse_lengths, rows)  # positions of their entries
         return Embeddings(
             dense=self.dense[rows],
             sparse_ids=self.sparse_ids[sparse],
@@ -102,24 +102,24 @@ def ragged_take(
     counts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """Flat positions of the chosen `rows` of a ragged array; row i holds `counts[i]` values."""
-    starts = np.cumsum(counts) - counts
+    starts = np.cumsum(counts) - counts  # of each row in the flat array
     taken = counts[rows]
-    before = np.cumsum(taken) - taken
+    before = np.cumsum(taken) - taken  # values of the rows chosen before each
     return np.repeat(starts[rows] - before, taken) + np.arange(int(taken.sum()))
 
 
 def replace_rows(
-    encoding: Embeddings, rows: npt.NDArray[np.int64], again: list[tuple[Embeddings, bool]]
+    embeddings: Embeddings, rows: npt.NDArray[np.int64], again: list[tuple[Embeddings, bool]]
 ) -> Embeddings:
-    """`encoding` with some rows replaced by their recomputed ones; rows still not finite become
+    """`embeddings` with some rows replaced by their recomputed ones; rows still not finite become
     zeros, listed as such.
     """
     replaced = {int(row): one for row, (one, finite) in zip(rows, again, strict=True) if finite}
-    dense, colbert = encoding.dense.copy(), encoding.colbert.copy()
-    stops = np.cumsum(encoding.colbert_lengths)
-    sparse = [encoding.sparse_row(row) for row in range(len(dense))]
+    dense, colbert = embeddings.dense.copy(), embeddings.colbert.copy()
+    stops = np.cumsum(embeddings.colbert_lengths)  # [N]: where each matrix ends
+    sparse = [embeddings.sparse_row(row) for row in range(len(dense))]
     for row in map(int, rows):
-        span = slice(int(stops[row] - encoding.colbert_lengths[row]), int(stops[row]))
+        span = slice(int(stops[row] - embeddings.colbert_lengths[row]), int(stops[row]))
         one = replaced.get(row)
         dense[row], colbert[span] = (one.dense[0], one.colbert) if one else (0, 0)
         sparse[row] = one.sparse_row(0) if one else {}
@@ -129,7 +129,7 @@ def replace_rows(
         sparse_weights=np.array([w for row in sparse for w in row.values()], dtype=np.float32),
         sparse_lengths=np.array([len(row) for row in sparse], dtype=np.int64),
         colbert=colbert,
-        colbert_lengths=encoding.colbert_lengths,
+        colbert_lengths=embeddings.colbert_lengths,
         non_finite=np.array([int(row) for row in rows if int(row) not in replaced], dtype=np.int64),
     )
 

@@ -47,11 +47,11 @@ def interval(values: np.ndarray[Any, Any]) -> list[float]:
     """[mean, low, high]: the mean of per-query values and its 95% bootstrap interval; the same
     values, the same interval.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # always the same resamples
     means = np.array(
         [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
     )
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = np.percentile(means, [2.5, 97.5])  # 95%
     return [round(float(values.mean()), 4), round(float(low), 4), round(float(high), 4)]
 
 

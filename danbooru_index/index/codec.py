@@ -39,7 +39,7 @@ class Codec:
 
     def project(self, matrices: Matrices) -> Matrices:
         """Matrices with C values a vector instead of D, normalised again."""
-        projected = matrices.vectors.astype(np.float32) @ self.matrix
+        projected = matrices.vectors.astype(np.float32) @ self.matrix  # [T, C]
         norms = np.linalg.norm(projected, axis=1, keepdims=True)
         return Matrices(projected / np.maximum(norms, 1e-12), matrices.lengths)
 
@@ -81,9 +81,9 @@ def fit(moment: npt.NDArray[Any], dim: int) -> tuple[Codec, float]:
     `moment` [D, D]: the sum of v vT over the vectors. Each direction's sign is fixed, so that equal
     sums give equal bytes.
     """
-    energies, directions = np.linalg.eigh(moment)
-    kept = directions[:, ::-1][:, :dim]
-    signs = np.sign(kept[np.abs(kept).argmax(axis=0), np.arange(dim)])
+    energies, directions = np.linalg.eigh(moment)  # ascending
+    kept = directions[:, ::-1][:, :dim]  # [D, C]: those of most energy first
+    signs = np.sign(kept[np.abs(kept).argmax(axis=0), np.arange(dim)])  # of the largest value
     return Codec((kept * signs).astype(np.float32)), float(
         energies[::-1][:dim].sum() / energies.sum()
     )
@@ -123,8 +123,8 @@ def agreement(full: npt.NDArray[Any], projected: npt.NDArray[Any]) -> tuple[floa
     top, ranked = min(TOP, full.shape[1]), min(RANKED, full.shape[1])
     overlaps, correlations = [], []
     for before, after in zip(full, projected, strict=True):
-        best = np.argsort(-before, kind="stable")[:ranked]
-        found = np.argsort(-after, kind="stable")[:top]
+        best = np.argsort(-before, kind="stable")[:ranked]  # the full top 100
+        found = np.argsort(-after, kind="stable")[:top]  # the projected top 10
         overlaps.append(float((before[found] >= before[best[top - 1]]).mean()))
         if np.ptp(before[best]) and np.ptp(after[best]):
             correlations.append(float(spearmanr(before[best], after[best]).statistic))

@@ -42,10 +42,10 @@ class ShardWriter:
         self.parts = {spec.name: TablePart() for spec in specs}
         self.attempt = uuid.uuid4().hex
 
-    def write(self, records: pa.Table, encoding: Embeddings) -> None:
+    def write(self, records: pa.Table, embeddings: Embeddings) -> None:
         """Add the next rows; raise `StorageError` when they cannot be written."""
         for spec in self._specs:
-            table = to_rows(spec, records, self._shard, encoding)
+            table = to_rows(spec, records, self._shard, embeddings)
             if bad := count_non_finite(table, spec.column):
                 raise StorageError(
                     f"shard {self._shard}: {bad} non-finite values for table {spec.name}"

@@ -139,7 +139,7 @@ class GenerationReader:
 
     def _row_numbers(self, row_ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Lance row ids (fragment number, place in it) -> rows of the table."""
-        fragments = (row_ids >> np.uint64(32)).astype(np.int64)
+        fragments = (row_ids >> np.uint64(32)).astype(np.int64)  # the upper half
         return self._starts[fragments] + (row_ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
     @cached_property
@@ -147,7 +147,7 @@ class GenerationReader:
         """The first row of each fragment, by the fragment's number."""
         fragments = self._dense.get_fragments()
         starts = np.zeros(max((f.fragment_id for f in fragments), default=0) + 1, dtype=np.int64)
-        at = 0
+        at = 0  # rows of the fragments before
         for fragment in fragments:
             starts[fragment.fragment_id] = at
             at += fragment.metadata.num_rows
@@ -160,10 +160,10 @@ class GenerationReader:
         """The sparse weights by token, [rows, tokens]: 167 MB for 1.4M tags."""
         table = self._sparse.to_table(columns=["token_ids", "weights"])
         tokens, weights = table["token_ids"].combine_chunks(), table["weights"].combine_chunks()
-        lengths = np.asarray(tokens.value_lengths())
+        lengths = np.asarray(tokens.value_lengths())  # entries of each row
         columns = tokens.flatten().to_numpy()
-        indptr = np.concatenate(([0], np.cumsum(lengths)))
-        width = int(columns.max(initial=-1)) + 1
+        indptr = np.concatenate(([0], np.cumsum(lengths)))  # CSR: where each row begins
+        width = int(columns.max(initial=-1)) + 1  # the largest token that occurs
         matrix = csr_matrix(
             (weights.flatten().to_numpy(), columns, indptr), shape=(len(lengths), width)
         )
@@ -191,7 +191,7 @@ def _dense(column: pa.FixedSizeListArray) -> npt.NDArray[np.float32]:
 def _matrices(column: pa.ListArray) -> Matrices:
     """A list array of fixed-size lists of C values as flat buffers."""
     lengths = np.asarray(column.value_lengths(), dtype=np.int64)
-    flat = column.flatten()
+    flat = column.flatten()  # all vectors, [T] of C values
     if not len(flat):
         return Matrices(np.empty((0, flat.type.list_size), np.float16), lengths)
     return Matrices(flat.flatten().to_numpy().reshape(len(flat), -1), lengths)

@@ -1,7 +1,7 @@
 """Encoder output -> Arrow columns: the schemas of the three tables, built from flat buffers, never
 row by row.
 
-Called by the encoding actors; the digests let `tables` and `verify` compare what was written with
+Called by the embeddings actors; the digests let `tables` and `verify` compare what was written with
 what is read.
 """
 
@@ -71,7 +71,7 @@ def table_specs(dim: int, colbert_dim: int) -> tuple[TableSpec, ...]:
     )
 
 
-def to_rows(spec: TableSpec, records: pa.Table, shard: str, encoding: Embeddings) -> pa.Table:
+def to_rows(spec: TableSpec, records: pa.Table, shard: str, embeddings: Embeddings) -> pa.Table:
     """The rows of one table, in the order of `records`."""
     columns: dict[str, Any] = {
         "id": records["id"],
@@ -79,14 +79,14 @@ def to_rows(spec: TableSpec, records: pa.Table, shard: str, encoding: Embeddings
     }
     if spec.name == "dense":
         columns |= {name: records[name] for name in RECORD_COLUMNS}
-        columns["vector"] = _vectors(encoding.dense)
+        columns["vector"] = _vectors(embeddings.dense)
     elif spec.name == "sparse":
-        offsets = _offsets(encoding.sparse_lengths)
-        columns["token_ids"] = pa.ListArray.from_arrays(offsets, pa.array(encoding.sparse_ids))
-        columns["weights"] = pa.ListArray.from_arrays(offsets, pa.array(encoding.sparse_weights))
+        offsets = _offsets(embeddings.sparse_lengths)  # shared by both lists
+        columns["token_ids"] = pa.ListArray.from_arrays(offsets, pa.array(embeddings.sparse_ids))
+        columns["weights"] = pa.ListArray.from_arrays(offsets, pa.array(embeddings.sparse_weights))
     else:
         columns["vectors"] = pa.ListArray.from_arrays(
-            _offsets(encoding.colbert_lengths), _vectors(encoding.colbert)
+            _offsets(embeddings.colbert_lengths), _vectors(embeddings.colbert)
         )
     return pa.table([columns[name] for name in spec.schema.names], schema=spec.schema)
 
@@ -127,7 +127,7 @@ class TableDigest:
         kind = array.type
         if pa.types.is_string(kind):
             self._hash(f"{name}#", np.diff(_buffer(array, 1, np.int32, len(array) + 1)))
-            bounds = _buffer(array, 1, np.int32, len(array) + 1)
+            bounds = _buffer(array, 1, np.int32, len(array) + 1)  # where each string begins
             if len(array) and bounds[-1] > bounds[0]:
                 self._hash(
                     name, np.frombuffer(array.buffers()[2], np.uint8)[bounds[0] : bounds[-1]]
@@ -138,7 +138,7 @@ class TableDigest:
             self._hash(f"{name}#", np.asarray(array.value_lengths().fill_null(0)))
             self._add(f"{name}.", array.flatten())
         elif pa.types.is_boolean(kind):
-            self._hash(name, np.asarray(array.cast(pa.uint8())))
+            self._hash(name, np.asarray(array.cast(pa.uint8())))  # bits, a byte each
         else:
             self._hash(name, array.to_numpy(zero_copy_only=False))
 
@@ -169,7 +169,7 @@ def count_non_finite(batch: pa.Table | pa.RecordBatch, column: str) -> int:
     total = 0
     for chunk in chunks:
         while pa.types.is_nested(chunk.type):
-            chunk = chunk.flatten()
+            chunk = chunk.flatten()  # down to the numbers
         values = chunk.to_numpy(zero_copy_only=False)
         kind, exponent = EXPONENTS[values.dtype.itemsize]
         for start in range(0, len(values), FINITE_BLOCK):  # in the cache

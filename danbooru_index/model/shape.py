@@ -37,9 +37,9 @@ class ModelShape:
 
     def flops(self, lengths: npt.NDArray[np.int64]) -> float:
         """Useful floating-point operations of texts of these lengths: with heads, no padding."""
-        products = 2 * (4 * self.dim**2 + 2 * self.dim * self.intermediate)
-        heads = 2 * self.dim**2 + 2 * self.dim
-        attention = int((lengths**2).sum()) * self.layers * 4 * self.dim
+        products = 2 * (4 * self.dim**2 + 2 * self.dim * self.intermediate)  # of a layer, a token
+        heads = 2 * self.dim**2 + 2 * self.dim  # ColBERT and sparse, a token
+        attention = int((lengths**2).sum()) * self.layers * 4 * self.dim  # scores and their sums
         return int(lengths.sum()) * (self.layers * products + heads) + attention
 
     def longest_call_s(self, tokens: int, max_length: int, device: str) -> float:
@@ -64,5 +64,5 @@ class ModelShape:
 
 def gpu_tokens_per_batch(free: int, dim: int, intermediate: int) -> int:
     """Tokens per call whose activations (4 bytes a value) take at most half of `free` bytes."""
-    per_token = (2 * intermediate + 12 * dim) * 4
+    per_token = (2 * intermediate + 12 * dim) * 4  # bytes
     return min(LARGEST_GPU_TOKENS_PER_BATCH, max(SMALLEST_TOKENS_PER_BATCH, free // 2 // per_token))

@@ -213,11 +213,11 @@ def _encode(checkpoint: Checkpoint, info: DeviceInfo) -> tuple[str, None]:
     batch = tokenizer(texts)
     encoder.encode(batch)
     started = time.perf_counter()
-    encoding = encoder.encode(batch)
+    embeddings = encoder.encode(batch)
     seconds = time.perf_counter() - started
-    if len(encoding.non_finite):
+    if len(embeddings.non_finite):
         raise ModelError(
-            f"{checkpoint.name}: {len(encoding.non_finite)} of {len(texts)} texts have no finite"
+            f"{checkpoint.name}: {len(embeddings.non_finite)} of {len(texts)} texts have no finite"
             " output: bad weights"
         )
     rate = len(texts) / seconds

@@ -115,9 +115,9 @@ def fit_and_measure(
     dims: tuple[int, ...],
 ) -> list[Projection]:
     """A projection to each of `dims` values, fitted on some texts, measured on questions."""
-    moment = encoder.second_moment(fitted)
+    moment = encoder.second_moment(fitted)  # [D, D]
     records, asked = encoder.encode(measured), encoder.encode(questions)
-    full = max_sim(asked.matrices, records.matrices)
+    full = max_sim(asked.matrices, records.matrices)  # [questions, records]
     sizes = {
         "queries": len(questions.lengths),
         "records": len(measured.lengths),

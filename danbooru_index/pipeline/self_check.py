@@ -31,7 +31,7 @@ COLBERT_CANDIDATES = 50
 
 
 def self_queries(
-    reader: GenerationReader, samples: list[Sample], encoding: Embeddings
+    reader: GenerationReader, samples: list[Sample], embeddings: Embeddings
 ) -> list[str]:
     """Query with each sample's own text; return what did not find itself, in words.
 
@@ -40,7 +40,7 @@ def self_queries(
     may hold the same tokens with larger weights). ColBERT is scored exactly over the dense
     candidates and the record itself.
     """
-    queries = [query_of(encoding, place) for place in range(len(samples))]
+    queries = [query_of(embeddings, place) for place in range(len(samples))]
     # one pass over the table for all
     nearest = dense_tops(reader, queries, COLBERT_CANDIDATES) if queries else []
     problems = []

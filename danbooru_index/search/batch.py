@@ -73,7 +73,7 @@ def dense_tops(
     asked = [np.stack([query.dense.astype(np.float32) for query in part]) for part, _ in parts]
     for matrix in reader.dense_blocks():
         for vectors, (_, best) in zip(asked, parts, strict=True):
-            best.add(vectors @ matrix.T)
+            best.add(vectors @ matrix.T)  # [q, rows of the block]
     return [found for _, best in parts for found in best.result()]
 
 
@@ -101,14 +101,14 @@ class _Best:
 
     def __init__(self, queries: int, limit: int, mask: np.ndarray[Any, Any]) -> None:
         self._limit, self._mask, self._at = limit, mask, 0
-        self._rows = np.empty((queries, 0), np.int64)
+        self._rows = np.empty((queries, 0), np.int64)  # [queries, up to limit]
         self._scores = np.empty((queries, 0), np.float32)
 
     def add(self, scores: np.ndarray[Any, Any]) -> None:
         count = scores.shape[1]
-        numbers = np.arange(self._at, self._at + count)
+        numbers = np.arange(self._at, self._at + count)  # rows of the table
         self._at += count
-        scores = np.where(self._mask[numbers], scores, -np.inf)
+        scores = np.where(self._mask[numbers], scores, -np.inf)  # [queries, rows]
         scores = np.concatenate([self._scores, scores], axis=1)
         rows = np.concatenate([self._rows, np.broadcast_to(numbers, (len(scores), count))], axis=1)
         if scores.shape[1] > self._limit:
@@ -119,7 +119,7 @@ class _Best:
     def result(self) -> list[tuple[Rows, Scores]]:
         answers = []
         for rows, scores in zip(self._rows, self._scores, strict=True):
-            order = np.lexsort((rows, -scores))
+            order = np.lexsort((rows, -scores))  # best first, ties in row order
             order = order[np.isfinite(scores[order])]
             answers.append((rows[order], scores[order]))
         return answers

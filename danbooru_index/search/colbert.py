@@ -21,13 +21,13 @@ class ColbertRetriever:
     def candidates(self, query: EncodedQuery, k: int, allowed: Allowed) -> tuple[Rows, Scores]:
         blocks = [_scores(query, block) for block in self.reader.colbert_blocks()]
         scores = np.concatenate([np.empty(0, np.float32), *blocks])
-        scores = np.where(allowed.mask, scores, -np.inf).astype(np.float32)
+        scores = np.where(allowed.mask, scores, -np.inf).astype(np.float32)  # [rows of the table]
         rows = top(scores, k)
-        rows = rows[np.isfinite(scores[rows])]
+        rows = rows[np.isfinite(scores[rows])]  # fewer than k are allowed
         return rows, scores[rows]
 
     def score(self, query: EncodedQuery, rows: Rows) -> Scores:
-        order = np.argsort(rows, kind="stable")
+        order = np.argsort(rows, kind="stable")  # read in row order
         scores = np.zeros(len(rows), dtype=np.float32)
         for start in range(0, len(rows), SCAN_ROWS):
             part = order[start : start + SCAN_ROWS]

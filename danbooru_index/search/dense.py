@@ -22,7 +22,7 @@ class DenseRetriever:
         """Exactly, or those the index finds; scores are exact."""
         rows = self.reader.nearest(query.dense, k, allowed.expression)
         scores = self.score(query, rows)
-        order = np.lexsort((rows, -scores))
+        order = np.lexsort((rows, -scores))  # Lance's order is that of half floats
         return rows[order], scores[order]
 
     def score(self, query: EncodedQuery, rows: Rows) -> Scores:

@@ -44,12 +44,12 @@ class QueryEncoder:
 
     def __call__(self, queries: list[str]) -> list[EncodedQuery]:
         """Encode queries, the index's query instruction before each."""
-        encoding = self._encoder.encode(
+        embeddings = self._encoder.encode(
             self._tokenizer([self._instruction + query for query in queries])
         )
-        if len(encoding.non_finite):
+        if len(embeddings.non_finite):
             raise ModelError(
                 "the model has no finite output for the query"
-                f" {shortened(queries[int(encoding.non_finite[0])])!r}"
+                f" {shortened(queries[int(embeddings.non_finite[0])])!r}"
             )
-        return [query_of(encoding, row) for row in range(len(queries))]
+        return [query_of(embeddings, row) for row in range(len(queries))]

@@ -94,7 +94,7 @@ def learn_means(
         ids(pair_texts, recipe.passage_length)
         for pair_texts in (pair.pos for pair in training.pairs)
     ]
-    others = ids(texts, recipe.passage_length)
+    others = ids(texts, recipe.passage_length)  # answers of nobody
     vectors = torch.nn.Parameter(torch.randn(tokenizer.get_vocab_size(), recipe.hidden - RESERVED))
     optimizer = torch.optim.AdamW(
         [vectors], lr=recipe.means_lr, weight_decay=0.0, betas=(0.9, 0.98), fused=True
@@ -105,7 +105,7 @@ def learn_means(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.means_lr * min(1.0, step / 50) * max(0.02, 1 - step / steps)
             chosen = rng.choice(len(queries), size, p=training.weights).tolist()
-            drawn = [answers[i][rng.integers(len(answers[i]))] for i in chosen]
+            drawn = [answers[i][rng.integers(len(answers[i]))] for i in chosen]  # one answer each
             drawn += [others[i] for i in rng.integers(len(others), size=recipe.means_others)]
             scores = _means(vectors, [queries[i] for i in chosen]) @ _means(vectors, drawn).T
             loss = torch.nn.functional.cross_entropy(
@@ -136,8 +136,8 @@ def with_prior(
     for record in records:
         by_category.setdefault(record.category, []).append(_log_posts(record))
     means = {category: sum(logs) / len(logs) for category, logs in by_category.items()}
-    low, high = min(means.values(), default=0.0), max(means.values(), default=0.0)
-    above = np.array([_log_posts(record) - means[record.category] for record in records])
+    low, high = min(means.values(), default=0.0), max(means.values(), default=0.0)  # -1 and 1
+    above = np.array([_log_posts(record) - means[record.category] for record in records])  # [texts]
     added = recipe.token_prior * _least_squares(rows, above, len(vectors))
     shares = torch.from_numpy(added.clip(-LARGEST_SHARE, LARGEST_SHARE)).float()
     for category, mean in means.items():
@@ -158,13 +158,13 @@ def _least_squares(rows: TokenRows, targets: Vector, vocabulary: int) -> Vector:
     from scipy.sparse import csr_matrix
     from scipy.sparse.linalg import lsqr
 
-    words = [row[1:-1] or [3] for row in rows]
-    lengths = np.array([len(row) for row in words])
+    words = [row[1:-1] or [3] for row in rows]  # without <s> and </s>; 3: unknown
+    lengths = np.array([len(row) for row in words])  # [texts]
     tokens, ends = np.concatenate(words), np.concatenate([[0], np.cumsum(lengths)])
     of_text = csr_matrix(
         (np.repeat(1 / lengths, lengths), tokens, ends), shape=(len(words), vocabulary)
     )
-    solution: Vector = lsqr(of_text, targets, damp=DAMPING, iter_lim=200)[0]
+    solution: Vector = lsqr(of_text, targets, damp=DAMPING, iter_lim=200)[0]  # [vocabulary]
     return solution
 
 
@@ -188,7 +188,7 @@ def with_rarity(vectors: torch.Tensor, rows: TokenRows, recipe: MiniRecipe) -> t
 
 def inverse_frequency(rows: TokenRows, vocabulary: int) -> Vector:
     """Inverse document frequency of each token, [vocabulary]: 0 in every text, 1 in one."""
-    seen = np.bincount([token for row in rows for token in set(row)], minlength=vocabulary)
+    seen = np.bincount([token for row in rows for token in set(row)], minlength=vocabulary)  # texts
     return np.log(len(rows) / np.maximum(seen, 1)) / math.log(max(2, len(rows)))
 
 

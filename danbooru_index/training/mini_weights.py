@@ -81,18 +81,18 @@ def refit_sparse(folder: Path, rows: TokenRows, recipe: MiniRecipe) -> None:
 
 def _begin_as_mean(model: Any, vectors: torch.Tensor, recipe: MiniRecipe) -> None:
     """Uniform attention, values times `gain`, feed-forward layers that begin at zero."""
-    wide = math.sqrt(recipe.hidden)
+    wide = math.sqrt(recipe.hidden)  # for weights of unit output
     embeddings = model.embeddings
     embeddings.word_embeddings.weight.copy_(vectors)
-    embeddings.word_embeddings.weight[: len(SPECIAL_TOKENS) - 1] = 0
+    embeddings.word_embeddings.weight[: len(SPECIAL_TOKENS) - 1] = 0  # they say nothing
     embeddings.position_embeddings.weight.zero_()
     embeddings.token_type_embeddings.weight.zero_()
     for layer in model.encoder.layer:
         attention = layer.attention.self
         for part in (attention.query, attention.key):
-            part.weight.normal_(0, 0.3 / wide)
+            part.weight.normal_(0, 0.3 / wide)  # scores near nothing: uniform attention
         attention.value.weight.copy_(recipe.gain * identity_without_rarity(recipe.hidden))
-        layer.attention.output.dense.weight.copy_(torch.eye(recipe.hidden))
+        layer.attention.output.dense.weight.copy_(torch.eye(recipe.hidden))  # passed through
         layer.intermediate.dense.weight.normal_(0, 1 / wide)
         layer.output.dense.weight.normal_(0, 0.02 / math.sqrt(recipe.intermediate))
         for part in (
@@ -117,20 +117,20 @@ def _weigh_by_rarity(
     Plain least squares has no single solution, since a layer norm's outputs add up to zero: it gave
     coefficients that cancelled out in fp32 and were noise in bf16.
     """
-    rarity = recipe.rarity * inverse_frequency(rows, model.config.vocab_size)
+    rarity = recipe.rarity * inverse_frequency(rows, model.config.vocab_size)  # [vocabulary]
     some = np.random.default_rng(recipe.seed).choice(
         len(rows), min(RARITY_TEXTS, len(rows)), replace=False
     )
     states, targets = [], []
     for i in some.tolist():
         row = torch.tensor([rows[i][: recipe.positions - 2]])
-        states.append(model(row).last_hidden_state[0, 1:-1])
-        targets.append(torch.from_numpy(rarity[row[0, 1:-1].numpy()]))
+        states.append(model(row).last_hidden_state[0, 1:-1])  # [tokens, D]
+        targets.append(torch.from_numpy(rarity[row[0, 1:-1].numpy()]))  # [tokens]
     inputs = torch.nn.functional.pad(torch.cat(states), (0, 1), value=1.0).double()
-    ridge = RIDGE * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64)
+    ridge = RIDGE * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64)  # [D + 1, D + 1]
     solution = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ torch.cat(targets)).float()
     head.weight.copy_(solution[:-1].unsqueeze(0))
-    head.bias.copy_(solution[-1:])
+    head.bias.copy_(solution[-1:])  # the weight of the column of ones
 
 
 def ship(tuned: Path, out: Path) -> None:
