@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +59,8 @@ class Encoder:
         model = load_model(path, self._device, precision)
         if self._device == "cpu":
             keep_buffers()  # not before: what loading needed once goes back to the system
-        copies = torch.cuda.Stream() if device is Device.CUDA else None  # type: ignore[no-untyped-call]
+        stream: Any = torch.cuda.Stream
+        copies = stream() if device is Device.CUDA else None
         shape = ModelShape.of(model.model.config)
         self._half, self._projection = half_output, projection
         self.dim = shape.dim

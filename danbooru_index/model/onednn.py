@@ -22,7 +22,8 @@ def available() -> bool:
     """Whether this torch has it."""
     import torch
 
-    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.jit, "enable_onednn_fusion")  # type: ignore[no-untyped-call]
+    fuses = hasattr(torch.jit, "enable_onednn_fusion")
+    return bool(torch.backends.mkldnn.is_available()) and fuses  # type: ignore[no-untyped-call]
 
 
 def fused(function: Callable[..., Any], *examples: torch.Tensor) -> Callable[..., Any]:
