@@ -35,11 +35,11 @@ test-long: $(BIN)/.installed
 COMPUTING := forward encoder codec embedded weights gpu evaluation
 avx2: $(BIN)/.installed
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
-		$(BIN)/python -m pytest -q -m 'not ray' $(COMPUTING:%=tests/test_%.py)
+		$(BIN)/python -m pytest -q -m 'not ray' $(foreach name,$(COMPUTING),$(wildcard tests/*/test_$(name).py tests/*/*/test_$(name).py))
 
 # Faults by the hundred (by estimate an hour and a half): make chaos [SEED=n] [ONLY=campaign]
 chaos: $(BIN)/.installed
-	$(BIN)/python tests/chaos.py --seed $(or $(SEED),0) $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python tests/chaos/chaos.py --seed $(or $(SEED),0) $(if $(ONLY),--only $(ONLY))
 
 # Against what you would use instead, as ratios, and the job at its full size (an hour on two cores; parts: make benchmark
 # PARTS="encoder job").
@@ -64,11 +64,11 @@ $(BIN)/.benchmark: $(BIN)/.installed
 	touch $@
 
 .benchmark/%: $(BIN)/.benchmark
-	$(BIN)/python tests/checkpoints.py $@ --size $* $(if $(filter tiny,$*),,$(TOKENIZER))
+	$(BIN)/python tests/support/checkpoints.py $@ --size $* $(if $(filter tiny,$*),,$(TOKENIZER))
 
 # 1,386,373 records by the README's own words.
 benchmark-full-size: $(BIN)/.installed
-	$(BIN)/python tests/full_size.py
+	$(BIN)/python tests/scale/full_size.py
 
 .PRECIOUS: .benchmark/%
 .SECONDEXPANSION:

@@ -21,7 +21,7 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 os.environ.pop("RAY_ADDRESS", None)
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import pytest
 from checkpoints import SAMPLE, make_checkpoint

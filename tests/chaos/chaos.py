@@ -1,7 +1,7 @@
 """Faults by the hundred, from a seed that replays: the promises of the design, each with a figure.
 
     make chaos [SEED=n] [ONLY=name]      all of it, at full size; a table, and one JSON document as the last line
-    python tests/chaos.py --reduced      what `make test` runs
+    python tests/chaos/chaos.py --reduced      what `make test` runs
 
 A campaign that finds a breach prints the command that replays it, and the whole ends with 1. Every
 process that a campaign started, and only those, is ended by its process id.
@@ -22,8 +22,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT)]  # this tree's package, also in a copy of the project
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [
+    str(ROOT),
+    str(ROOT / "tests" / "support"),
+]  # this tree's package, also in a copy of the project
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """All 137,317 real records through `prepare` and `build`; then again with two kill -9 of the driver
 on the way.
 
-    python tests/real_input.py CHECKPOINT [OUT]
-    python tests/real_input.py CHECKPOINT OUT --records 1386373    the real records over and over, their ids different; no kills
+    python tests/scale/real_input.py CHECKPOINT [OUT]
+    python tests/scale/real_input.py CHECKPOINT OUT --records 1386373    the real records over and over, their ids different; no kills
 
 Prints one JSON document: counts, seconds, peak memory (resident, driver and workers apart), and
 whether the interrupted build holds the same ids and the same vectors as the undisturbed one.
@@ -20,11 +20,13 @@ from pathlib import Path
 
 import lancedb
 import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from processes import Family, running, wait_for
 
 from danbooru_index.index.catalog import IndexRoot
 
-DUMP = Path(__file__).parent.parent.parent / "shared" / "data" / "danbooru_tags.jsonl.gz"
+DUMP = Path(__file__).parents[3] / "shared" / "data" / "danbooru_tags.jsonl.gz"
 CLI = [sys.executable, "-m", "danbooru_index.cli"]
 
 

@@ -28,7 +28,7 @@ from danbooru_index.search.filters import allowed
 from danbooru_index.search.retriever import EncodedQuery
 
 NAMES = shard_names(6)
-VAULT = Path(__file__).parent / "vault.py"
+VAULT = Path(__file__).parents[1] / "support" / "vault.py"
 
 
 def fragments(index):

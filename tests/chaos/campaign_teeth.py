@@ -79,7 +79,7 @@ def _run(tree, bug, seed):
     """Whether the campaign found a breach in the copy; and what it said."""
     command = [
         sys.executable,
-        tree / "tests/chaos.py",
+        tree / "tests/chaos/chaos.py",
         "--only",
         bug.campaign,
         "--seed",
@@ -88,7 +88,7 @@ def _run(tree, bug, seed):
         str(bug.count),
     ]
     environment = {name: value for name, value in os.environ.items() if name != "AWS_ENDPOINT_URL"}
-    environment["PYTHONPATH"] = f"{tree}:{tree}/tests"
+    environment["PYTHONPATH"] = f"{tree}:{tree}/tests/support:{tree}/tests/chaos"
     done = subprocess.run(
         command, cwd=tree, env=environment | ({"CHAOS_NAMES": bug.names} if bug.names else {}), capture_output=True,
         text=True, check=False, timeout=600,

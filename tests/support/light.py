@@ -1,7 +1,7 @@
 """A build whose forward pass is a table look-up; everything else is the product. For faults by the
 hundred.
 
-    python tests/light.py SHARDS INDEX MODEL [--address RAY] [--failpoint NAME:ACTION:TOKEN:SKIP] ...
+    python tests/support/light.py SHARDS INDEX MODEL [--address RAY] [--failpoint NAME:ACTION:TOKEN:SKIP] ...
 
 Ends as the command line does: the report as JSON on stdout, or one line on stderr, with the same
 exit codes.

@@ -1,7 +1,7 @@
 """What happens only above a size, or with another spelling of a path, from the command line: a
 small input, lowered thresholds.
 
-`tests/lowered` lowers them in every process, the workers of Ray too.
+`tests/support/lowered` lowers them in every process, the workers of Ray too.
 """
 
 import json
@@ -48,7 +48,7 @@ THRESHOLDS = {
     "pipeline.encode_stage.LARGEST_SLICE_ROWS": 16,
     "config.SLICE_BYTES": 4096,
 }
-LOWERED = Path(__file__).parent / "lowered"
+LOWERED = Path(__file__).parents[1] / "support" / "lowered"
 ENV = {
     "PYTHONPATH": f"{LOWERED}:{os.environ.get('PYTHONPATH', '')}",
     "LOWERED": " ".join(f"{name}={value}" for name, value in THRESHOLDS.items()),

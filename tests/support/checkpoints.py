@@ -5,7 +5,7 @@ A folder that `BGEM3FlagModel` loads as it loads the published model: `config.js
 `tokenizer.json` and its configuration. Untrained: such a model exercises every part of the plumbing
 and knows nothing about meaning.
 
-    python tests/checkpoints.py OUT [--size tiny|six|wide|real] [--tokenizer tokenizer.json]
+    python tests/support/checkpoints.py OUT [--size tiny|six|wide|real] [--tokenizer tokenizer.json]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
-SAMPLE = Path(__file__).parent.parent / "danbooru_index" / "sample_tags.jsonl"
+SAMPLE = Path(__file__).parents[2] / "danbooru_index" / "sample_tags.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from processes import bare_environment
 
 from danbooru_index.cli.entry import make_parser
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 READMES = ["README.md", "README.zh-CN.md"]
 CHAPTERS = [
     "danbooru_index/README.md",

@@ -1,7 +1,7 @@
 """The headline job at its size, by the README's own words: 1,386,373 records, m3-mini, a relative
 `--index`.
 
-    python tests/full_size.py [FOLDER] [--records N] [--dump DUMP]
+    python tests/scale/full_size.py [FOLDER] [--records N] [--dump DUMP]
 
 The real tags where shared/ has them (else the sample), each round of them under other names:
 `school_uniform` becomes `school_uniform_(hatsune_miku)`, as qualified tags are. Commands run in
@@ -21,7 +21,7 @@ import time
 from itertools import count
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "danbooru_tags.jsonl.gz"
 SAMPLE = ROOT / "danbooru_index" / "sample_tags.jsonl"
 RECORDS = 1_386_373

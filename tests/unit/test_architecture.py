@@ -9,7 +9,7 @@ from pathlib import Path
 import house
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "danbooru_index"
+PACKAGE = Path(__file__).parents[2] / "danbooru_index"
 BELOW = {
     "storage": set(),
     "ingest": {"storage"},
@@ -134,3 +134,10 @@ def test_no_input_is_checked_by_assert_and_nothing_unsafe_is_called(path):
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             assert name != "torch.load" or given["weights_only"] == "True"
             assert given.get("trust_remote_code", "False") == "False"
+
+
+def test_no_unit_test_uses_ray():
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        if path != Path(__file__):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"mark\.ray|ray_session|ray\.init", text), path

@@ -17,8 +17,9 @@ import lance
 import vault
 from checkpoints import make_checkpoint
 from faults import (
+    CHAOS,
     LIGHT_SHAPE,
-    TESTS,
+    SUPPORT,
     Outcome,
     chance_of,
     compare,
@@ -77,7 +78,16 @@ def owners(seed: int, count: int, folder: Path) -> Outcome:
 
 
 def _command(index, *options):
-    return [sys.executable, TESTS / "vault.py", index, "--shards", SHARDS, "--model", "b", *options]
+    return [
+        sys.executable,
+        SUPPORT / "vault.py",
+        index,
+        "--shards",
+        SHARDS,
+        "--model",
+        "b",
+        *options,
+    ]
 
 
 def _race(outcome, index, number, action):
@@ -320,7 +330,7 @@ def publishes(seed: int, count: int, folder: Path) -> Outcome:
     vault.build(index, names, 10, path=model, seed=1)
     stop = folder / "stop"
     readers = [
-        start([sys.executable, TESTS / "campaign_races.py", index, stop, n])
+        start([sys.executable, CHAOS / "campaign_races.py", index, stop, n])
         for n in range(PROCESSES)
     ]
     while not all("ready" in reader.out.read_text() for reader in readers):

@@ -1,7 +1,7 @@
 """Queries as they are typed from memory: tags' own words with a letter left out (`misspelled`), or
 without the first (`part`).
 
-    python tests/name_queries.py danbooru_tags.jsonl.gz > names.jsonl
+    python tests/scale/name_queries.py danbooru_tags.jsonl.gz > names.jsonl
 
 1,500 tags by chance, the same at every run; for `danbooru-index evaluate`.
 """

@@ -1,7 +1,7 @@
 """The figures of the house, by `ast`: what the architecture test holds, and what HOUSE.md compares
 with other projects.
 
-python tests/house.py [FOLDER]
+python tests/support/house.py [FOLDER]
 """
 
 import ast
@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent / "danbooru_index"
+PACKAGE = Path(__file__).parents[2] / "danbooru_index"
 
 
 @dataclass(frozen=True)

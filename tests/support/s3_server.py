@@ -1,6 +1,6 @@
 """An S3 server on loopback (moto), in a process of its own, with faults on request.
 
-    python tests/s3_server.py PORT_FILE
+    python tests/support/s3_server.py PORT_FILE
 
 PUT /_faults with JSON {"kind": "lost" | "busy" | "slow" | "", "share": 0.2, "seed": 1} sets what
 happens to later requests: a reply of 500 after the request was done, 503 before it is, or up to 50

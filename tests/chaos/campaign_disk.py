@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import vault
-from faults import TESTS, Outcome, chance_of, compare, contents, finish, kill, said, start
+from faults import SUPPORT, Outcome, chance_of, compare, contents, finish, kill, said, start
 
 from danbooru_index.errors import StorageError
 from danbooru_index.index.catalog import IndexRoot
@@ -34,7 +34,7 @@ STRACE = ["strace", "-f", "-qq", "--seccomp-bpf"]
 def vault_command(index: Path, model: str, *options: object) -> list:
     return [
         sys.executable,
-        TESTS / "vault.py",
+        SUPPORT / "vault.py",
         index,
         "--shards",
         SHARDS,

@@ -30,8 +30,9 @@ from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.status import verify
 from danbooru_index.ingest.prepare import prepare
 
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
+SUPPORT = Path(__file__).parent
+ROOT = SUPPORT.parents[1]
+CHAOS = ROOT / "tests" / "chaos"
 LIGHT_SHAPE = Shape(layers=1, hidden=16, heads=2, intermediate=32)
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -190,7 +191,7 @@ def make_workbench(folder: Path, *, shard_rows: int = 12, copies: int = 1) -> Wo
 
 def light_build(bench: Workbench, index: Path, *options: str) -> list[str]:
     """The command of a light build."""
-    return [sys.executable, TESTS / "light.py", bench.shards, index, bench.model, *options]
+    return [sys.executable, SUPPORT / "light.py", bench.shards, index, bench.model, *options]
 
 
 def contents(index: Path) -> dict[str, list]:
@@ -308,7 +309,7 @@ def prepare_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "LANCE_LOG": "error",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": f"{ROOT}:{TESTS}",
+        "PYTHONPATH": f"{ROOT}:{SUPPORT}:{CHAOS}",
         # A dead control store or raylet is noticed in seconds.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
         "RAY_health_check_period_ms": "500",

@@ -1,7 +1,7 @@
 """The storage protocol of a build without Ray and without a model: what the campaigns against disks
 and locks run.
 
-    python tests/vault.py INDEX [--shards 4] [--rows 20] [--model m] [--fragments 3] [--failpoint NAME:ACTION:TOKEN:SKIP]
+    python tests/support/vault.py INDEX [--shards 4] [--rows 20] [--model m] [--fragments 3] [--failpoint NAME:ACTION:TOKEN:SKIP]
 
 Everything it calls is the product's, in the product's order; the vectors are random, the same for a
 shard and a seed.

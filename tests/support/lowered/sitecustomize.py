@@ -1,7 +1,7 @@
 """The product's size thresholds, lowered: so that what happens above a size happens to a small
 sample, in every process.
 
-    PYTHONPATH=tests/lowered LOWERED="vector_index.INDEX_ROWS=100 compaction.FRAGMENTS=3" danbooru-index build ...
+    PYTHONPATH=tests/support/lowered LOWERED="vector_index.INDEX_ROWS=100 compaction.FRAGMENTS=3" danbooru-index build ...
 
 Python imports this module when it starts. A constant is set when its module has been imported,
 before anybody reads it; the workers of a private Ray inherit both variables.

@@ -1,12 +1,13 @@
 """How long a hybrid query takes over 1,386,373 rows at BGE-M3's full width, ColBERT matrices
 included: about 36 GB of disk.
 
-    python tests/scale_search.py FOLDER [ROWS]
+    python tests/scale/scale_search.py FOLDER [ROWS]
 
 Random vectors through the product's own writer, commit and reader; no model is needed, since only
 the search is timed. Prints one JSON document.
 """
 
+import argparse
 import json
 import resource
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("support", "unit/index")]
 from test_tables import committed, manifest
 
 from danbooru_index.choices import Mode
@@ -90,7 +93,11 @@ def write(root, rows):
 
 
 def main():
-    folder, rows = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1_386_373
+    parser = argparse.ArgumentParser(description="A hybrid query over many rows: 36 GB of disk.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("rows", type=int, nargs="?", default=1_386_373)
+    given = parser.parse_args()
+    folder, rows = given.folder, given.rows
     root = IndexRoot(folder)
     root.create()
     started = time.monotonic()

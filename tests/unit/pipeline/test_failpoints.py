@@ -10,7 +10,7 @@ import pytest
 from danbooru_index.errors import StorageError
 from danbooru_index.failpoints import POINTS, Failpoint, armed, reach
 
-PACKAGE = Path(__file__).parent.parent / "danbooru_index"
+PACKAGE = Path(__file__).parents[3] / "danbooru_index"
 
 
 def test_every_point_is_reached_and_every_reached_one_is_listed():

@@ -837,4 +837,4 @@ def _own_address() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit("run it by tests/chaos.py")
+    sys.exit("run it by tests/chaos/chaos.py")

@@ -13,7 +13,7 @@ from pathlib import Path
 import vault
 from campaign_kills import find, undisturbed
 from faults import (
-    TESTS,
+    SUPPORT,
     Outcome,
     chance_of,
     compare,
@@ -97,7 +97,7 @@ def _race_for_a_name(outcome, url, seed, number):
 
 def _command(index, *options):
     options = ["--shards", SHARDS, "--model", "b", "--lease", LEASE_S, *options]
-    return [sys.executable, TESTS / "vault.py", index, *options]
+    return [sys.executable, SUPPORT / "vault.py", index, *options]
 
 
 def _race_for_an_index(outcome, number, expected):

@@ -23,7 +23,7 @@ from danbooru_index.pipeline.build import build
 from danbooru_index.search.tag_index import TagIndex
 from danbooru_index.storage.base import from_checked_json, to_checked_json
 
-WRITTEN = Path(__file__).parent / "data" / "index_of_0_1"
+WRITTEN = Path(__file__).parents[1] / "data" / "index_of_0_1"
 
 
 @pytest.fixture
