@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from danbooru_index.cli.entry import guarded
+from danbooru_index.progress import log_to_stderr
 from danbooru_index.training.m3_mini import make_mini
 from danbooru_index.training.mini_vectors import MiniRecipe
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--held-out", action="append", default=[], metavar="QUERIES")
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
+    log_to_stderr()
     print(
         make_mini(
             arguments.records, arguments.names, arguments.held_out, arguments.out, MiniRecipe()

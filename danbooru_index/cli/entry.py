@@ -22,7 +22,6 @@ from danbooru_index.cli.options import Command
 from danbooru_index.cli.searching import add_search
 from danbooru_index.cli.training import add_finetune
 from danbooru_index.errors import DanbooruIndexError, UsageError
-from danbooru_index.progress import log_to_stderr
 from danbooru_index.signals import bounded_stops, terminable
 from danbooru_index.versions import check_versions
 
@@ -43,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> int:
         _open_closed_streams()
         parsed = make_parser().parse_args(arguments)
+        from danbooru_index.progress import log_to_stderr  # not for --help: logging takes 4 ms
+
+        log_to_stderr()
         if parsed.verb != "doctor":  # which says more
             check_versions()
         with (
@@ -73,8 +75,7 @@ def _open_closed_streams() -> None:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """The exit code of `run`; an error is one line on stderr, and so is what the library logs."""
-    log_to_stderr()
+    """The exit code of `run`, or of what it raises, said in one line on stderr."""
     try:
         return run()
     except DanbooruIndexError as error:
