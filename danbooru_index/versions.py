@@ -5,7 +5,6 @@ have been overruled.
 from __future__ import annotations
 
 import re
-from importlib.metadata import PackageNotFoundError, version
 
 from danbooru_index.errors import InstallationError
 
@@ -26,6 +25,8 @@ def check_versions() -> None:
 
 def version_problems() -> dict[str, str]:
     """What is wrong, by library: it is missing, or older than its floor."""
+    from importlib.metadata import PackageNotFoundError, version  # 10 ms, which --help never needs
+
     problems: dict[str, str] = {}
     for name, (floor, why) in FLOORS.items():
         try:
