@@ -1,6 +1,4 @@
-"""What travels between tokeniser, encoder and tables, in flat buffers: token batches and
-embeddings; what an encoder is.
-"""
+"""What travels between tokenizer, encoder and tables, in flat buffers; what an encoder is."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Named points of the protocol where a test may inject a fault. They cost nothing when off, and no
-option sets them.
+"""Named points where a test may inject a fault. They cost nothing when off; no option sets them.
 
 A driver arms its own process; actors get theirs with their settings, since a driver's environment
 does not reach a running cluster.

@@ -1,6 +1,4 @@
-"""This machine, as far as every room needs to know it: the cores that a process may use, and a
-pause of the collector.
-"""
+"""This machine: the cores that a process may use, and a pause of the garbage collector."""
 
 from __future__ import annotations
 

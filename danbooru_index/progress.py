@@ -1,5 +1,4 @@
-"""What a person sees while a build runs: one tqdm bar on a terminal, a plain line every 10 s
-elsewhere.
+"""What a person sees of a run: a tqdm bar on a terminal, else a plain line every 10 s.
 
 Bars and moving lines are drawn on the stream they are given (stderr). Plain lines are logged, and
 shown where a program asks for it, as the command line does by `log_to_stderr`.

@@ -1,5 +1,4 @@
-"""A tag record: its fields, how it is parsed and checked, and the reasons for which one is
-rejected.
+"""A tag record: its fields, how it is parsed and checked, why one is rejected.
 
 Used by `shards` (which reads and writes records) and by everything after it, which may trust that a
 `Record` is valid.

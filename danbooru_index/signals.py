@@ -1,6 +1,4 @@
-"""SIGTERM as Ctrl-C: what a command, and again a Ray session (Ray installs a handler of its own),
-runs inside; and an end to stops that take too long.
-"""
+"""SIGTERM as Ctrl-C, around a command and a Ray session; and an end to slow stops."""
 
 from __future__ import annotations
 

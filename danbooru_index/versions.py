@@ -1,6 +1,4 @@
-"""The oldest versions that are safe: checked at the start of every command, since a resolver may
-have been overruled.
-"""
+"""The oldest safe versions, checked at the start of every command."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What people use today, called as well as it can be, for `benchmark` to compare with. Nothing else
-imports it.
+"""What people use today, called as well as it can be. Only `benchmark` imports it.
 
 python -m danbooru_index.benchmark.baselines DUMP.jsonl MODEL OUT cpu|cuda      the FlagEmbedding +
 Chroma script

@@ -1,5 +1,4 @@
-"""The encoder against `BGEM3FlagModel.encode`, what each of its habits is worth, and what a
-projection costs.
+"""The encoder against `BGEM3FlagModel.encode` at its best: speed, and equal outputs.
 
 Parts of `benchmark`; everything here runs in one process, on the device that will do the work.
 """

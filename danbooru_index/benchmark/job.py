@@ -1,5 +1,4 @@
-"""The whole job: against the script that users run, against bare encoding, and with a simulated
-forward pass.
+"""The whole job against the script that users run, and against bare encoding.
 
 Parts of `benchmark`. The simulated ones measure everything around the model, on a Ray of their own
 whose GPUs are logical: they say nothing about a model's speed.

@@ -1,5 +1,4 @@
-"""Everything around the model, measured with a simulated forward pass: busy devices, overlap,
-scaling, many shards.
+"""All but the model: busy devices, overlap, scaling, many shards, by a simulated forward pass.
 
 Parts of `benchmark`, on a Ray of their own whose GPUs are logical: they say nothing about a model's
 speed. In one module, since four measurements share one simulated build and one watch over it.

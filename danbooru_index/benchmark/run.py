@@ -1,5 +1,4 @@
-"""Measuring this job against what a user would pick instead, as ratios in one run; the results go
-to BENCHMARKS.md.
+"""Measuring the job against what a user would pick instead: ratios, in one run.
 
 Each part runs its contestants in turn, several times over, on the same machine, texts and model;
 medians with their spread are reported, never one time alone. The last line on stdout is one JSON

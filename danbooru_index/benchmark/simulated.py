@@ -1,5 +1,4 @@
-"""A forward pass of a fixed time, for `benchmark`: what everything around the model costs, without
-a GPU.
+"""A forward pass of a fixed time: what everything around the model costs, without a GPU.
 
 Outputs are of the true shape and a function of the tokens, so that a build passes its checks;
 everything but the model is the product. Built on the worker by the factory that

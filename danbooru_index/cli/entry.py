@@ -1,5 +1,4 @@
-"""The command line: one command, one verb per capability. Parses, calls, prints, and ends with the
-exit code.
+"""The command line: parses a verb, calls it, prints, and ends with the exit code.
 
 Exit 0 done; 1 a problem the message explains; 2 wrong usage; 3 published, but some records or
 shards were left out.

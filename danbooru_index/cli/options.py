@@ -1,6 +1,4 @@
-"""What several verbs share: how a verb is added, options with one meaning everywhere, how a report
-is printed.
-"""
+"""What several verbs share: how a verb is added, common options, how a report is printed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a job may take of the connected cluster: its devices, how many encoders, and a task on one
-of its workers.
-"""
+"""What a job may take of a cluster: devices, encoders, and a task on one of its workers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What answers at a Ray's address, known in seconds where Ray itself would try for minutes; and who
-may command it.
+"""What answers at a Ray's address, within seconds; and who may command it.
 
 Its token file, and heads that strangers could reach, are looked at before a cluster is used.
 """

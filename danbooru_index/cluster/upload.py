@@ -1,5 +1,4 @@
-"""What Ray would upload of a folder: `ray job submit --working-dir`, or `uv run`; its size, and
-what makes it large.
+"""What Ray would upload of a folder, its size, and what makes it large.
 
 The rules are Ray's: no `.git`, `.venv`, `venv`, `__pycache__`, and what the `.gitignore` and
 `.rayignore` of each folder leave out. Ray itself says of a folder that is too large only how large

@@ -1,6 +1,4 @@
-"""What stands beside an index's modes, over the same texts: BM25 by bm25s, TF-IDF of character
-n-grams by scikit-learn.
-"""
+"""BM25 (bm25s) and TF-IDF of character n-grams (scikit-learn) over the index's texts."""
 
 from __future__ import annotations
 

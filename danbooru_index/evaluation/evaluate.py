@@ -1,5 +1,4 @@
-"""How good an index finds tags: Recall, nDCG, mAP and MRR over a queries file, by mode and by kind,
-with intervals.
+"""How good an index finds tags: measures over a queries file, by mode and kind, with intervals.
 
     {"query": "...", "relevant": ["tag", ...], "kind": "zh"}        one query a line
 

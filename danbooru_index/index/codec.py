@@ -1,5 +1,4 @@
-"""How a ColBERT matrix is stored: in full, or projected onto the directions that the input's own
-vectors use most.
+"""How a ColBERT matrix is stored: in full, or projected onto the input's main directions.
 
 BGE-M3 is not trained to be truncated, so dimensions are never cut: an uncentred SVD of the input's
 token vectors gives an orthonormal matrix [D, C]; vectors are multiplied by it and normalised again,

@@ -1,6 +1,4 @@
-"""The commit: each table becomes exactly the fragments of the completion records; and what belongs
-to none is deleted.
-"""
+"""The commit: each table becomes exactly the fragments of the completion records."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Many small fragments made few: a query then reads from one file what it would have read from
-thousands.
+"""Many small fragments become few: a query then reads one file instead of thousands.
 
 Called after the commit and its checks, before the index. The shards' own files, and their
 completion records, stay as they are until the generation is sealed: whatever happens before, the

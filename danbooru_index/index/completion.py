@@ -1,5 +1,4 @@
-"""The completion record: one file, created atomically and only if absent, that makes a shard done
-for the three tables.
+"""The completion record: one file, created only if absent, makes a shard done in all tables.
 
 The tables are a function of these records.
 """

@@ -1,5 +1,4 @@
-"""One shard's fragments in the three tables: written, made durable, read back and compared before
-anything names them.
+"""One shard's fragments: written, made durable, read back and compared before they are named.
 
 An actor writes the fragments of a shard; the completion record that names them is created after
 that (`completion`).

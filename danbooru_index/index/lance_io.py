@@ -1,5 +1,4 @@
-"""Lance, called so that its panics are errors and its warnings stay quiet; where a table is, and
-how it is opened.
+"""Lance: panics as errors, warnings kept quiet; where a table is, how it is opened.
 
 The only module that imports Lance: Lance reads `LANCE_LOG` when it is imported, so it must be set
 before that.

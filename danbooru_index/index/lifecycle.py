@@ -1,5 +1,4 @@
-"""The life of a generation: which one a build works on, and how it ends: commit, check, sweep,
-seal, publish.
+"""A generation's life: which one a build works on; commit, check, sweep, seal, publish.
 
 Called by the owner of the index only. Between any two steps the process may die; the same call goes
 on.

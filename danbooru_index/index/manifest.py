@@ -1,5 +1,4 @@
-"""The manifest of a generation: what it was made of and by, written when it begins, completed when
-it is sealed.
+"""A generation's manifest: what it was made of and by; completed when it is sealed.
 
 In memory a manifest never changes: sealing makes another one. In JSON it is one flat document, the
 same in every version of this program; `from_json` checks every field, since a document may be

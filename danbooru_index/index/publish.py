@@ -1,6 +1,4 @@
-"""Publishing: which generation readers open, replaced atomically, and the way back; and pruning,
-what is deleted so that no generation is ever seen in part. Called by the owner of the index only.
-"""
+"""Publishing, rolling back and pruning: `CURRENT.json` is replaced atomically."""
 
 from __future__ import annotations
 

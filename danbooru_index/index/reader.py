@@ -1,5 +1,4 @@
-"""Reading one generation: its three tables by rows, which are numbered as in the input, the same in
-the three tables.
+"""Reading one generation: rows are numbered as in the input, alike in the three tables.
 
 What a query makes of them is for `search`.
 """

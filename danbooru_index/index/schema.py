@@ -1,5 +1,4 @@
-"""Encoder output -> Arrow columns: the schemas of the three tables, built from flat buffers, never
-row by row.
+"""Encoder output -> Arrow columns of the three tables, from flat buffers, never row by row.
 
 Called by the embeddings actors; the digests let `tables` and `verify` compare what was written with
 what is read.

@@ -1,5 +1,4 @@
-"""The index on the dense vectors of a large generation: IVF_RQ, built by pylance after the commit,
-before the seal.
+"""The index on a large generation's dense vectors: IVF_RQ, after the commit, before the seal.
 
 Below `INDEX_ROWS` search is exact: fast enough, and nothing to build. A candidate found by the
 index is scored exactly.

@@ -1,5 +1,4 @@
-"""Fields as users have them -> a `Record`; raises `RejectedError` with the reason where they cannot
-be one.
+"""Fields as users have them -> a `Record`, or a `RejectedError` with the reason.
 
 Called by the readers of dumps and of shards; nothing is guessed that a later stage could not undo.
 """

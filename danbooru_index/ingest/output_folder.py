@@ -1,6 +1,4 @@
-"""The folder that `prepare` writes: replaced as a whole or not at all, and never one that holds
-something else.
-"""
+"""The folder that `prepare` writes: replaced as a whole, never one that holds other things."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Parquet files of strangers: opened without running code that they name, their rows -> records and
-rejects.
+"""Parquet files of strangers: opened without running their code; rows -> records, rejects.
 
 Used for dumps and for shards.
 """

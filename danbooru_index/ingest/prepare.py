@@ -1,5 +1,4 @@
-"""Prepare: tag dumps as users have them -> content-addressed Parquet shards, with every reject kept
-and counted.
+"""Prepare: tag dumps -> content-addressed Parquet shards; every reject kept and counted.
 
 Streaming: memory does not grow with the input beyond 8 bytes an id. The same input gives the same
 bytes.

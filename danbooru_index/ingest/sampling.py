@@ -1,5 +1,4 @@
-"""Samples of the input, the same ones every time: for the self-check, for estimates, for fitting a
-projection.
+"""Samples of the input, always the same: for the self-check, estimates, projections.
 
 Every shard that any of them needs is read once.
 """

@@ -1,5 +1,4 @@
-"""One reading of the input before anything is built: its shards, their digests, and the ids that
-occur twice.
+"""One reading of the input before anything is built: shards, digests, ids that occur twice.
 
 `scan` opens every file once. Only where two ids may be equal are those files opened again, for
 their texts: a record that is itself unusable does not make a later one a duplicate. Samples are

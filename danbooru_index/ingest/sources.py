@@ -1,5 +1,4 @@
-"""Tag dumps as users have them: JSON lines, the autocomplete CSV, Parquet, plain or compressed ->
-records and rejects.
+"""Tag dumps: JSON lines, the autocomplete CSV, Parquet, compressed -> records and rejects.
 
 In: paths of files and folders. Out: a stream of `Record` and `Reject` in input order. Called by
 `shards.prepare`.

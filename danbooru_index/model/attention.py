@@ -1,6 +1,4 @@
-"""Attention within each text of a packed call: by FlashAttention's variable-length kernel, or in
-blocks under a mask.
-"""
+"""Attention within each text of a packed call: FlashAttention's varlen kernel, or blocks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""How a batch is encoded: equal texts once, in an order that packs well, and the way back to the
-input's order.
-"""
+"""How a batch is encoded: equal texts once, in an order that packs well, and the way back."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Which model: a hub name, a folder or the embedded one -> a local folder, checked, with its model
-id.
+"""Which model: a hub name, a folder or m3-mini -> a checked local folder with its model id.
 
 The driver resolves the model once, before any actor starts, and passes the local path on; each
 actor checks the id.

@@ -1,6 +1,4 @@
-"""The files of a checkpoint in BGE-M3's format: which decide its numbers, and what its
-`config.json` must say.
-"""
+"""The files of a checkpoint: which decide its numbers, what `config.json` must say."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What this machine runs a model on: its NVIDIA cards as torch sees them, else its CPU; never a
-silent fall-back.
-"""
+"""What a model runs on: NVIDIA cards as torch sees them, or the CPU; never a silent fallback."""
 
 from __future__ import annotations
 

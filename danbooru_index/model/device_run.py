@@ -1,6 +1,4 @@
-"""Running the plan of a batch on the device: its calls, a smaller token budget where memory runs
-out, what it cost.
-"""
+"""Running a batch's plan: its calls, smaller token budgets when memory runs out, its cost."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A model of a hub: its needed files fetched, or found in the local cache; every failure one line
-that says what to do.
+"""A model of a hub: files fetched or found in the cache; every failure is one line.
 
 Honours `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`. Only the files that are needed
 are fetched: no ONNX copies, one copy of the weights.

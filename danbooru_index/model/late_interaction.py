@@ -1,5 +1,4 @@
-"""MaxSim, the late interaction of ColBERT: of each query vector the best product with a record's
-vectors, averaged.
+"""MaxSim, ColBERT's late interaction: each query vector's best product, averaged.
 
 The one implementation, by numpy: search, the self-check, evaluation and the fitting of projections
 all score by it.

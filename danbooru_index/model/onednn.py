@@ -1,5 +1,4 @@
-"""A layer's matrix products by oneDNN Graph: weights packed beforehand; bias, GELU and residual
-inside the product.
+"""A layer by oneDNN Graph: weights packed; bias, GELU and residual inside the products.
 
 By TorchScript, the one public way that torch has to it without a compiler. It has been deprecated
 since 2.5 and works in the version pinned; where it does not, layers run one operation after the

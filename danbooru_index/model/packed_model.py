@@ -1,5 +1,4 @@
-"""BGE-M3's forward pass on packed tokens: texts of any length one after the other, next to nothing
-padded.
+"""BGE-M3's forward pass on packed tokens: texts one after the other, almost no padding.
 
 XLM-R's own layers do the work on [tokens, width] matrices; only attention knows where a text ends:
 by FlashAttention's variable-length kernel on a GPU that has it, else in blocks of 32 to 128 tokens

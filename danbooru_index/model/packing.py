@@ -1,5 +1,4 @@
-"""How token sequences share a device call: texts one after the other, short ones in blocks, next to
-nothing padded.
+"""How token sequences share a device call: short ones in blocks, almost no padding.
 
 All of it is index arithmetic on the CPU; `packed_model` runs the calls.
 """

@@ -1,6 +1,4 @@
-"""In which threads device calls run: those of one batch after those of the batch before, without a
-pause between them.
-"""
+"""Threads for device calls: batches in order, and no pause between them."""
 
 from __future__ import annotations
 

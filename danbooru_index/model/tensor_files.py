@@ -1,6 +1,4 @@
-"""Tensors in files: their names and shapes without loading them, or the tensors themselves; never
-running code.
-"""
+"""Tensors in files: names and shapes without loading, or all of it; never running code."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What the weight files of a checkpoint hold: names and shapes of tensors, without loading them,
-against the architecture.
+"""Names and shapes in a checkpoint's weight files against the architecture, without loading.
 
 transformers fills in what a file lacks at random, and leaves out what it does not know, with a
 warning that nobody reads. Here every tensor must be there, in its shape, before anything is built.

@@ -1,5 +1,4 @@
-"""The build: read the input, plan, go on where an earlier run was, encode, seal and publish,
-report.
+"""The build: read the input, plan, resume, encode, seal and publish, report.
 
 One shard travels as one row. The completion records, not Ray, decide what is done; see
 `index.completion`.

@@ -1,6 +1,4 @@
-"""The Ray Data pipeline: tasks -> token ids -> results, its two actor pools, and Ray Data's
-settings, on purpose.
-"""
+"""The Ray Data pipeline: tasks -> token ids -> results; two actor pools and their settings."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Checking an installation: versions, device, model, a real encode, Ray, disk space; one line of
-advice for each fault.
+"""Checking an installation: versions, device, model, Ray, disk; one line of advice a fault.
 
 A function for each check, one after the other; in one module, as they are run.
 """

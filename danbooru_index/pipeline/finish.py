@@ -1,5 +1,4 @@
-"""The end of a build: every shard has its completion record, the tables pass their checks, the
-generation is published.
+"""The end of a build: all shards done, checks passed, the generation published.
 
 Else it says which shards have none, or which check failed, and publishes nothing.
 """

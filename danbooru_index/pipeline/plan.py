@@ -1,6 +1,4 @@
-"""The plan of a build: everything that is decided before the first forward pass, and nothing that
-changes after it.
-"""
+"""The plan of a build: all that is decided before the first forward pass."""
 
 from __future__ import annotations
 

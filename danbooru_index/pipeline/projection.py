@@ -1,5 +1,4 @@
-"""Fitting a ColBERT projection on the input, before anything is built; by a worker with the
-encoder's resources.
+"""Fitting a ColBERT projection on the input, before anything is built, on a worker.
 
 Called by `pipeline`. A projection that an unfinished or finished generation of the same input
 already has is taken over, so that a build goes on where it was.

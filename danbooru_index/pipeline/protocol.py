@@ -1,5 +1,4 @@
-"""What travels between the driver and its actors, typed: one row = one shard, in as a task, out as
-a small result.
+"""What travels between driver and actors: one row is one shard, a task in, a result out.
 
 Vectors never travel: the encoding actor writes them itself. A message knows its Arrow row
 (`to_row`, `from_row`); nothing here raises into Ray: what went wrong is an `Outcome` and one line.

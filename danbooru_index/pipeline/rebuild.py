@@ -1,6 +1,4 @@
-"""A full rebuild for a schedule: prepare -> build -> check -> publish -> prune. Readers notice
-nothing until the end.
-"""
+"""A full rebuild for a schedule: prepare -> build -> check -> publish -> prune."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The report of a build, saved beside its tables: as JSON, and as a picture (SVG) of speed, stages
-and token lengths.
-"""
+"""The report of a build as files: JSON, and an SVG of speed, stages and token lengths."""
 
 from __future__ import annotations
 

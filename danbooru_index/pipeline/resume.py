@@ -1,6 +1,4 @@
-"""Where a build goes on: the generation it works on, and the shards that have no completion record
-there yet.
-"""
+"""Where a build goes on: its generation, and the shards without a completion record."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The last check before publishing: sampled records, encoded anew by themselves, must find
-themselves in every mode.
+"""The last check before publishing: sampled records must find themselves in every mode.
 
 Called by `pipeline` on the committed tables, before they are sealed.
 """

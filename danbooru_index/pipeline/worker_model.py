@@ -1,6 +1,4 @@
-"""The model on a worker's node: its tokenizer, its encoder; the folder that the driver named,
-checked by its id.
-"""
+"""The model on a worker's node: tokenizer and encoder of the folder, checked by its id."""
 
 from __future__ import annotations
 

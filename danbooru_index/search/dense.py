@@ -1,6 +1,4 @@
-"""Dense retrieval: the cosine of a query's vector with each row's; candidates by Lance, exactly or
-through its index.
-"""
+"""Dense retrieval by cosine; Lance gives candidates, exactly or through its index."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The Retriever protocol: one way of finding rows for a query, and of scoring any row; and what
-they are asked with.
-"""
+"""The Retriever protocol: one way to find rows for a query, and to score any row."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Sparse retrieval: the sum over common tokens of the products of their weights, as FlagEmbedding
-computes it.
-"""
+"""Sparse retrieval: the sum of weight products over common tokens, as in FlagEmbedding."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The Storage protocol: what an index needs of the place where it is kept, as few verbs as that
-takes.
+"""The Storage protocol: what an index needs of the place where it is kept.
 
 A Storage is a location, of a file or of a folder, on a disk or in an object store; the next store
 is one more class. Errors are OSErrors, as of files: FileNotFoundError where there is nothing.

@@ -1,6 +1,4 @@
-"""Ownership of an index on an object store, by a lease that is renewed: an object replaced only
-while it is unchanged.
-"""
+"""Ownership on an object store: a lease that is renewed, replaced only while unchanged."""
 
 from __future__ import annotations
 

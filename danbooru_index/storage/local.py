@@ -1,5 +1,4 @@
-"""Storage on a file system: files that are there whole or not at all, and stay so after a power
-loss; one owner at a time.
+"""Storage on a file system: files whole or absent, also after a power loss; one owner.
 
 Lance never fsyncs on a local disk, so its files are synced too, before anything names them.
 """

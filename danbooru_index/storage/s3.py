@@ -1,5 +1,4 @@
-"""Storage in an object store, `s3://bucket/prefix`: conditional writes (If-None-Match, If-Match),
-ownership by a lease.
+"""Storage in an object store, `s3://bucket/prefix`: conditional writes, ownership by a lease.
 
 Credentials come from the environment or the machine, as for Lance: AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_REGION; AWS_ENDPOINT_URL for a server that is not Amazon's.

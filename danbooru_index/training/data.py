@@ -1,6 +1,4 @@
-"""The data of a training: its pairs read, a few of them set aside, the others written in the order
-they are trained on.
-"""
+"""The data of a training: pairs read, a few set aside, the others in training order."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Fine-tuning the model on tags: pairs and mined negatives -> FlagEmbedding's M3 training under Ray
-Train -> a folder.
+"""Fine-tuning on tags: pairs, mined negatives -> FlagEmbedding's training -> a folder.
 
 Pairs come from a pairs file or are made from tag records; hard negatives are mined from an index
 with the model that built it. The result is a folder in BGE-M3's format with a model card. A killed

@@ -1,5 +1,4 @@
-"""How `m3-mini` is made: a tokenizer of its own, token vectors learned as a mean, then `finetune`;
-a recipe with its seed.
+"""How `m3-mini` is made: tokenizer, token vectors as means, `finetune`; with its seed.
 
 The XLM-R begins as the mean of its token vectors, which are learned in minutes: attention starts
 uniform, values pass through, and `finetune` goes on from there.

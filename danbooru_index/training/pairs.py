@@ -1,5 +1,4 @@
-"""Training pairs from tag records: what people call a tag -> its text; hard negatives mined from an
-index.
+"""Training pairs from tag records: what people call a tag -> its text.
 
 The format is FlagEmbedding's: `{"query": "...", "pos": ["..."], "neg": ["..."]}` a line. Queries
 that are held out for evaluation never get in, whatever their spelling: compared after NFKC,

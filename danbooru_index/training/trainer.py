@@ -1,5 +1,4 @@
-"""One worker of a fine-tuning: FlagEmbedding's M3 trainer (dense, sparse, ColBERT,
-self-distillation) on its device.
+"""One worker of a fine-tuning: FlagEmbedding's M3 trainer on its device.
 
 Runs inside Ray Train's worker group; called by `finetune`. The first worker writes what it measures
 to a log, saves checkpoints, and marks each as complete; a training that was killed goes on from the
