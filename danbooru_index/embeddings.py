@@ -109,9 +109,7 @@ def ragged_take(
 def replace_rows(
     embeddings: Embeddings, rows: npt.NDArray[np.int64], again: list[tuple[Embeddings, bool]]
 ) -> Embeddings:
-    """`embeddings` with some rows replaced by their recomputed ones; rows still not finite become
-    zeros, listed as such.
-    """
+    """`embeddings` with recomputed rows; rows still not finite become zeros, and are listed."""
     replaced = {int(row): one for row, (one, finite) in zip(rows, again, strict=True) if finite}
     dense, colbert = embeddings.dense.copy(), embeddings.colbert.copy()
     stops = np.cumsum(embeddings.colbert_lengths)  # [N]: where each matrix ends

@@ -60,9 +60,7 @@ class ClusterError(DanbooruIndexError):
 
 @contextlib.contextmanager
 def as_model_error(message: str, limit: int = 300) -> Iterator[None]:
-    """Whatever a library raises while it loads a model's file, as `ModelError`: `message` with its
-    reason in place of `{}`.
-    """
+    """Errors of a library that loads a model's file, as `ModelError`; `{}` in `message`: why."""
     try:
         yield
     except DanbooruIndexError:

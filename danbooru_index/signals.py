@@ -110,9 +110,7 @@ def bounded_stops(last_words: str, grace_s: float = STOP_S) -> Iterator[None]:
 
 
 def descendants(of: str = "") -> set[int]:
-    """The ids of all processes that this one has started, and that they have; `of`: whose command
-    lines hold this word.
-    """
+    """The processes below this one; `of`: only those whose command lines hold this word."""
     import psutil
 
     found: set[int] = set()

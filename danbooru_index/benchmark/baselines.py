@@ -26,9 +26,7 @@ SCRIPT_BATCH = 32
 
 
 class FlagEmbedding:
-    """`BGEM3FlagModel.encode` with all three outputs, no progress bar, in the batch size that is
-    fastest here.
-    """
+    """`BGEM3FlagModel.encode`, all three outputs, no progress bar, at the fastest batch size."""
 
     def __init__(self, path: str, device: str, max_length: int = 512) -> None:
         from FlagEmbedding import BGEM3FlagModel

@@ -24,9 +24,7 @@ CALLS = (1024, 256)
 
 
 def encoder(bench: Bench) -> dict[str, Any]:
-    """Texts to three outputs: this encoder in each precision, FlagEmbedding at its best and as it
-    is often called.
-    """
+    """Texts to three outputs: ours in each precision, FlagEmbedding at its best and as usual."""
     tokenizer = Tokenizer(bench.checkpoint.path, MAX_LENGTH)
     encoders = {precision: encoder_to_measure(bench, precision) for precision in bench.precisions}
     outputs: dict[str, Any] = {}
@@ -114,9 +112,7 @@ def encoder_to_measure(bench: Bench, precision: Precision) -> Encoder:
 
 
 def _use(one: Encoder) -> dict[str, float]:
-    """Useful TFLOP/s of the last round, and what share that is of the device's own matrix products,
-    measured at once.
-    """
+    """Useful TFLOP/s of the last round, and its share of the device's own matrix products."""
     achieved, peak = one.stats.flops / one.stats.seconds / 1e12, one.gemm_tflops()
     return {
         "tflops_per_second": achieved,

@@ -27,9 +27,7 @@ from danbooru_index.model.tokenizer import Tokenizer
 
 
 def job(bench: Bench) -> dict[str, Any]:
-    """`prepare` and `build`, all three outputs, against JSON lines -> FlagEmbedding, 32 at a time
-    -> Chroma, dense only.
-    """
+    """`prepare` and `build` against JSON lines -> FlagEmbedding, 32 at a time -> Chroma (dense)."""
     dump = _input(bench)
     details: dict[str, Any] = {}
     rounds = iter(range(1 << 30))

@@ -78,9 +78,7 @@ def _simulate(
     gpus: int = 1,
     tuning: Tuning = DEFAULT_TUNING,
 ) -> BuildReport:
-    """One build of these shards with a forward pass of `forward_s`, vectors `width` wide, on so
-    many devices.
-    """
+    """One build with a forward pass of `forward_s`, vectors `width` wide, on logical devices."""
     model = bench.scratch / f"model-{width}"
     if not model.is_dir():
         make_shape(Path(bench.checkpoint.path), model, width)
@@ -125,9 +123,7 @@ def device(bench: Bench) -> dict[str, Any]:
 
 
 def overlap(bench: Bench) -> dict[str, Any]:
-    """What each habit of the pipeline is worth to one busy device: 200 ms a shard of 4,096 rows at
-    128 values.
-    """
+    """What each habit of the pipeline is worth to one busy device (200 ms a shard)."""
     shards = _shards(bench, DEVICE_ROWS, OVERLAP_SHARDS)
     measured: dict[str, Any] = {}
     with _cluster(1):
@@ -141,9 +137,7 @@ def overlap(bench: Bench) -> dict[str, Any]:
 
 
 def scaling(bench: Bench) -> dict[str, Any]:
-    """1 to 8 logical GPUs, small shards, forwards of 2 s and of 200 ms: shards a second against as
-    many times one.
-    """
+    """1 to 8 logical GPUs, forwards of 2 s and of 200 ms: shards/s against so many times one."""
     measured: dict[str, Any] = {}
     with _cluster(max(GPUS)):
         for forward_s, per_gpu in SCALING_SHARDS.items():

@@ -19,9 +19,7 @@ WARM_UP = 64
 
 
 def packing(bench: Bench) -> dict[str, Any]:
-    """What packing, the token budget, attention in blocks and streams are worth, in the device's
-    best precision.
-    """
+    """What packing, token budget, blocks and streams are worth, in the best precision."""
     precision = bench.precisions[-1]
     one = encoder_to_measure(bench, precision)
     tokenizer = Tokenizer(bench.checkpoint.path, MAX_LENGTH)

@@ -58,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Streams that the caller has closed lead nowhere; what a stream cannot write in its encoding
-    is escaped.
-    """
+    """Closed streams lead nowhere; what a stream cannot encode is escaped."""
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         stream = getattr(sys, name)
         if stream is None:

@@ -132,9 +132,7 @@ def _plan_gpus(
 
 
 def gpus_for(device: Device, num_gpus: int | None) -> int:
-    """The GPUs of the connected cluster that a job takes; 0: it runs on CPUs. Raises `DeviceError`
-    for more than there are.
-    """
+    """The cluster's GPUs that a job takes; 0: CPUs. Raises `DeviceError` for too many."""
     gpus = int(sum(node.get("GPU", 0) for node in nodes_at_work()))
     if device is not Device.CPU and gpus:
         if num_gpus and num_gpus > gpus:

@@ -101,9 +101,7 @@ def _what_is_there(host: str, port: int, answer: Answer) -> str:
 
 
 def ask_control_store(host: str, port: int, *, token: bool = True) -> Answer:
-    """Who answers a control store's question whether it is alive, with this user's token or
-    without. Ray has no public call for this.
-    """
+    """Who answers a GCS health check, with this user's token or without; Ray has no public call."""
     import grpc
 
     known = read_token() if token else ""
@@ -122,9 +120,7 @@ def ask_control_store(host: str, port: int, *, token: bool = True) -> Answer:
 
 
 def read_token() -> str:
-    """The token that Ray would send: of the environment, or of its file; empty where tokens are
-    off, or there is none.
-    """
+    """The token that Ray would send, of the environment or its file; empty for none."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return ""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
@@ -152,9 +148,7 @@ def serves_jobs(host: str, port: int) -> bool:
 
 
 def _named_by(dashboard: str) -> str:
-    """The control store's address, as far as its dashboard tells (in its processes' command lines),
-    or as it usually is.
-    """
+    """The GCS address that a dashboard's processes name, or the usual one."""
     host, _, port = dashboard.rpartition(":")
     token = read_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -179,9 +173,7 @@ def _get(host: str, port: int, path: str, headers: dict[str, str] | None = None)
 
 
 def protect_token() -> None:
-    """Make Ray's token file readable by its owner only: `ray get-auth-token --generate` leaves it
-    open to all.
-    """
+    """Make Ray's token file private (mode 600): Ray leaves it readable by all."""
     path = token_file()
     with contextlib.suppress(OSError):
         mode = path.stat().st_mode

@@ -67,24 +67,18 @@ def ray_session(address: str | None) -> Iterator[bool]:
 
 
 def cluster_address(address: str | None) -> str | None:
-    """The cluster that is joined, by option or by `RAY_ADDRESS`; None where this process starts a
-    Ray of its own.
-    """
+    """The cluster to join, by option or `RAY_ADDRESS`; None: this process starts a Ray."""
     named = address or os.environ.get("RAY_ADDRESS")
     return named if named and named != "local" else None
 
 
 def ray_runs() -> bool:
-    """Whether this process has started or joined a Ray. Does not import it: that is when Ray reads
-    its settings.
-    """
+    """Whether this process has a Ray; does not import ray, which reads its settings then."""
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def _prepare_to_join(address: str) -> None:
-    """What can be known before Ray is imported; raise `ClusterError` for what would fail, or take
-    minutes to.
-    """
+    """Checks before ray is imported; raise `ClusterError` for what would fail or hang."""
     protect_token()
     check_address(address)
     refuse_large_upload(Path.cwd())

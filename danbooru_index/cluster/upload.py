@@ -49,9 +49,7 @@ def measure_upload(folder: Path) -> Upload:
 
 
 def refuse_large_upload(folder: Path) -> None:
-    """Raise `ClusterError` where joining a cluster would upload this folder (under `uv run`), and
-    it is too large.
-    """
+    """Raise `ClusterError` if joining would upload this folder (`uv run`) and it is large."""
     if not under_uv_run():
         return
     found = measure_upload(folder)

@@ -20,9 +20,7 @@ PerQuery = dict[str, np.ndarray[Any, Any]]
 
 
 def per_query(queries: Sequence[Query], run: Run) -> PerQuery:
-    """Every measure of every query, [queries]; a tag that several records share counts once, at its
-    best place.
-    """
+    """Every measure of every query, [queries]; records of one tag count once, at the best place."""
     ir_measures = import_ir_measures()
     Qrel, ScoredDoc = ir_measures.Qrel, ir_measures.ScoredDoc
 
@@ -44,9 +42,7 @@ def per_query(queries: Sequence[Query], run: Run) -> PerQuery:
 
 
 def interval(values: np.ndarray[Any, Any]) -> list[float]:
-    """[mean, low, high]: the mean of per-query values and its 95% bootstrap interval; the same
-    values, the same interval.
-    """
+    """[mean, low, high]: mean of per-query values, 95% bootstrap interval, always the same one."""
     rng = np.random.default_rng(0)  # always the same resamples
     means = np.array(
         [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]

@@ -54,7 +54,5 @@ def read_queries(path: str) -> list[Query]:
 
 
 def _plain(text: str) -> bool:
-    """Whether a text can be handed to C: no lone surrogates, which end the process there, and no
-    NUL, which ends the text.
-    """
+    """Whether C can take a text: no lone surrogate, no NUL."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

@@ -102,9 +102,7 @@ def _plain_label(text: str) -> str:
 
 
 def draw_evaluation(report: EvaluationReport, path: Path) -> None:
-    """Recall@10 and mAP@10 of every system, over all queries and by kind, with their intervals (SVG
-    or PNG by suffix).
-    """
+    """Recall@10 and mAP@10 of every system, by kind, with intervals (SVG or PNG by suffix)."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -38,9 +38,7 @@ class Generation:
         return self.manifest.id
 
     def load_codec(self) -> Codec | None:
-        """How ColBERT vectors are stored here, None: in full. Raises `StorageError` where its file
-        is not whole.
-        """
+        """This generation's projection, None: vectors in full. Raises `StorageError`."""
         return load_codec(self.path, self.manifest.fingerprint.codec)
 
     def is_sealed_by_now(self) -> bool:
@@ -125,9 +123,7 @@ class IndexRoot:
         return None if current is None else current[0]
 
     def _read_current(self) -> tuple[str, list[str] | None] | None:
-        """The published generation's id and those published before it, oldest first, where that is
-        written down.
-        """
+        """The published generation's id, and those published before it, oldest first."""
         path = self.path / "CURRENT.json"
         try:
             body = from_checked_json(path.read())
@@ -145,9 +141,7 @@ class IndexRoot:
         return named, before if isinstance(before, list) else None
 
     def published_before(self) -> list[str]:
-        """What was published before the current generation, oldest first; by their numbers where
-        nobody wrote it down.
-        """
+        """What was published before the current one, oldest first; else by number."""
         try:
             current = self._read_current()
         except StorageError:

@@ -114,9 +114,7 @@ class Fidelity:
 
 
 def agreement(full: npt.NDArray[Any], projected: npt.NDArray[Any]) -> tuple[float, float]:
-    """(overlap, Spearman) of two score matrices [queries, records]; a tie in the full scores may
-    fall either way.
-    """
+    """(overlap, Spearman) of two score matrices [queries, records]; ties may fall either way."""
     from scipy.stats import spearmanr
 
     top, ranked = min(TOP, full.shape[1]), min(RANKED, full.shape[1])

@@ -32,9 +32,7 @@ TARGET_ROWS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """The version of every table, what the compacted ones consist of now, and what was done, or why
-    not, in words.
-    """
+    """The version of every table, its compacted parts, and what was done or why not, in words."""
 
     versions: dict[str, int]
     parts: dict[str, TablePart]
@@ -125,9 +123,7 @@ def verify_compacted(
     part: TablePart,
     records: list[CompletionRecord],
 ) -> list[str]:
-    """Reread a compacted table and compare it with the completion records, shard by shard; return
-    the problems found.
-    """
+    """Reread a compacted table and compare it with each shard's digest; return the problems."""
     folder = table_path(generation.path, spec.name)
     if rotten := damaged_files(
         folder, {f"data/{name}": checksum for name, checksum in part.checksums.items()}

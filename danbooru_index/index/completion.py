@@ -25,9 +25,7 @@ DATA_FILE = re.compile(r"[A-Za-z0-9_-]+\.lance")
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """The actor that encoded a shard: host and process, its token budget, the most device memory it
-    held, in bytes.
-    """
+    """The actor that encoded a shard: host, process, token budget, peak device bytes."""
 
     id: str = ""
     tokens_per_batch: int = 0
@@ -75,9 +73,7 @@ class ShardStats:
 
 @dataclass(slots=True)
 class TablePart:
-    """What a shard put into one table. `digest`: of the rows; `checksums`: of each data file's
-    bytes, by name.
-    """
+    """A shard's part of one table. `digest`: of its rows; `checksums`: of its data files."""
 
     fragments: list[dict[str, Any]] = field(default_factory=list)
     rows: int = 0
@@ -102,9 +98,7 @@ class TablePart:
 
 @dataclass(slots=True)
 class CompletionRecord:
-    """The proof that a shard is done: its fragments in the three tables, counts, rejects, digests
-    and timings.
-    """
+    """The proof that a shard is done: fragments, counts, rejects, digests, timings."""
 
     shard: str
     fingerprint: str

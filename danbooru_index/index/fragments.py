@@ -55,9 +55,7 @@ class ShardWriter:
                 self._flush(spec)
 
     def finish(self) -> dict[str, TablePart]:
-        """Write what waits, make all of it durable, read it back and compare; return the parts of
-        the tables.
-        """
+        """Write the rest, make all durable, reread and compare; return the parts of the tables."""
         for spec in self._specs:
             self._flush(spec)
             part, digest = self.parts[spec.name], self._digests[spec.name]

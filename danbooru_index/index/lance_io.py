@@ -50,9 +50,7 @@ def fragment_files(folder: Storage, fragments: list[dict[str, Any]]) -> list[Sto
 
 
 def read_fragments(folder: Storage, fragments: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
-    """The rows of uncommitted fragments, read from their files; raise `StorageError` for one that
-    is not whole.
-    """
+    """The rows of uncommitted fragments; raise `StorageError` for a file that is not whole."""
     for path in fragment_files(folder, fragments):
         try:
             with panics_as_errors():

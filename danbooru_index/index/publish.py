@@ -43,9 +43,7 @@ def _publish(root: IndexRoot, generation: Generation, before: list[str]) -> None
 
 
 def rollback(root: IndexRoot) -> Generation:
-    """Publish what was published before the current generation, passing over damaged ones; raise
-    `StorageError` where there is none.
-    """
+    """Publish the generation before the current one, damaged ones left out. `StorageError`."""
     root.require()
     known = {
         generation.id: generation for generation in root.generations() if generation.manifest.sealed
@@ -103,9 +101,7 @@ def _clear_remains(root: IndexRoot, newest: str) -> None:
 
 
 def _superseded_at(generation: Generation, sealed: list[Generation]) -> float:
-    """When readers last could have opened a generation: when it was replaced, else when a later one
-    was sealed.
-    """
+    """When readers last could have opened a generation: when another replaced it."""
     with contextlib.suppress(OSError, ValueError):
         return float((generation.path / SUPERSEDED).read())
     later = [g.manifest.need_seal().sealed_at for g in sealed if g.id > generation.id]

@@ -108,9 +108,7 @@ class GenerationReader:
     def nearest(
         self, vector: Array, k: int, expression: pc.Expression | None
     ) -> npt.NDArray[np.int64]:
-        """The `k` rows of highest cosine that a filter lets through, best first: exactly, or those
-        the index finds.
-        """
+        """The `k` allowed rows of highest cosine, best first: exactly, or those the index finds."""
         if not self.rows:
             return np.empty(0, np.int64)
         asked = {"column": "vector", "q": vector.astype(np.float16), "k": k, "metric": "cosine"}

@@ -44,9 +44,7 @@ class TableSpec:
 
 
 def table_specs(dim: int, colbert_dim: int) -> tuple[TableSpec, ...]:
-    """The three tables of a generation whose dense vectors have `dim` values and ColBERT vectors
-    `colbert_dim`.
-    """
+    """The three tables, for dense vectors of `dim` values and ColBERT ones of `colbert_dim`."""
     keys = [pa.field("id", pa.string()), pa.field("shard", pa.string())]
     dense = [
         *keys,

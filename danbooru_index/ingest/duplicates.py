@@ -37,9 +37,7 @@ class IdHashes:
         return len(self._hashes)
 
     def suspects(self, *, keep_order: bool = False) -> npt.NDArray[np.uint64]:
-        """The sorted hashes that occur more than once. Sorts in place, unless `among` is to be
-        asked afterwards.
-        """
+        """The sorted hashes that occur twice. Sorts in place unless `keep_order`."""
         if not self._hashes:
             return np.empty(0, dtype=np.uint64)
         hashes = np.frombuffer(self._hashes, dtype=np.uint64)  # no copy

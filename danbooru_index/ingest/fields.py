@@ -33,9 +33,7 @@ def parse_line(line: str) -> Record:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object none of whose names occurs twice: of two values Python would take the last, others
-    the first.
-    """
+    """An object without repeated names: Python would silently take the last value."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
@@ -91,9 +89,7 @@ def parse_fields(fields: Mapping[str, Any]) -> Record:
 
 
 def _metadata(value: Any) -> Mapping[str, Any]:
-    """Further fields: an object, its JSON text, or pairs as Arrow has maps; a text that is no
-    object holds none.
-    """
+    """Further fields: an object, its JSON text, or Arrow's map pairs; else none."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value, parse_constant=lambda constant: None, object_pairs_hook=_once)

@@ -16,9 +16,7 @@ STAGING, REPLACED = "partial", "old"
 
 
 def check_replaceable(out: Path, inputs: tuple[str, ...]) -> None:
-    """Refuse an output folder that holds something `prepare` did not write, or an input: it is
-    replaced as a whole.
-    """
+    """Refuse an output folder that holds an input, or what `prepare` did not write."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file; a folder is needed")
     if os.path.ismount(out):

@@ -45,9 +45,7 @@ Located = tuple[int, Record | Reject]  # the line or row, from 1, and what stood
 
 @contextlib.contextmanager
 def open_input(path: str | Path) -> Iterator[InputFile]:
-    """Open a Parquet file for reading, once for all that is asked of it. Raises `OSError`, or as
-    `parquet` does.
-    """
+    """Open a Parquet file once for all that is asked of it. Raises `OSError`, or as `parquet`."""
     with Path(path).open("rb") as file:
         yield InputFile(str(path), file)
 
@@ -99,9 +97,7 @@ def plain_parquet(path: str, file: BufferedReader) -> pq.ParquetFile:
 
 
 def _footer(file: BufferedReader) -> bytes | None:
-    """The metadata of a Parquet file, as it is: what stands before its length and the last four
-    bytes; None: too long.
-    """
+    """The raw metadata of a Parquet file, by its length at the end; None: too long."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - 8))
     length = int.from_bytes(file.read(8)[:4], "little")

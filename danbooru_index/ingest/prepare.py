@@ -141,9 +141,7 @@ def _nothing_usable(
 def _write_unique(
     files: list[Path], translations: dict[str, str], staging: Path, config: PrepareConfig
 ) -> PrepareReport:
-    """One pass over the input where all ids differ; a second one, that knows the suspects, where
-    some may not.
-    """
+    """One pass over the input; a second one, knowing the suspects, if ids may repeat."""
     hashes = IdHashes()
     report = _write_shards(
         files, translations, staging, config, DuplicateFilter(IdHashes().suspects()), hashes

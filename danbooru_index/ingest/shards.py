@@ -142,9 +142,7 @@ def cut(opened: InputFile, file: pq.ParquetFile, digest: str, copies: int) -> li
 
 
 def _ranges(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of each shard of a file: the whole file, else runs of row groups, else rows
-    of a large one.
-    """
+    """(first row, rows) of each shard: the file, else runs of row groups, else rows of one."""
     start = rows = size = 0
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
@@ -181,9 +179,7 @@ def rows_of(shard: Shard, file: pq.ParquetFile, columns: list[str] | None = None
 
 
 def read_shard(shard: Shard) -> tuple[pa.Table, list[Reject]]:
-    """The records of a shard (`RECORD_SCHEMA`) and its rejects; raise `InputError` where the file
-    has changed.
-    """
+    """A shard's records (`RECORD_SCHEMA`) and rejects; raise `InputError` if the file changed."""
     try:
         with open_input(shard.path) as opened:
             changed = opened.stamp != shard.stamp

@@ -21,9 +21,7 @@ LONGEST_IN_TWO = 512  # tokens: 16 heads have 8 MB of scores for such a text
 
 
 def on_device(array: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
-    """An array on the device: to a GPU from pinned memory, so that nobody waits for the kernels
-    queued before.
-    """
+    """An array on the device; to a GPU by pinned memory, asynchronously."""
     import torch
 
     tensor = torch.from_numpy(array)
@@ -90,9 +88,7 @@ def attention_blocked(
 
 
 def _same_text(call: PackedCall, hidden: torch.Tensor) -> torch.Tensor | None:
-    """What is added to the scores within the blocks, [blocks, 1, block, block]: nothing within a
-    text, else -inf.
-    """
+    """The blocks' mask [blocks, 1, block, block]: 0 within a text, else -inf."""
     import torch
 
     if not call.blocks:
@@ -125,9 +121,7 @@ def attention_varlen(call: PackedCall, hidden: torch.Tensor) -> Attend:
 
 
 def has_varlen_kernel(weight: torch.Tensor) -> bool:
-    """Whether the model of this weight can use FlashAttention's variable-length kernel: half
-    precision, Ampere, torch 2.10.
-    """
+    """Whether FlashAttention's varlen kernel runs here: half precision, Ampere, torch 2.10."""
     import torch
 
     half = weight.dtype in (torch.float16, torch.bfloat16)

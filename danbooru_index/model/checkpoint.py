@@ -68,9 +68,7 @@ def find_model(name: str) -> Path:
 
 
 def locate_model(name: str) -> Path:
-    """The folder of the model `name`, fetched where need be, not looked into. Raises `ModelError`
-    where there is none.
-    """
+    """The folder of model `name`, fetched if need be, not checked. Raises `ModelError`."""
     folder = Path(os.path.expanduser(name))
     if name == BUNDLED_MODEL and not folder.is_dir():
         folder = BUNDLED_FOLDER
@@ -97,9 +95,7 @@ def check_model(folder: Path) -> None:
 
 
 def default_model(device: str) -> str:
-    """The model of a machine on which none was asked for: BAAI/bge-m3 on a GPU, else the embedded
-    one, and said so.
-    """
+    """The model where none was asked for: BAAI/bge-m3 on a GPU, else m3-mini, and said so."""
     if device == "cuda":
         return PRODUCTION_MODEL
     log.info(
@@ -125,9 +121,7 @@ def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def model_id(folder: Path) -> str:
-    """SHA-256 over the weights, heads, tokenizer and configuration of a checkpoint; checks that all
-    are there.
-    """
+    """SHA-256 over weights, heads, tokenizer and configuration; all must be there."""
     digest = hashlib.sha256()
     for name in required_files(folder):
         with (folder / name).open("rb") as file:

@@ -34,9 +34,7 @@ FIRST_FEW = 4  # tensors in a message
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
-    """Of the files of a folder or repository those that transformers loads weights from: the first
-    form that is there.
-    """
+    """The weight files that transformers would load: the first form that is there."""
     present = set(names)
     for form in WEIGHTS:
         if form in present:
@@ -54,9 +52,7 @@ def weight_files(names: Iterable[str]) -> list[str]:
 
 
 def needed_files(names: Iterable[str]) -> set[str]:
-    """Of all files of a folder or repository those that decide its numbers: one form of the
-    weights, heads, tokenizer, settings.
-    """
+    """The files that decide a model's numbers: one form of weights, heads, tokenizer, settings."""
     present = set(names)
     return {*weight_files(present), *(present & {*HEADS, *TOKENIZERS, *SETTINGS})}
 
@@ -109,9 +105,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def refuse_pointers(folder: Path, names: Iterable[str]) -> None:
-    """Raise `ModelError` for files that git-lfs has not fetched: 130 bytes of text in the place of
-    the content.
-    """
+    """Raise `ModelError` for git-lfs pointers: 130 bytes of text in place of the content."""
     pointers = []
     for name in names:
         with (folder / name).open("rb") as file:

@@ -142,9 +142,7 @@ def cpu_has_bf16() -> bool:
 
 
 def cpu_has_avx512_bf16_alone() -> bool:
-    """Whether this CPU multiplies bf16 by AVX512-BF16, but not in tiles (AMX): AMD's since Zen 4,
-    few of Intel's.
-    """
+    """Whether this CPU has AVX512-BF16 and no AMX: AMD since Zen 4, few of Intel's."""
     flags = _instructions()
     return "avx512_bf16" in flags and "amx_bf16" not in flags
 

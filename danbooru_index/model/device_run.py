@@ -166,9 +166,7 @@ class DeviceRun:
         return buffers
 
     def run(self, plan: BatchPlan, on_rows: OnRows | None = None) -> Buffers:
-        """All calls of a plan: launched at once, after those of the batch before and before those
-        of the next, and then waited for.
-        """
+        """All calls of a plan, launched between those of its neighbours, then waited for."""
         with self.scheduler.launching:
             calls = self.compiled_calls(plan)
             buffers = allocate(plan, self._dims, self._dtype, self._device)
@@ -207,9 +205,7 @@ class DeviceRun:
         )
 
     def halve(self, budget: int) -> None:
-        """After running out of memory at this budget: a smaller one from now on, once for batches
-        that ran out together.
-        """
+        """After an OOM at `budget`: half of it from now on, once for all batches in it."""
         with self.scheduler.launching:
             if self.tokens_per_batch == budget:
                 self.tokens_per_batch = max(1, budget // 2)

@@ -138,9 +138,7 @@ class Encoder:
             self._run.scheduler.as_a_call(self._run.packed.compile, self.tokens_per_batch)
 
     def second_moment(self, batch: TokenBatch) -> Array:
-        """The sum of v vT over all ColBERT vectors v of the distinct texts, [D, D] float64, summed
-        on the device.
-        """
+        """The sum of v vT over all ColBERT vectors v of distinct texts, [D, D] float64."""
         import torch
 
         def sum_up() -> Array:
@@ -172,9 +170,7 @@ class Encoder:
         suspects: npt.NDArray[np.int64],
         on_rows: Callable[[int], None] | None,
     ) -> Embeddings:
-        """Encode the rows that came out non-finite again, in fp32 on the CPU; those that still are,
-        are `non_finite`.
-        """
+        """Encode non-finite rows again, in fp32 on the CPU; the rest stay `non_finite`."""
         again = []
         with self._recomputing:
             if self._reference is None:

@@ -70,9 +70,7 @@ def fetch_model(name: str) -> str:
 
 
 def _cached(name: str) -> str:
-    """The folder of a model in the local cache; raise `LocalEntryNotFoundError` (an OSError) where
-    it is not.
-    """
+    """A model's folder in the local cache; raise `LocalEntryNotFoundError`, an OSError."""
     from huggingface_hub import snapshot_download
 
     wanted = [*HEADS, *SETTINGS[:1]]

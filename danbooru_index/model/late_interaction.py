@@ -15,9 +15,7 @@ QUERIES_PER_PRODUCT = 64
 
 
 def max_sim(queries: Matrices, records: Matrices) -> npt.NDArray[np.float32]:
-    """MaxSim of every query with every record, [queries, records]; 0 where either has no vectors.
-    FlagEmbedding's `colbert_score`.
-    """
+    """FlagEmbedding's `colbert_score`, [queries, records]; 0 where either has no vectors."""
     scores = np.zeros((len(queries.lengths), len(records.lengths)), dtype=np.float32)
     if not len(records.vectors):
         return scores

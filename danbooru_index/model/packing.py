@@ -185,9 +185,7 @@ def pack_calls(
 def _call(
     packing: Packing, unit: int, stop: int, padding_id: int, slots: int, whole: bool
 ) -> PackedCall:
-    """XLM-R numbers the positions from `padding_id` + 1 and passes over padding, also where a text
-    spells it out.
-    """
+    """Slots of one call; XLM-R numbers positions from `padding_id` + 1, skipping padding."""
     rows = slice(int(packing.firsts[unit]), int(packing.firsts[stop]))  # its texts
     lengths = packing.lengths[rows]  # [n]
     starts = packing.starts[rows] - packing.bounds[unit]  # [n], from this call's first slot
@@ -208,8 +206,6 @@ def _call(
 
 
 def padded(tokens: int) -> int:
-    """Tokens with their tail: few shapes of matrix, so that what a library prepares for a shape is
-    used again.
-    """
+    """Tokens rounded up, so that few matrix shapes occur and a library's plans are used again."""
     step = next(step for limit, step in TAIL_STEPS if tokens <= limit)  # coarser when longer
     return -(-tokens // step) * step  # rounded up

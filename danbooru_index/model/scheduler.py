@@ -19,9 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A device call under way: on a CPU's stream (`future`), on a GPU until `event`, or done
-    already (neither).
-    """
+    """A call under way: a CPU stream's `future`, a GPU's `event`, or done (neither)."""
 
     rows: int
     future: Future[None] | None = None
@@ -91,9 +89,7 @@ class Scheduler:
         return launched
 
     def wait(self, launched: Sequence[Launched], on_rows: Callable[[int], None] | None) -> None:
-        """Wait for calls in their order, and say of each as it ends; raise what one raised, after
-        cancelling the rest.
-        """
+        """Wait for calls in order, telling each; raise what one raised, the rest cancelled."""
         try:
             for one in launched:
                 if one.future is not None:

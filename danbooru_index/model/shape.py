@@ -16,9 +16,7 @@ SLOWEST_FLOPS = {"cpu": 4e9, "cuda": 5e11}  # a slower device would look as if i
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """An XLM-R encoder: `dim` wide, feed-forward layers `intermediate` wide; `padding_id`: the
-    token that fills slots.
-    """
+    """An XLM-R encoder's sizes; `padding_id`: the token that fills empty slots."""
 
     dim: int
     layers: int
@@ -43,17 +41,13 @@ class ModelShape:
         return int(lengths.sum()) * (self.layers * products + heads) + attention
 
     def longest_call_s(self, tokens: int, max_length: int, device: str) -> float:
-        """Seconds in which a device call of so many tokens must have ended, even on a slow device
-        that warms up.
-        """
+        """Seconds in which such a call must end, even on a slow device that warms up."""
         dense = self.layers * (4 * self.dim**2 + 2 * self.dim * self.intermediate)
         flops = 2 * max(tokens, max_length) * (dense + self.layers * max_length * self.dim * 2)
         return 60.0 + float(flops) / SLOWEST_FLOPS[device]
 
     def tokens_per_batch(self, device: str) -> int:
-        """On a GPU what fits in half of its free memory, so that a 6 GB card works; on a CPU what
-        its caches like.
-        """
+        """On a GPU what fits in half of its free memory; on a CPU what its caches like."""
         import torch
 
         if device == "cpu":

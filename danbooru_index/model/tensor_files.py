@@ -50,9 +50,7 @@ class _ShapeReader(pickle.Unpickler):
     """Reads the index of a torch archive: each tensor's type and sizes, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The three things that an index of plain tensors names; any other is refused, so that no
-        code can run.
-        """
+        """The three things that an index of plain tensors names; any other is refused."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -126,8 +124,6 @@ def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether torch wrote the file in its present form, which can be mapped; the one before 1.6
-    must be read whole.
-    """
+    """Whether torch wrote the file in the form that can be mapped, since 1.6."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"

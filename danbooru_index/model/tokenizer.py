@@ -28,9 +28,7 @@ PROBE = "a\ue000"  # a letter, and a character that no vocabulary has
 
 
 class Tokenizer:
-    """The checkpoint's tokenizer, the one that FlagEmbedding gets. Raises `ModelError` where it
-    cannot be loaded.
-    """
+    """The checkpoint's tokenizer, as FlagEmbedding gets it. Raises `ModelError`."""
 
     @uncollected()
     def __init__(self, path: str, max_length: int) -> None:
@@ -55,9 +53,7 @@ class Tokenizer:
 
 
 def _tokenizer_class(path: str) -> Any:
-    """The class that `AutoTokenizer` would choose, which by itself imports torch; that one where
-    none is named.
-    """
+    """The class that `AutoTokenizer` would choose, without its import of torch."""
     import transformers
 
     named = str(read_tokenizer_settings(Path(path)).get("tokenizer_class"))

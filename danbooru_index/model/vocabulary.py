@@ -17,9 +17,7 @@ TOKENIZER_CLASSES = {
 
 
 def check_tokenizer_settings(folder: Path) -> None:
-    """Raise `ModelError` for a tokenizer of another kind, and for one kept in files that the model
-    id does not hold.
-    """
+    """Raise `ModelError` for another kind of tokenizer, or files outside the model id."""
     settings = read_tokenizer_settings(folder)
     path = folder / "tokenizer_config.json"
     kind = settings.get("tokenizer_class")

@@ -34,9 +34,7 @@ BESIDE = re.compile(r"(lm_head|classifier|qa_outputs)\..*")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a checkpoint's weights are stored: what stands before each name, and whether the heads
-    are among them.
-    """
+    """How weights are stored: the prefix of each name, and whether heads are among them."""
 
     prefix: str = ""
     heads_inside: bool = False
@@ -183,9 +181,7 @@ def _prefix_of(folder: Path, names: Iterable[str]) -> str:
 
 
 def _split(tensors: dict[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The backbone by the names that transformers has, and what stands beside it (heads), without
-    the wrappers' prefix.
-    """
+    """The backbone by transformers' names, and the heads beside it, without a wrapper's prefix."""
     backbone = {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

@@ -19,9 +19,7 @@ def make_dataset(
     *,
     alone: bool,
 ) -> Any:
-    """Tasks through both stages, each in a row of its own; `alone`: one after the other, so that
-    none takes another along.
-    """
+    """Tasks through both stages, one a row; `alone`: one after the other."""
     import ray
 
     configure_ray_data()

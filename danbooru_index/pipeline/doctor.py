@@ -58,9 +58,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class DoctorConfig:
-    """What to check: `model` None: the default of this machine; disk space for `records` records
-    below `path`.
-    """
+    """What to check: `model` None: this machine's default; room for `records` below `path`."""
 
     model: str | None = None
     device: Device = Device.AUTO
@@ -185,9 +183,7 @@ def _device(config: DoctorConfig) -> tuple[str, DeviceInfo]:
 
 
 def _model(config: DoctorConfig, info: DeviceInfo) -> tuple[str, Checkpoint]:
-    """The model that was asked for, or this machine's default; every file it needs is there. Raises
-    `ModelError`.
-    """
+    """The model asked for, or the default; all its files are there. Raises `ModelError`."""
     checkpoint = resolve_model(config.model or default_model(info.kind))
     shape = settings_of(checkpoint)
     size = sum(path.stat().st_size for path in Path(checkpoint.path).iterdir() if path.is_file())
@@ -247,9 +243,7 @@ def _ray(config: DoctorConfig) -> tuple[str, None]:
 
 
 def _upload() -> tuple[str, None]:
-    """What `ray job submit --working-dir .` would upload from here. Raises `StorageError` for more
-    than a job server takes.
-    """
+    """What `ray job submit --working-dir .` would upload. Raises `StorageError` for too much."""
     found = measure_upload(Path.cwd())
     said = (
         f"ray job submit --working-dir . uploads {found.files:,} files, {found.bytes / 1e6:,.1f} MB"

@@ -131,9 +131,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _shown(progress: Progress, outcome: EncodeOutcome, told: Any) -> Iterator[None]:
-    """Show, once a second, how many records are encoded: those of done shards, and what the
-    progress actor was told.
-    """
+    """Show, once a second, the records of done shards and those the progress actor counts."""
     import ray
 
     ended = threading.Event()

@@ -140,9 +140,7 @@ class EncodeShard:
         work.kept += part.num_rows
 
     def _reporter(self, shard: str, tokens: TokenBatch) -> Callable[[int], None]:
-        """Called with the rows of each device call: keeps the watchdog quiet, and tells the driver
-        twice a second.
-        """
+        """Called with the rows of each device call: feeds the watchdog, tells the driver."""
         encoded = 0
         share = len(tokens.lengths)
 

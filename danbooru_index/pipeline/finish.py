@@ -26,9 +26,7 @@ from danbooru_index.records import describe_rejects
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A generation that is published: the completion records that it was made of, by shard, and
-    what each step took.
-    """
+    """A published generation: its completion records by shard, and the seconds of each step."""
 
     records: dict[str, CompletionRecord]
     times: SealTimes
@@ -62,9 +60,7 @@ def finish(plan: BuildPlan, root: IndexRoot, work: Work, outcome: EncodeOutcome)
 def _refuse_missing(
     plan: BuildPlan, outcome: EncodeOutcome, records: dict[str, CompletionRecord]
 ) -> None:
-    """Raise `BuildFailedError` for shards without a record, unless some are there and failed ones
-    may be left out.
-    """
+    """Raise `BuildFailedError` for missing shards, unless failed ones may be left out."""
     missing = [shard for shard in plan.scan.shards if shard.id not in records]
     gone = "no completion record: its worker went away; run the same command to go on"
     outcome.failed = {shard.id: outcome.failed.get(shard.id, gone) for shard in missing}
@@ -106,9 +102,7 @@ def _check(
 def _samples_kept(
     plan: BuildPlan, outcome: EncodeOutcome, records: list[CompletionRecord]
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which samples must be in the tables: not those of failed shards, nor those whose output was
-    not finite.
-    """
+    """The samples that must be in the tables: not of failed shards, not non-finite."""
     done = {record.shard for record in records}
     gone = {reject["detail"].removeprefix("id ") for record in records for reject in record.rejects}
     spoilt = set(outcome.samples.non_finite.tolist()) if outcome.samples else set()

@@ -51,9 +51,7 @@ class ModelPreload:
         self._checked = in_background(check_model if whole else required_files, self._folder)
 
     def read(self, samples: Future[InputSamples], max_length: int) -> ModelPreload:
-        """Wait until the model is known to be whole, then go on reading. Raises `ModelError`,
-        before Ray has started.
-        """
+        """Wait until the model is known to be whole, then read on. Raises `ModelError`."""
         self._checked.result()
         self._checkpoint = in_background(identify, self._name, self._folder)
         self._tokens_per_text = in_background(_tokens_per_text, self._folder, samples, max_length)
@@ -64,9 +62,7 @@ class ModelPreload:
         return self._checkpoint.result()
 
     def tokens_per_text(self) -> float:
-        """The mean number of tokens per text of the samples; raise `ModelError` for a tokenizer
-        that is none.
-        """
+        """The mean tokens per text of the samples; raise `ModelError` for a broken tokenizer."""
         return self._tokens_per_text.result()
 
 

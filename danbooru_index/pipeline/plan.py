@@ -101,9 +101,7 @@ def make_plan(
 
 
 def _checked_dim(checkpoint: Checkpoint, config: BuildConfig) -> int:
-    """The model's width; raise `UsageError` for texts longer than it has positions for, and for too
-    wide a codec.
-    """
+    """The model's width; raise `UsageError` for too long texts or too wide a codec."""
     longest, dim = longest_text(checkpoint), hidden_size(checkpoint)
     if config.max_length > longest:
         raise UsageError(

@@ -109,9 +109,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What an actor is to do: read and encode a shard, or encode the samples' texts for the
-    driver's self-check.
-    """
+    """What an actor is to do: encode a shard, or the samples' texts for the self-check."""
 
     shard: Shard | None = None
     texts: tuple[str, ...] = ()

@@ -18,9 +18,7 @@ from danbooru_index.records import describe_rejects
 
 @dataclass(slots=True)
 class ShardCounts:
-    """The shards of a build: in all, skipped because they were done before, done by this run,
-    failed for good.
-    """
+    """A build's shards: in all, skipped as done before, done by this run, failed for good."""
 
     total: int = 0
     skipped: int = 0
@@ -46,9 +44,7 @@ class Seconds:
 
 @dataclass(slots=True)
 class DeviceUse:
-    """One encoding actor: `busy_share` of its time in the forward pass, tags and useful TFLOP a
-    second, peak bytes.
-    """
+    """One encoding actor: share of time in the forward pass, tags/s, TFLOP/s, peak bytes."""
 
     name: str
     tags: int = 0

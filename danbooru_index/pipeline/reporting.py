@@ -153,9 +153,7 @@ def encoding_seconds(stats: Collection[ShardStats], total: float) -> float:
 def device_uses(
     fresh: Iterable[CompletionRecord], device: str, limit: float = math.inf
 ) -> list[DeviceUse]:
-    """What each encoding actor did, in the order of their names; `limit`: seconds that none can
-    have worked beyond.
-    """
+    """What each encoding actor did, by name; `limit`: seconds that none can exceed."""
     workers: dict[str, list[CompletionRecord]] = {}
     for record in fresh:
         workers.setdefault(record.stats.worker.id, []).append(record)

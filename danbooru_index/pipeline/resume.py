@@ -74,9 +74,7 @@ def done_records(
 
 
 def _room(plan: BuildPlan, generation: Generation, pending: tuple[Shard, ...]) -> list[str]:
-    """What the tables to come need, in words; refuse a build whose tables would not fit the disk,
-    before it begins.
-    """
+    """What the tables to come need, in words; refuse a build that would not fit the disk."""
     records = sum(shard.rows for shard in pending)
     needed = index_bytes(
         records, plan.settings.dim, plan.settings.colbert_dim, plan.tokens_per_text

@@ -82,9 +82,7 @@ def _own_sparse(query: EncodedQuery) -> float:
 
 
 def _reaches(score: float, own: float) -> bool:
-    """Whether a stored row's score is what the text scores against itself, within the precision of
-    the build.
-    """
+    """Whether a stored row scores like the text with itself, within the precision."""
     return bool(abs(float(score) - own) <= 0.02 * max(1.0, own))
 
 

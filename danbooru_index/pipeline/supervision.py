@@ -20,9 +20,7 @@ class TooManyAttemptsError(Exception):
 
 
 def check_attempts(settings: WorkerSettings, shard: str, stage: str) -> None:
-    """Count one more attempt at a shard, in files, which outlive the actor; raise
-    `TooManyAttemptsError` at the limit.
-    """
+    """Count an attempt in files, which outlive actors; `TooManyAttemptsError` at the limit."""
     folder = settings.attempts
     folder.make_folder()
     for number in range(settings.attempt_limit):

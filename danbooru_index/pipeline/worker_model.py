@@ -21,9 +21,7 @@ def load_tokenizer(settings: WorkerSettings) -> Tokenizer:
 
 
 def load_encoder(settings: WorkerSettings) -> Encoder:
-    """The real encoder, of BGE-M3's format. Raises `ModelError`, `DeviceError` or `StorageError`
-    (for its codec).
-    """
+    """The encoder. Raises `ModelError`, `DeviceError`, or `StorageError` for its codec."""
     codec = load_codec(settings.generation, settings.codec)
     encoder = Encoder(
         local_model(settings),
@@ -39,9 +37,7 @@ def load_encoder(settings: WorkerSettings) -> Encoder:
 
 
 def local_model(settings: WorkerSettings) -> str:
-    """The folder of the model on this machine; fetched where the driver's folder is not here.
-    Raises `ModelError`.
-    """
+    """The model's folder on this machine, fetched if it is not here. Raises `ModelError`."""
     path = settings.model_path
     if not Path(path).is_dir():
         try:

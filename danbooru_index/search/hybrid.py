@@ -52,9 +52,7 @@ def rank(
     weights: Weights = Weights(),
     wanted: Filter = Filter(),
 ) -> Ranking:
-    """Order rows by a mode; hybrid scores the union of the dense and the sparse candidates exactly
-    in all three.
-    """
+    """Order rows by a mode; hybrid scores the union of candidates exactly in all three."""
     among, known = allowed(reader, wanted), retrievers(reader)
     if mode is Mode.HYBRID:
         count = candidates(limit)

@@ -24,9 +24,7 @@ COMMON = {
 
 
 def checked_query(query: str) -> str:
-    """The query without a byte-order mark; raise `UsageError` for one that is empty, too long or
-    not Unicode.
-    """
+    """The query, without BOM; raise `UsageError` if empty, too long or not Unicode."""
     query = query.lstrip("\ufeff")
     if is_blank(query):
         raise UsageError("the query is empty")
@@ -42,9 +40,7 @@ def checked_query(query: str) -> str:
 
 
 def query_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """Each line that is not empty as it comes: a query and no problem, or an empty one and what is
-    wrong with the line.
-    """
+    """Each line that is not empty, as it comes: a query, or what is wrong with the line."""
     for number, raw in enumerate(lines, 1):
         if number == 1 and raw.startswith(UTF16_MARKS):
             raise UsageError("the queries are UTF-16; UTF-8 is needed: iconv -f UTF-16 -t UTF-8")

@@ -17,9 +17,7 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The rows that a filter lets through: `mask` [rows], and the `expression` for Lance, None
-    where all pass.
-    """
+    """The rows that a filter lets through: `mask` [rows], and Lance's `expression` or None."""
 
     mask: npt.NDArray[np.bool_]
     expression: pc.Expression | None
@@ -42,9 +40,7 @@ def query_of(embeddings: Embeddings, row: int) -> EncodedQuery:
 
 
 class Retriever(Protocol):
-    """Finds rows by one of a query's outputs. Scores of `candidates` and of `score` are the same
-    for the same row.
-    """
+    """Finds rows by one of a query's outputs; `candidates` and `score` agree on each row."""
 
     def candidates(self, query: EncodedQuery, k: int, allowed: Allowed) -> tuple[Rows, Scores]:
         """Up to `k` of the allowed rows, best first, ties in row order; none without a score."""

@@ -95,9 +95,7 @@ class Storage(Protocol):
 
     @property
     def ownership_lapses(self) -> bool:
-        """Whether an owner may lose the index while it still runs: a lease runs out, a kernel's
-        lock does not.
-        """
+        """Whether an owner may lose the index as it runs: a lease can, a kernel's lock cannot."""
 
     def free_bytes(self) -> float:
         """Free bytes on the disk that holds this; an object store has no end."""

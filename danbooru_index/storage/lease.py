@@ -86,9 +86,7 @@ class _Lease:
             )
 
     def keep(self, ended: threading.Event) -> None:
-        """Renew until `ended`; when that has failed for too long, end this process's main thread as
-        Ctrl-C does.
-        """
+        """Renew until `ended`; after failing too long, stop the main thread as Ctrl-C does."""
         while not ended.wait(LEASE_S / 4):
             with contextlib.suppress(OSError):
                 if not self._take(self._version or ""):

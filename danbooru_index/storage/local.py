@@ -190,9 +190,7 @@ def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """A lock of the kernel's: it ends with its process, however that ends, so a killed owner never
-    blocks the next.
-    """
+    """A kernel's lock: it ends with its process, so a killed owner blocks nobody."""
     path = root / ".owner.lock"
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -102,9 +102,7 @@ class S3Storage:
     def make_folder(self) -> None: ...
 
     def create(self, content: bytes, *, durable: bool = True) -> bool:
-        """After a lost reply the client asks again and is told that the object is there: False for
-        one of its own.
-        """
+        """False also for one's own object, if the reply was lost and the client asked again."""
         obstore = obstore_module()
         from obstore.exceptions import AlreadyExistsError
 
@@ -130,9 +128,7 @@ class S3Storage:
         reach("replace.after_rename")
 
     def swap(self, content: bytes, version: str) -> str | None:
-        """Replace the object if it is still the version given (its e-tag); return the new one, None
-        if it was not.
-        """
+        """Replace the object if its e-tag is `version`; return the new one, None if it is not."""
         obstore = obstore_module()
         from obstore.exceptions import PreconditionError
 

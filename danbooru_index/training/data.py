@@ -34,9 +34,7 @@ def held_out_queries(paths: Iterable[str]) -> list[str]:
 
 
 def training_digest(config: FinetuneConfig, base_id: str) -> str:
-    """What makes two calls the same training: settings, base model, and the size and time of every
-    file read.
-    """
+    """What makes two calls one training: settings, base model, size and time of its files."""
     settings = config.decisive() | {"base": base_id}
     files = [*list_inputs((config.pairs,)), *map(Path, (*config.names, *config.held_out))]
     return hashlib.sha256(
@@ -50,9 +48,7 @@ def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 
 def read_pairs(config: FinetuneConfig, held_out: list[str]) -> list[Pair]:
-    """The training pairs; raise `UsageError` where some have no negatives, and no index is given to
-    mine them from.
-    """
+    """The training pairs; raise `UsageError` if some lack negatives and there is no index."""
     pairs = read_training_data(config.pairs, read_names(config.names), held_out)
     log.info(f"{len(pairs):,} training pairs from {config.pairs}")
     alone = sum(1 for pair in pairs if not pair.neg)
@@ -67,9 +63,7 @@ def read_pairs(config: FinetuneConfig, held_out: list[str]) -> list[Pair]:
 def write_pairs(
     config: FinetuneConfig, pairs: Sequence[Pair], held_out: Iterable[str], state: Path
 ) -> None:
-    """Set a few pairs aside, with their queries; the others, in an order of their own, are what is
-    trained on.
-    """
+    """Set a few pairs aside, with their queries; write the others in training order."""
     check_held_out(pairs, held_out)
     order = list(pairs)
     random.Random(config.seed).shuffle(order)

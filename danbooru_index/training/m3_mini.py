@@ -117,9 +117,7 @@ def _begin_work(work: Path, files: Sequence[Path], recipe: MiniRecipe) -> None:
 def _draw_weights(
     records: Iterable[Record], names: dict[str, list[str]], held_out: set[str], recipe: MiniRecipe
 ) -> WeightedPairs:
-    """All pairs: artists' names less often, what a picture shows more often, and a tag's own words
-    half as often.
-    """
+    """How often each pair is drawn: artists less, what a picture shows more."""
     pairs: list[Pair] = []
     weights: list[float] = []
     by_category = {"画师": recipe.artist_weight, "角色": 1.0, "作品": 1.0}

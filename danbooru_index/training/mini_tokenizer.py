@@ -22,9 +22,7 @@ TokenRows = list[list[int]]
 def train_tokenizer(
     records: Sequence[Record], queries: Sequence[str], folder: Path, vocabulary: int
 ) -> None:
-    """A unigram tokenizer with XLM-R's special tokens: a token for each category, no word
-    boundaries, split where the script changes.
-    """
+    """A unigram tokenizer with a token a category, split where the script changes."""
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
     from tokenizers.models import Unigram
     from tokenizers.processors import TemplateProcessing

@@ -152,9 +152,7 @@ def _log_posts(record: Record) -> float:
 
 
 def _least_squares(rows: TokenRows, targets: Vector, vocabulary: int) -> Vector:
-    """What each token adds to a target, [vocabulary], where a text's is the mean over its tokens:
-    damped least squares.
-    """
+    """What each token adds to a target, [vocabulary], a text being its tokens' mean."""
     from scipy.sparse import csr_matrix
     from scipy.sparse.linalg import lsqr
 

@@ -12,9 +12,7 @@ Curve = list[tuple[int, float]]
 
 @dataclass(slots=True)
 class Curves:
-    """A training's log: (step, value) by quantity; where and how it ran. A resumed training
-    overwrites what it redoes.
-    """
+    """A training's log, (step, value) by quantity; a resumed one overwrites what it redoes."""
 
     steps: int = 0
     at: int = 0

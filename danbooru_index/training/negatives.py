@@ -23,9 +23,7 @@ QUERIES_PER_MINING = 1024
 
 @dataclass(frozen=True, slots=True)
 class Mining:
-    """Hard negatives: `count` a query, `share` of them from the index's answers of these ranks, the
-    others at random.
-    """
+    """Hard negatives: `count` a query, `share` from the index's answers of these ranks."""
 
     count: int
     ranks: tuple[int, int] = (2, 20)

@@ -168,9 +168,7 @@ def _read_pairs(path: Path) -> Iterator[Pair]:
 
 
 def read_names(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Further names of tags: JSON lines of `tag` and fields that are names (`{"tag": "...", "ja":
-    "..."}`), also .gz.
-    """
+    """Further names of tags: JSON lines like `{"tag": "...", "ja": "..."}`, also .gz."""
     names: dict[str, list[str]] = {}
     for path in paths:
         for number, line in text_lines(Path(path)):

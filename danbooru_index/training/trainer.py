@@ -191,9 +191,7 @@ def last_checkpoint(state: Path) -> Path | None:
 
 
 class _TrainingLog(TrainerCallback):  # type: ignore[misc]
-    """Writes the log: the loss as it goes, and how many of the pairs set aside are found, at each
-    checkpoint.
-    """
+    """Writes the log: the loss as it goes, and at each checkpoint the recall of pairs aside."""
 
     def __init__(
         self, state: Path, model: UnifiedModel, tokenizer: Any, settings: dict[str, Any]
