@@ -141,7 +141,7 @@ class IndexRoot:
         return named, before if isinstance(before, list) else None
 
     def published_before(self) -> list[str]:
-        """What was published before the current one, oldest first; else by number."""
+        """What was published before, oldest first; by number where that was not recorded."""
         try:
             current = self._read_current()
         except StorageError:

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("support", "unit/index")]
-from test_tables import committed, manifest
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from vault import committed, manifest
 
 from danbooru_index.choices import Mode
 from danbooru_index.embeddings import Embeddings

@@ -26,6 +26,8 @@ from danbooru_index.errors import DanbooruIndexError, StorageError
 from danbooru_index.failpoints import armed
 from danbooru_index.index import compaction
 from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.checks import verify_table
+from danbooru_index.index.commit import commit
 from danbooru_index.index.completion import CompletionRecord, complete, read_records
 from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.lifecycle import open_generation, seal_and_publish
@@ -194,6 +196,16 @@ def encode_shard(generation, shard, rows=20, seed=0, source="danbooru", categori
     )
     if not complete(generation.path, record):
         writer.discard()
+
+
+def verify_all(generation, records):
+    seal = generation.manifest.seal
+    versions = seal.versions if seal else commit(generation.path, SPECS, records)
+    return [
+        problem
+        for spec in SPECS
+        for problem in verify_table(generation.path, spec, versions[spec.name], records)
+    ]
 
 
 def main() -> int:
