@@ -99,10 +99,10 @@ def committed(generation, versions, **seal):
     )
 
 
-def write_shard(generation, shard, count=20, seed=0, finish=True, categories=None):
+def write_shard(generation, shard, count=20, seed=0, finish=True, categories=None, prefix=None):
     writer = ShardWriter(generation.path, shard, SPECS)
     records, encoding = (
-        make_records(count, f"{shard}-", categories=categories),
+        make_records(count, prefix or f"{shard}-", categories=categories),
         make_encoding(count, seed),
     )
     writer.write(records.slice(0, 7), encoding.keep(np.arange(count) < 7))
