@@ -20,13 +20,11 @@ from conftest import SHARED
 
 from danbooru_index.choices import Device, Precision
 from danbooru_index.embeddings import EncoderStats
-from danbooru_index.errors import DeviceError, ModelError
-from danbooru_index.model import device as devices
+from danbooru_index.errors import ModelError
 from danbooru_index.model.batch_plan import BatchPlan
 from danbooru_index.model.checkpoint import BUNDLED_FOLDER
-from danbooru_index.model.device import cpu_has_bf16, nvidia_driver, probe_device
 from danbooru_index.model.encoder import Encoder
-from danbooru_index.model.shape import ModelShape, gpu_tokens_per_batch
+from danbooru_index.model.shape import ModelShape
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.model.tuning import NEVER_FILL, EncoderTuning
 
@@ -537,45 +535,6 @@ def test_a_pickled_head_runs_no_code(checkpoint, tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def fake_nvidia_smi(tmp_path, monkeypatch):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA GeForce GTX 1060 6GB, 390.12'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-
-
-def test_a_card_that_torch_cannot_use_is_an_error_never_a_silent_cpu_run(tmp_path, monkeypatch):
-    fake_nvidia_smi(tmp_path, monkeypatch)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert nvidia_driver() == ("NVIDIA GeForce GTX 1060 6GB", "390.12")
-    for device in (Device.AUTO, Device.CUDA):
-        with pytest.raises(DeviceError, match=r"390\.12.*torch .*(CPU build|CUDA).*--device cpu"):
-            probe_device(device, Precision.AUTO)
-    assert probe_device(Device.CPU, Precision.AUTO).kind == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("card_gb", "tokens"),
-    [(6, 29_296), (4, 17_089), (2, 4_882), (24, 32_768), (141, 32_768), (1.25, 512)],
-)
-def test_the_token_budget_follows_the_free_memory(card_gb, tokens):
-    """BGE-M3 in fp16 takes 1.2 GB of the card; activations may take half of the rest, so a 6 GB
-    card works.
-    """
-    free = int((card_gb - 1.2) * 1e9)
-    assert gpu_tokens_per_batch(free, 1024, 4096) == pytest.approx(tokens, rel=0.001)
-
-
-def test_devices_and_precisions(monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    info = probe_device(Device.AUTO, Precision.AUTO)
-    assert info.precision == ("bf16" if cpu_has_bf16() else "fp32")
-    with pytest.raises(DeviceError, match="no NVIDIA GPU"):
-        probe_device(Device.CUDA, Precision.AUTO)
-    with pytest.raises(DeviceError, match="fp16 on a CPU"):
-        probe_device(Device.CPU, Precision.FP16)
-
-
 def test_a_device_call_has_a_time_in_which_it_must_end(encoder):
     """The watchdog's limit: a minute and a little for a tiny model, minutes for BGE-M3 on a slow
     CPU.
@@ -584,24 +543,3 @@ def test_a_device_call_has_a_time_in_which_it_must_end(encoder):
     bge = ModelShape(dim=1024, layers=24, intermediate=4096, padding_id=1)
     assert 300 < bge.longest_call_s(2048, 512, "cpu") < 600
     assert 60 < bge.longest_call_s(32_768, 8192, "cuda") < 180
-
-
-@pytest.mark.parametrize(
-    ("limit", "bf16", "alone"),
-    [
-        ("", True, False),
-        ("AVX512_CORE_BF16", True, True),
-        ("AVX2", False, False),
-        ("avx512_core", False, False),
-    ],
-)
-def test_a_processor_has_what_onednn_may_use(limit, bf16, alone, monkeypatch):
-    """A limit makes it the smaller processor: fp32 is taken where bf16 would be computed by
-    detours, ten times as slow.
-    """
-    flags = "flags : fpu avx2 avx512f avx512_bf16 amx_bf16 avx512_fp16 amx_tile amx_int8\n"
-    monkeypatch.setattr(devices, "_cpuinfo", lambda: flags)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    assert cpu_has_bf16() is bf16
-    assert devices.cpu_has_avx512_bf16_alone() is alone
-    assert probe_device(Device.CPU, Precision.AUTO).precision == ("bf16" if bf16 else "fp32")
