@@ -24,12 +24,10 @@ os.environ.pop("RAY_ADDRESS", None)
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import pytest
-from checkpoints import SAMPLE, make_checkpoint
+from checkpoints import SAMPLE, SHARED, make_checkpoint
 
 from danbooru_index.config import PrepareConfig
 from danbooru_index.ingest.prepare import prepare
-
-SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
 @pytest.fixture(scope="session")

@@ -102,6 +102,7 @@ def is_indexed(index):
     return dataset.stats.index_stats(NAME)["num_indexed_rows"] == 300
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_relative_path_above_every_threshold(dump, checkpoint, tmp_path):
@@ -118,6 +119,7 @@ def test_a_relative_path_above_every_threshold(dump, checkpoint, tmp_path):
     assert again["state"] == "already published: nothing to do"
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_path_through_a_symlink_with_spaces_and_cjk_and_signs(dump, checkpoint, tmp_path):
@@ -133,6 +135,7 @@ def test_a_path_through_a_symlink_with_spaces_and_cjk_and_signs(dump, checkpoint
     find(real, "index", "hybrid")
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_object_store_above_every_threshold(dump, checkpoint, tmp_path):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 SAMPLE = Path(__file__).parents[2] / "danbooru_index" / "sample_tags.jsonl"
+SHARED = Path(__file__).parents[3] / "shared"
 
 
 @dataclass(frozen=True, slots=True)

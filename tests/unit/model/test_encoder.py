@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from checkpoints import SHAPES, make_checkpoint
-from conftest import SHARED
+from checkpoints import SHAPES, SHARED, make_checkpoint
 
 from danbooru_index.choices import Device, Precision
 from danbooru_index.embeddings import EncoderStats

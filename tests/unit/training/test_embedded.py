@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from checkpoints import SHARED
 from processes import one_line, run_cli
 
 from danbooru_index.errors import InputError, UsageError

@@ -101,7 +101,7 @@ def test_nothing_to_train_on_is_said(tmp_path):
         read_training_data(str(file), {}, ["A"])
 
 
-def test_what_would_train_on_something_else_is_refused(tmp_path, capfd):
+def test_what_would_train_on_something_else_is_refused(tmp_path, caplog):
     """Names beside a pairs file, a text both right and wrong, a dump of broken lines; a few of them
     are said.
     """
@@ -122,7 +122,7 @@ def test_what_would_train_on_something_else_is_refused(tmp_path, capfd):
         read_training_data(str(dump), {}, [])
     dump.write_text('{"id": 1, "text": "ahoge", "aliases": "a,b"}\nbroken\n')
     assert len(read_training_data(str(dump), {}, [])) == 3
-    assert "1 lines left out; the first:" in capfd.readouterr().err
+    assert "1 lines left out; the first:" in caplog.text
 
 
 def test_fields_of_a_record_are_not_names(tmp_path):
