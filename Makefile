@@ -32,7 +32,7 @@ test-long: $(BIN)/.installed
 	$(BIN)/python -m pytest -q -m long --durations=15
 
 # The tests of what computes once more, as on a processor with AVX2 only: no AVX-512, no bf16.
-COMPUTING := forward encoder codec embedded weights gpu evaluation
+COMPUTING := forward encoder device codec embedded weights gpu evaluation
 avx2: $(BIN)/.installed
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 		$(BIN)/python -m pytest -q -m 'not ray' $(foreach name,$(COMPUTING),$(wildcard tests/*/test_$(name).py tests/*/*/test_$(name).py))

@@ -22,6 +22,12 @@ def add_prepare(verbs: Any) -> None:
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT")
     parser.add_argument("--out", required=True, metavar="DIR")
+    _add_dump_options(parser)
+    add_rejects(parser)
+
+
+def _add_dump_options(parser: argparse.ArgumentParser) -> None:
+    """How a dump is read and cut, for `prepare` and `rebuild`."""
     parser.add_argument(
         "--shard-rows",
         type=int,
@@ -32,7 +38,6 @@ def add_prepare(verbs: Any) -> None:
     parser.add_argument(
         "--translations", metavar="FILE", help="CSV, tag,text: explanations for CSV records"
     )
-    add_rejects(parser)
 
 
 def _prepare(arguments: argparse.Namespace, out: TextIO) -> int:
@@ -110,16 +115,7 @@ def add_rebuild(verbs: Any) -> None:
     parser.add_argument(
         "--keep", type=int, default=3, metavar="N", help="generations to keep (default %(default)s)"
     )
-    parser.add_argument(
-        "--shard-rows",
-        type=int,
-        default=DEFAULT_SHARD_ROWS,
-        metavar="N",
-        help="(default %(default)s)",
-    )
-    parser.add_argument(
-        "--translations", metavar="FILE", help="CSV, tag,text: explanations for CSV records"
-    )
+    _add_dump_options(parser)
     add_model_options(parser)
 
 

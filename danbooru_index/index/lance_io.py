@@ -60,7 +60,14 @@ def read_fragments(folder: Storage, fragments: list[dict[str, Any]]) -> Iterator
                     yield batch
         except StorageError:
             raise
-        except (OSError, ValueError, RuntimeError, LookupError, pa.ArrowException) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+            LookupError,
+            pa.ArrowException,
+        ) as error:
             raise StorageError(f"{path}: cannot be read ({lance_reason(error)})") from None
 
 

@@ -18,19 +18,10 @@ from scipy.sparse import csc_matrix, csr_matrix
 from danbooru_index.embeddings import Array, Matrices
 from danbooru_index.index.catalog import Generation
 from danbooru_index.index.lance_io import open_table
+from danbooru_index.index.schema import RECORD_COLUMNS
 from danbooru_index.index.vector_index import probes
 
-ANSWERED = [
-    "id",
-    "tag",
-    "category",
-    "text",
-    "source",
-    "post_count",
-    "aliases",
-    "nsfw",
-    "deprecated",
-]
+ANSWERED = ["id", *RECORD_COLUMNS]
 BLOCK_ROWS = 8192
 SCAN_ROWS = 512  # of 512 tokens at full width: half a gigabyte
 

@@ -205,7 +205,7 @@ class DeviceRun:
         )
 
     def halve(self, budget: int) -> None:
-        """After an OOM at `budget`: half of it from now on, once for all batches in it."""
+        """Halve the token budget after an OOM at `budget`, once for batches that failed together."""
         with self.scheduler.launching:
             if self.tokens_per_batch == budget:
                 self.tokens_per_batch = max(1, budget // 2)

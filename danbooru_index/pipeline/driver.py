@@ -125,7 +125,9 @@ class _Run:
                 " command to go on"
             ) from None
         finally:
-            with contextlib.suppress(RayError):  # Ray may be gone, and the actor with it
+            with contextlib.suppress(
+                RayError, OSError, RuntimeError, ValueError
+            ):  # Ray may be gone, and the actor with it
                 ray.kill(told)
 
 

@@ -91,7 +91,9 @@ def test_every_module_says_its_role_and_is_of_readable_size(path):
 def test_few_modules_and_classes_are_long_and_each_says_why():
     long = [module for module in house.modules() if module.lines > 250]
     assert len(long) <= 5, [module.name for module in long]
-    assert all(len(ast.get_docstring(module.tree).splitlines()) > 2 for module in long)
+    for module in long:
+        said = " ".join(ast.get_docstring(module.tree).split())
+        assert re.search(r"\bone (module|place)\b", said), module.name
     for module in house.modules():
         for node in ast.walk(module.tree):
             if isinstance(node, ast.ClassDef) and node.end_lineno - node.lineno >= 150:
