@@ -125,9 +125,8 @@ class _Run:
                 " command to go on"
             ) from None
         finally:
-            with contextlib.suppress(
-                RayError, OSError, RuntimeError, ValueError
-            ):  # Ray may be gone, and the actor with it
+            # Ray may be gone, and the actor with it
+            with contextlib.suppress(RayError, OSError, RuntimeError, ValueError):
                 ray.kill(told)
 
 
