@@ -205,7 +205,7 @@ class DeviceRun:
         )
 
     def halve(self, budget: int) -> None:
-        """Halve the token budget after an OOM at `budget`; batches that failed together do so once."""
+        """Halve the token budget after an OOM at `budget`: once, if several batches failed."""
         with self.scheduler.launching:
             if self.tokens_per_batch == budget:
                 self.tokens_per_batch = max(1, budget // 2)
