@@ -44,7 +44,7 @@ def make_dataset(
     }
     common["runtime_env"] = plan.runtime_env
     return (
-        ray.data.from_arrow([task.to_row() for task in tasks])
+        ray.data.from_items([task.to_item() for task in tasks], override_num_blocks=len(tasks))
         .map_batches(TokenizeShard, compute=tokenizers, num_cpus=TOKENIZER_CPUS, **common)
         .map_batches(
             EncodeShard,

@@ -27,7 +27,7 @@ class TokenizeShard:
             self._problem = str(error)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        task = Task.from_row(rows)
+        task = Task.from_item(rows)
         try:
             done = self._tokenize(task)
         except TooManyAttemptsError as error:

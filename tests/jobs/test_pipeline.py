@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from flag_reference import flag_embedding
 from processes import running
 
 from danbooru_index.choices import Device, Mode, Precision
@@ -123,8 +124,6 @@ def test_every_record_is_in_each_table_once_in_input_order(undisturbed, sample):
 
 
 def test_the_tables_hold_what_flag_embedding_computes(undisturbed, sample, checkpoint):
-    from test_encoder import flag_embedding
-
     _, _, (_, (dense, token_ids, weights, colbert)) = undisturbed
     texts = [record["text"] for record in sample]
     expected = flag_embedding(checkpoint, texts)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import SHAPES, SHARED, make_checkpoint
+from flag_reference import flag_embedding
 
 from danbooru_index.choices import Device, Precision
 from danbooru_index.embeddings import EncoderStats
@@ -43,19 +44,6 @@ MIXED = [
     "😀 emoji \u200b zero width",
     "word " * 700,
 ]
-
-
-def flag_embedding(path, texts, max_length=512):
-    from FlagEmbedding import BGEM3FlagModel
-
-    model = BGEM3FlagModel(str(path), use_fp16=False, devices="cpu")
-    return model.encode(
-        texts,
-        return_dense=True,
-        return_sparse=True,
-        return_colbert_vecs=True,
-        max_length=max_length,
-    )
 
 
 def assert_parity(expected, encoding, tolerance=1e-5):
