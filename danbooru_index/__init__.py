@@ -11,10 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from danbooru_index.config import BuildConfig, PrepareConfig
+    from danbooru_index.config import BuildConfig
     from danbooru_index.errors import DanbooruIndexError
     from danbooru_index.ingest.prepare import prepare
     from danbooru_index.pipeline.build import build
+    from danbooru_index.prepare_config import PrepareConfig
     from danbooru_index.search.tag_index import Hit, TagIndex
 
 __version__ = "0.1.0"
@@ -30,7 +31,7 @@ __all__ = [
 
 _HOMES = {
     "BuildConfig": "config",
-    "PrepareConfig": "config",
+    "PrepareConfig": "prepare_config",
     "DanbooruIndexError": "errors",
     "Hit": "search.tag_index",
     "TagIndex": "search.tag_index",

@@ -1,4 +1,4 @@
-"""What can be chosen from: devices, precisions, search modes; what a device is."""
+"""What can be chosen from: devices, precisions, sites, search modes; what a device is."""
 
 from __future__ import annotations
 
@@ -59,3 +59,13 @@ class Mode(Choice):
     SPARSE = "sparse"
     COLBERT = "colbert"
     HYBRID = "hybrid"
+
+
+class Site(Choice):
+    """Whose category numbers a dump has."""
+
+    DANBOORU = "danbooru"
+    E621 = "e621"
+    GELBOORU = "gelbooru"
+    DERPIBOORU = "derpibooru"
+    MERGED = "danbooru+e621"  # lists for autocompletion that hold both, e621's numbers plus 7

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from danbooru_index.choices import Device, DeviceInfo, Precision
 from danbooru_index.errors import UsageError
 from danbooru_index.failpoints import Failpoint
+from danbooru_index.prepare_config import RejectLimit
 
 if TYPE_CHECKING:
     from danbooru_index.embeddings import TextEncoder
@@ -23,7 +24,6 @@ SAMPLE_TAGS = Path(__file__).with_name("sample_tags.jsonl")  # 468 tags, written
 
 PRODUCTION_MODEL = "BAAI/bge-m3"
 BUNDLED_MODEL = "m3-mini"
-DEFAULT_SHARD_ROWS = 4096
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_MIN_FIDELITY = 0.7
 SMALLEST_COLBERT_DIM = 8
@@ -31,55 +31,6 @@ LONGEST_MAX_LENGTH = 8192
 MAX_TEXT_BYTES = 1 << 20
 SLICE_BYTES = 128 << 20
 HISTOGRAM_EDGES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8193)
-
-
-@dataclass(frozen=True, slots=True)
-class RejectLimit:
-    """How many rejected records still count as a clean run: a number or a percentage."""
-
-    count: int | None = None
-    percent: float | None = None
-
-    @classmethod
-    def parse(cls, word: str) -> RejectLimit:
-        """Read `20` or `0.5%`; raise `UsageError` otherwise."""
-        text = word.strip()
-        try:
-            limit = cls(percent=float(text[:-1])) if text.endswith("%") else cls(count=int(text))
-        except ValueError:
-            raise UsageError(
-                f"--max-rejects takes a number or a percentage (20 or 0.5%), not {word!r}"
-            ) from None
-        if (limit.count or 0) < 0 or not 0 <= (limit.percent or 0) <= 100:
-            raise UsageError(f"--max-rejects {word!r} is out of range")
-        return limit
-
-    def allows(self, rejected: int, read: int) -> bool:
-        """Whether `rejected` of `read` records is within the limit."""
-        if self.percent is not None:
-            return rejected <= read * self.percent / 100
-        return rejected <= (self.count or 0)
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareConfig:
-    """What `prepare` is asked to do."""
-
-    inputs: tuple[str, ...]
-    out: str
-    shard_rows: int = DEFAULT_SHARD_ROWS
-    translations: str | None = None
-    strict: bool = False
-    max_rejects: RejectLimit = RejectLimit(count=0)
-
-    def __post_init__(self) -> None:
-        if not self.inputs:
-            raise UsageError(
-                "prepare needs at least one INPUT: a .jsonl, .csv or .parquet file, or a folder of"
-                " them"
-            )
-        if not 1 <= self.shard_rows <= 1 << 20:
-            raise UsageError(f"--shard-rows must be between 1 and 1048576, not {self.shard_rows}")
 
 
 class EncoderFactory(Protocol):
@@ -117,7 +68,8 @@ class BuildConfig:
     """What `build` is asked to do. `model` None: BAAI/bge-m3 on a usable GPU, an error elsewhere.
 
     `colbert_dim` None: ColBERT vectors in full; else projected to so many values, and refused where
-    fewer than `min_fidelity` of the full top 10 are found again.
+    fewer than `min_fidelity` of the full top 10 are found again. `nsfw_words`: tags of a file
+    without ratings are marked by their words.
 
     `failpoints`, `tuning` and `encoder` have no option: faults for tests; how machines are used;
     and a factory that takes the place of the model's forward pass, for tests and benchmarks of
@@ -133,12 +85,13 @@ class BuildConfig:
     max_length: int = DEFAULT_MAX_LENGTH
     tokens_per_batch: int | None = None
     strict: bool = False
-    max_rejects: RejectLimit = RejectLimit(count=0)
+    max_rejects: RejectLimit = field(default_factory=lambda: RejectLimit(count=0))
     address: str | None = None
     allow_failed_shards: bool = False
     query_instruction: str = ""
     colbert_dim: int | None = None
     min_fidelity: float = DEFAULT_MIN_FIDELITY
+    nsfw_words: bool = True
     failpoints: tuple[Failpoint, ...] = ()
     tuning: Tuning = field(default_factory=Tuning)
     encoder: EncoderFactory | None = None

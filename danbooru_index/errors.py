@@ -59,19 +59,24 @@ class ClusterError(DanbooruIndexError):
 
 
 @contextlib.contextmanager
-def as_model_error(message: str, limit: int = 300) -> Iterator[None]:
-    """Errors of a library that loads a model's file, as `ModelError`; `{}` in `message`: why."""
+def as_error(kind: type[DanbooruIndexError], message: str, limit: int = 300) -> Iterator[None]:
+    """Whatever a library raises while it reads a file, as one of ours; `{}` in `message`: why."""
     try:
         yield
     except DanbooruIndexError:
         raise
     except Exception as error:
-        # torch, safetensors, transformers and tokenizers share no narrower class
+        # torch, safetensors, transformers and tokenizers share no narrower class; nor has openpyxl
         reason = in_one_line(error, limit)
-        kind = type(error).__name__
-        raise ModelError(
-            message.replace("{}", reason if reason == kind else f"{kind}: {reason}")
+        name = type(error).__name__
+        raise kind(
+            message.replace("{}", reason if reason == name else f"{name}: {reason}")
         ) from None
+
+
+def as_model_error(message: str, limit: int = 300) -> contextlib.AbstractContextManager[None]:
+    """Errors of a library that loads a model's file, as `ModelError`; `{}` in `message`: why."""
+    return as_error(ModelError, message, limit)
 
 
 class StorageError(DanbooruIndexError):

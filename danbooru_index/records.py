@@ -35,6 +35,7 @@ class Reason(str, Enum):
     TEXT_TOO_LONG = "text_too_long"
     INVALID_UNICODE = "invalid_unicode"
     WRONG_TYPE = "wrong_type"
+    UNKNOWN_CATEGORY = "unknown_category"
     NON_FINITE_OUTPUT = "non_finite_output"
 
 

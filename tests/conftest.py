@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 import pytest
 from checkpoints import SAMPLE, SHARED, make_checkpoint
 
-from danbooru_index.config import PrepareConfig
 from danbooru_index.ingest.prepare import prepare
+from danbooru_index.prepare_config import PrepareConfig
 
 
 @pytest.fixture(scope="session")

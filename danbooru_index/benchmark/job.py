@@ -16,7 +16,6 @@ from typing import Any
 
 from danbooru_index.benchmark.run import Bench, in_turn, ratio, summary, write_dump
 from danbooru_index.choices import Device, Precision
-from danbooru_index.config import PrepareConfig
 from danbooru_index.errors import BuildFailedError
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.ingest.scan import scan
@@ -24,6 +23,7 @@ from danbooru_index.ingest.shards import read_shard
 from danbooru_index.machine import cpu_count
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.tokenizer import Tokenizer
+from danbooru_index.prepare_config import PrepareConfig
 
 
 def job(bench: Bench) -> dict[str, Any]:

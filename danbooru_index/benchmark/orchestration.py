@@ -18,7 +18,7 @@ from typing import Any
 
 from danbooru_index.benchmark.run import Bench, write_dump
 from danbooru_index.benchmark.simulated import Simulation, make_shape
-from danbooru_index.config import BuildConfig, PrepareConfig, Tuning
+from danbooru_index.config import BuildConfig, Tuning
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.commit import commit
 from danbooru_index.index.completion import read_records
@@ -27,6 +27,7 @@ from danbooru_index.ingest.scan import scan
 from danbooru_index.machine import cpu_count
 from danbooru_index.pipeline.build import build
 from danbooru_index.pipeline.report import BuildReport
+from danbooru_index.prepare_config import PrepareConfig
 
 BENCHMARK_STORE_BYTES = 200 << 20
 DEFAULT_TUNING = Tuning()

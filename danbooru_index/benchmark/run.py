@@ -22,7 +22,7 @@ from typing import Any
 from danbooru_index.choices import Choice, Device, DeviceInfo, Precision
 from danbooru_index.config import SAMPLE_TAGS
 from danbooru_index.errors import InputError, UsageError
-from danbooru_index.ingest.sources import list_inputs, read_dump
+from danbooru_index.ingest.sources import valid_records
 from danbooru_index.model.checkpoint import Checkpoint, resolve_model
 from danbooru_index.model.device import give_back_memory, probe_device
 from danbooru_index.records import Record
@@ -159,11 +159,10 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkReport:
 def _records(inputs: tuple[str, ...]) -> Any:
     """The valid records of dumps, each id once."""
     seen: set[str] = set()
-    for path in list_inputs(inputs):
-        for _, item in read_dump(path, {}):
-            if isinstance(item, Record) and item.id not in seen:
-                seen.add(item.id)
-                yield item
+    for record in valid_records(inputs):
+        if record.id not in seen:
+            seen.add(record.id)
+            yield record
 
 
 def in_turn(

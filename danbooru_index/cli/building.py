@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any, TextIO
 
-from danbooru_index.choices import Device, Precision
+from danbooru_index.choices import Device, Precision, Site
 from danbooru_index.cli.options import add_model_options, add_rejects, print_report, verb
-from danbooru_index.config import DEFAULT_SHARD_ROWS, BuildConfig, PrepareConfig, RejectLimit
+from danbooru_index.config import BuildConfig
+from danbooru_index.prepare_config import DEFAULT_SHARD_ROWS, DumpConfig, PrepareConfig, RejectLimit
 
 
 def add_prepare(verbs: Any) -> None:
@@ -16,12 +17,15 @@ def add_prepare(verbs: Any) -> None:
         verbs,
         "prepare",
         _prepare,
-        "Write tag dumps (.jsonl, .csv, .parquet, also .gz and .zst; files or folders) as Parquet"
-        " shards.",
+        "Write tag dumps (.jsonl, .json, .csv, .tsv, .txt, .parquet, .sqlite, .xlsx, also .gz, .zst"
+        " and .zip; files or folders) as Parquet shards, and show what was understood.",
         "danbooru-index prepare danbooru.csv --translations zh.csv --out shards/",
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT")
     parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="read everything, show what it is, write nothing"
+    )
     _add_dump_options(parser)
     add_rejects(parser)
 
@@ -35,8 +39,56 @@ def _add_dump_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="(default %(default)s)",
     )
+    many: dict[str, Any] = {"action": "append", "default": []}
     parser.add_argument(
-        "--translations", metavar="FILE", help="CSV, tag,text: explanations for CSV records"
+        "--translations",
+        metavar="FILE",
+        help="tags and their explanations, two columns in any order (may be given several times)",
+        **many,
+    )
+    parser.add_argument(
+        "--map",
+        metavar="FIELD=COLUMN,...",
+        help=(
+            "what columns hold that are not recognised: tag=name,explanation=cn_name; a place"
+            " (tag=1) where there is no header, field==value for a constant, field=- to leave out;"
+            " or a YAML file of these"
+        ),
+        **many,
+    )
+    parser.add_argument(
+        "--site",
+        metavar="NAME",
+        help=f"whose category numbers: {'|'.join(site.value for site in Site)}",
+    )
+    parser.add_argument("--encoding", metavar="NAME", help="of text files (default UTF-8)")
+    parser.add_argument("--table", metavar="NAME", help="of a database or a workbook")
+    parser.add_argument(
+        "--nsfw-tags", metavar="FILE", help="a list of tags that are not safe for work", **many
+    )
+    _add_nsfw_words(parser)
+    parser.add_argument(
+        "--accept-unlikely", action="store_true", help="go on where what was understood looks wrong"
+    )
+
+
+def _add_nsfw_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-nsfw-words",
+        action="store_true",
+        help="do not mark tags of an input without ratings by their words",
+    )
+
+
+def _dump_config(arguments: argparse.Namespace) -> DumpConfig:
+    return DumpConfig(
+        map=tuple(arguments.map),
+        site=arguments.site,
+        encoding=arguments.encoding,
+        table=arguments.table,
+        nsfw_tags=tuple(arguments.nsfw_tags),
+        nsfw_words=not arguments.no_nsfw_words,
+        accept_unlikely=arguments.accept_unlikely,
     )
 
 
@@ -49,9 +101,11 @@ def _prepare(arguments: argparse.Namespace, out: TextIO) -> int:
             tuple(arguments.inputs),
             arguments.out,
             shard_rows=arguments.shard_rows,
-            translations=arguments.translations,
+            translations=tuple(arguments.translations),
             strict=arguments.strict,
             max_rejects=limit,
+            dump=_dump_config(arguments),
+            dry_run=arguments.dry_run,
         )
     )
     print_report(report, arguments.json, out)
@@ -69,6 +123,7 @@ def add_build(verbs: Any) -> None:
     )
     parser.add_argument("shards", metavar="SHARDS", help="a folder, a glob or a Parquet file")
     parser.add_argument("--index", required=True)
+    _add_nsfw_words(parser)
     add_model_options(parser)
 
 
@@ -89,6 +144,7 @@ def _build_config(arguments: argparse.Namespace, shards: str) -> BuildConfig:
         query_instruction=arguments.query_instruction,
         colbert_dim=arguments.colbert_dim,
         min_fidelity=arguments.min_fidelity,
+        nsfw_words=not arguments.no_nsfw_words,
     )
 
 
@@ -128,7 +184,8 @@ def _rebuild(arguments: argparse.Namespace, out: TextIO) -> int:
             build=_build_config(arguments, ""),
             keep=arguments.keep,
             shard_rows=arguments.shard_rows,
-            translations=arguments.translations,
+            translations=tuple(arguments.translations),
+            dump=_dump_config(arguments),
         )
     )
     print_report(report, arguments.json, out)

@@ -72,8 +72,9 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
                 nsfw=arguments.nsfw,
             )
             if arguments.json:
-                built = index.generation.manifest.model
-                named = {"model": built.name, "model_id": built.id}
+                manifest = index.generation.manifest
+                named = {"model": manifest.model.name, "model_id": manifest.model.id}
+                named |= {"nsfw_marks": manifest.nsfw_marks}
                 answer = {
                     "query": query,
                     "mode": mode.value,

@@ -141,7 +141,8 @@ UNSEALED: dict[str, Any] = {
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What a generation is. `seal` None: unfinished; `fidelity`: what its ColBERT projection costs,
-    where it has one; `input`, `input_digest`: how the user named the input, and what was in it.
+    where it has one; `input`, `input_digest`: how the user named the input, and what was in it;
+    `nsfw_marks`: how the input says what is not safe for work, empty where that was not noted.
     """
 
     id: str
@@ -157,6 +158,7 @@ class Manifest:
     created_at: float = 0.0
     seal: Seal | None = None
     fidelity: Fidelity | None = None
+    nsfw_marks: str = ""
 
     @property
     def specs(self) -> tuple[TableSpec, ...]:
@@ -187,10 +189,11 @@ class Manifest:
         seal = UNSEALED if self.seal is None else self.seal.to_json()
         known = asdict(self) | {"shards": list(self.shards)} | seal | {"codec": self.codec}
         order = (
-            *(f.name for f in fields(self) if f.name not in ("seal", "fidelity")),
+            *(f.name for f in fields(self) if f.name not in ("seal", "fidelity", "nsfw_marks")),
             *list(UNSEALED)[:-1],
         )
-        return {name: known[name] for name in (*order, "codec", "compacted")}
+        noted = ("nsfw_marks",) if self.nsfw_marks else ()  # earlier versions had no such field
+        return {name: known[name] for name in (*order, "codec", "compacted", *noted)}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
@@ -217,6 +220,7 @@ class Manifest:
             created_at=float(found.get("created_at", 0.0)),
             seal=Seal.from_json(found) if sealed else None,
             fidelity=Fidelity(**found["codec"]) if found.get("codec") else None,
+            nsfw_marks=_as_text(found.get("nsfw_marks", "")),
         )
 
 

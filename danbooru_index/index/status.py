@@ -30,6 +30,7 @@ class GenerationStatus:
     sealed_at: float | None
     bytes: int
     colbert_dim: int
+    nsfw_marks: str = ""
 
     def to_text(self) -> str:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.sealed_at or self.created_at))
@@ -42,6 +43,7 @@ class GenerationStatus:
             f"  {self.id}  {self.state:<10} {when}  {rows}, {self.bytes / 1e6:,.1f} MB,"
             f" {self.model} (id {self.model_id[:12]}) in {self.precision}, up to {self.max_length}"
             f" tokens, ColBERT at {self.colbert_dim} values"
+            f"{f', nsfw by {self.nsfw_marks}' if self.nsfw_marks else ''}"
         )
 
 
@@ -100,6 +102,7 @@ def _describe(generation: Generation, published: str | None) -> GenerationStatus
         sealed_at=seal.sealed_at if seal else None,
         bytes=sum(generation.path.sizes().values()),
         colbert_dim=manifest.colbert_dim,
+        nsfw_marks=manifest.nsfw_marks,
     )
 
 

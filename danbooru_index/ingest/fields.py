@@ -5,14 +5,16 @@ Called by the readers of dumps and of shards; nothing is guessed that a later st
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from danbooru_index.choices import Site
 from danbooru_index.config import MAX_TEXT_BYTES
+from danbooru_index.ingest.json_text import DECODER, object_once, parse_object
+from danbooru_index.ingest.sites import CATEGORY_NAMES
 from danbooru_index.records import Reason, Record, RejectedError, is_blank, parse_text
 
-CATEGORIES = {"0": "general", "1": "artist", "3": "copyright", "4": "character", "5": "meta"}
+CATEGORIES = {str(number): name for number, name in CATEGORY_NAMES[Site.DANBOORU].items()}
 NSFW_RATINGS = {"q", "e", "questionable", "explicit", "nsfw", "mature", "adult", "r18", "r18g"}
 SAFE_RATINGS = {"", "g", "s", "general", "safe", "sensitive", "sfw"}
 INT64_MAX = 2**63 - 1
@@ -20,46 +22,7 @@ INT64_MAX = 2**63 - 1
 
 def parse_line(line: str) -> Record:
     """One JSON line -> a record; raise `RejectedError`."""
-    try:
-        # NaN, as pandas writes a missing value
-        fields = json.loads(line, parse_constant=lambda constant: None, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise RejectedError(Reason.UNPARSABLE_LINE, str(error)) from None
-    if not isinstance(fields, dict):
-        raise RejectedError(
-            Reason.UNPARSABLE_LINE, f"a JSON object is needed, not {type(fields).__name__}"
-        )
-    return parse_fields(fields)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object without repeated names: Python would silently take the last value."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
-        raise ValueError(f"the name {twice!r} occurs twice")
-    return fields
-
-
-def parse_csv_row(row: list[str], explanation: str | None = None) -> Record:
-    """One row of the autocomplete CSV (`name,category,post_count,"alias,alias"`) -> a record.
-
-    The id is the tag name, the text `【category】name`, with ` - explanation` where one is given.
-    """
-    name, number, count, aliases = [*row, "", "", "", ""][:4]
-    category = CATEGORIES.get(number.strip(), number.strip())
-    text = f"【{category}】{name}" if name.strip() else ""
-    fields = {
-        "id": name,
-        "text": f"{text} - {explanation}" if explanation else text,
-        "tag": name,
-        "category": category,
-        "explanation": explanation or "",
-        "source": "danbooru",
-        "post_count": count.strip() or None,
-        "aliases": aliases,
-    }
-    return parse_fields(fields)
+    return parse_fields(parse_object(line))
 
 
 def parse_fields(fields: Mapping[str, Any]) -> Record:
@@ -92,14 +55,14 @@ def _metadata(value: Any) -> Mapping[str, Any]:
     """Further fields: an object, its JSON text, or Arrow's map pairs; else none."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
-            value = json.loads(value, parse_constant=lambda constant: None, object_pairs_hook=_once)
+            value = DECODER.decode(value.strip())
         except (ValueError, RecursionError) as error:
             raise RejectedError(Reason.WRONG_TYPE, f"metadata is not JSON: {error}") from None
     if isinstance(value, list) and all(
         isinstance(pair, tuple) and len(pair) == 2 for pair in value
     ):
         try:
-            value = _once(value)
+            value = object_once(value)
         except (TypeError, ValueError) as error:
             raise RejectedError(Reason.WRONG_TYPE, f"metadata: {error}") from None
     if value is None or isinstance(value, str):

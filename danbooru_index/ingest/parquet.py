@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from danbooru_index.errors import InputError
+from danbooru_index.errors import InputError, first_line
 from danbooru_index.ingest.fields import parse_fields
 from danbooru_index.records import Reason, Record, Reject, RejectedError
 
@@ -120,26 +120,31 @@ def _declares_extension_types(footer: bytes) -> bool:
     return False
 
 
-def parquet_records(path: Path) -> Iterator[Located]:
-    """Every row of a Parquet file with `id` and `text`, as a record or a reject, in order."""
-    with open_input(path) as file:
-        yield from _located(path, file.parquet())
+def parquet_columns(path: Path) -> tuple[str, ...]:
+    """The names of a Parquet file's columns."""
+    with _whole(path), open_input(path) as file:
+        return tuple(file.parquet().schema_arrow.names)
 
 
-def _located(path: Path, file: pq.ParquetFile) -> Iterator[Located]:
-    missing = {"id", "text"} - set(file.schema_arrow.names)
-    if missing:
+def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object] | None]:
+    """The rows of a Parquet file, as far as `columns` go; None for one that Python cannot take."""
+    with _whole(path), open_input(path) as opened:
+        file = opened.parquet()
+        names = [name for name in file.schema_arrow.names if name in columns]
+        if len(names) != len(set(names)):
+            raise InputError(f"{path}: two columns have the same name; keep one")
+        for batch in file.iter_batches(batch_size=4096, columns=names):
+            yield from _pylist(batch)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{path}: no column {' and '.join(sorted(missing))}; it has"
-            f" {', '.join(file.schema_arrow.names)}"
-        )
-    number = 0
-    known = [name for name in file.schema_arrow.names if name in KNOWN_FIELDS]
-    if len(known) != len(set(known)):
-        raise InputError(f"{path}: two columns have the same name; keep one")
-    for batch in file.iter_batches(batch_size=4096, columns=known):
-        yield from parse_rows(batch, str(path), number)
-        number += batch.num_rows
+            f"{path}: cannot be read to its end ({first_line(error)}); fetch or write it again"
+        ) from None
 
 
 def parse_rows(rows: pa.RecordBatch | pa.Table, source: str, offset: int) -> Iterator[Located]:

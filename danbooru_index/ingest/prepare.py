@@ -10,17 +10,15 @@ import hashlib
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from danbooru_index.config import PrepareConfig
-from danbooru_index.errors import InputError, RejectedRecordsError, StorageError, UsageError
+from danbooru_index.errors import InputError, RejectedRecordsError, StorageError
 from danbooru_index.ingest.duplicates import DuplicateFilter, IdHashes
 from danbooru_index.ingest.output_folder import (
     REJECTS_FILE,
@@ -31,97 +29,64 @@ from danbooru_index.ingest.output_folder import (
     clear_remains,
     replace_folder,
 )
+from danbooru_index.ingest.prepare_input import PrepareInput, open_input_files
+from danbooru_index.ingest.prepare_report import PrepareReport
+from danbooru_index.ingest.shard_files import MARKS_KEY
 from danbooru_index.ingest.shards import LARGEST_SHARD_BYTES, to_table
-from danbooru_index.ingest.sources import list_inputs, read_dump, read_translations
+from danbooru_index.prepare_config import PrepareConfig
 from danbooru_index.records import Reason, Record, Reject, describe_rejects
-
-
-@dataclass(slots=True)
-class PrepareReport:
-    """What `prepare` read, wrote and left out."""
-
-    out: str
-    read: int = 0
-    records: int = 0
-    with_explanation: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    shards: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    rejects_file: str | None = None
-
-    @property
-    def explained_share(self) -> float:
-        """The share of accepted records with an explanation, 0 to 1."""
-        return self.with_explanation / self.records if self.records else 0.0
-
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self) | {
-            "rejected": dict(self.rejected),
-            "explained_share": round(self.explained_share, 4),
-        }
-
-    def to_text(self) -> str:
-        lines = [
-            (
-                f"prepared {self.records:,} of {self.read:,} records in {self.seconds:.1f} s: "
-                f"{self.shards:,} shards, {self.bytes / 1e6:.1f} MB, in {self.out}"
-            ),
-            f"  with an explanation: {self.explained_share:.1%}",
-        ]
-        if self.rejected:
-            lines.append(
-                f"  left out: {describe_rejects(self.rejected)}; each with its line in"
-                f" {self.rejects_file}"
-            )
-        return "\n".join(lines)
 
 
 def prepare(config: PrepareConfig) -> PrepareReport:
     """Write the inputs as content-addressed Parquet shards in `config.out`, replacing what an
     earlier run put there.
 
-    Nothing appears in `config.out` until everything is written. Raises `InputError` for an input
-    that cannot be read and for one without a single usable record, `RejectedRecordsError` under
-    `strict`.
+    Nothing appears in `config.out` until everything is written. Raises `UsageError` for options
+    that do not fit the input, `InputError` for an input that cannot be read, is not understood or
+    was probably misunderstood, and for one without a single usable record, `RejectedRecordsError`
+    under `strict`.
     """
     started = time.monotonic()
     out = Path(config.out).resolve()
     clear_remains(out)
     check_replaceable(out, config.inputs)
-    files = list_inputs(config.inputs, leaving_out=out)
-    translations = read_translations(config.translations)
-    if translations and not any(".csv" in path.name.lower() for path in files):
-        raise UsageError(
-            f"--translations {config.translations}: no input is CSV, so there is nothing to add"
-            " them to"
-        )
+    source = open_input_files(config, out)
     staging = beside(out, STAGING)
     try:
-        report = _write_unique(files, translations, staging, config)
+        report = _write_unique(source, staging, config)
         report.seconds = round(time.monotonic() - started, 3)
-        if config.strict and report.rejected:
-            raise RejectedRecordsError(
-                f"{sum(report.rejected.values()):,} of {report.read:,} records would be rejected"
-                f" ({describe_rejects(report.rejected)}); the first: {_first_reject(staging)};"
-                " nothing was written because of --strict"
-            )
-        if not report.records:
-            raise _nothing_usable(report, config, staging, out)
-        if translations and not report.with_explanation:
-            raise InputError(
-                f"--translations {config.translations}: names none of these {report.records:,} tags"
-                f" (its first: {next(iter(translations))[:60]!r}): it takes CSV, tag,text, with the"
-                " tags as the input spells them"
-            )
-        text = json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n"
-        (staging / REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
-        replace_folder(staging, out)
+        _refuse(report, source, config, staging, out)
+        if not config.dry_run:
+            text = json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n"
+            (staging / REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
+            replace_folder(staging, out)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return report
+
+
+def _refuse(
+    report: PrepareReport, source: PrepareInput, config: PrepareConfig, staging: Path, out: Path
+) -> None:
+    """Raise for what is not to be published: rejects under `strict`, nothing usable, nonsense."""
+    if config.strict and report.rejected:
+        raise RejectedRecordsError(
+            f"{sum(report.rejected.values()):,} of {report.read:,} records would be rejected"
+            f" ({describe_rejects(report.rejected)}); the first: {_first_reject(staging)};"
+            " nothing was written because of --strict"
+        )
+    if not report.records:
+        raise _nothing_usable(report, config, staging, out)
+    source.refuse_unjoined(report)
+    problem = source.plausibility.problem()
+    if problem and not config.dump.accept_unlikely:
+        raise InputError(
+            f"{', '.join(config.inputs)}: probably misunderstood: {problem}; see what was"
+            " understood with --dry-run --accept-unlikely, and say it by --map, --site or"
+            " --encoding; --accept-unlikely goes on"
+        )
 
 
 def _nothing_usable(
@@ -138,25 +103,22 @@ def _nothing_usable(
     )
 
 
-def _write_unique(
-    files: list[Path], translations: dict[str, str], staging: Path, config: PrepareConfig
-) -> PrepareReport:
-    """One pass over the input; a second one, knowing the suspects, if ids may repeat."""
+def _write_unique(source: PrepareInput, staging: Path, config: PrepareConfig) -> PrepareReport:
+    """One pass over the input; a second one, knowing what the first found out: which ids may
+    repeat, and which dumps say themselves what is not safe for work.
+    """
     hashes = IdHashes()
-    report = _write_shards(
-        files, translations, staging, config, DuplicateFilter(IdHashes().suspects()), hashes
-    )
+    nothing = IdHashes().suspects()
+    marks = source.nsfw_marks
+    report = _write_shards(source, staging, config, DuplicateFilter(nothing), hashes)
     suspects = hashes.suspects()
-    if len(suspects):
-        report = _write_shards(
-            files, translations, staging, config, DuplicateFilter(suspects), None
-        )
+    if len(suspects) or source.nsfw_marks != marks:
+        report = _write_shards(source, staging, config, DuplicateFilter(suspects), None)
     return report
 
 
 def _write_shards(
-    files: list[Path],
-    translations: dict[str, str],
+    source: PrepareInput,
     staging: Path,
     config: PrepareConfig,
     duplicates: DuplicateFilter,
@@ -164,41 +126,47 @@ def _write_shards(
 ) -> PrepareReport:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    report = PrepareReport(out=config.out)
+    report = source.new_report(config.out)
     with (staging / REJECTS_FILE).open("w", encoding="utf-8", errors="backslashreplace") as rejects:
-        accepted = _accept(files, translations, duplicates, hashes, report, rejects)
+        accepted = _accept(_Pass(source, report, duplicates, hashes, rejects))
         for records in _batches(accepted, config.shard_rows):
-            report.bytes += _write_shard(records, staging, report.shards)
+            if not config.dry_run:
+                report.bytes += _write_shard(records, staging, report.shards, source.nsfw_marks)
             report.shards += 1
+    source.complete(report)
     if report.rejected:
-        report.rejects_file = str(Path(config.out) / REJECTS_FILE)
+        report.rejects_file = None if config.dry_run else str(Path(config.out) / REJECTS_FILE)
     else:
         (staging / REJECTS_FILE).unlink()
     return report
 
 
-def _accept(
-    files: list[Path],
-    translations: dict[str, str],
-    duplicates: DuplicateFilter,
-    hashes: IdHashes | None,
-    report: PrepareReport,
-    rejects: TextIO,
-) -> Iterator[Record]:
-    for path in files:
-        for line, item in read_dump(path, translations):
-            report.read += 1
-            if isinstance(item, Record) and duplicates.is_duplicate(item.id):
-                item = Reject(Reason.DUPLICATE_ID, str(path), line, item.id, item.text[:2000])
-            if isinstance(item, Reject):
-                report.rejected[item.reason.value] += 1
-                rejects.write(item.to_json() + "\n")
-                continue
-            if hashes is not None:
-                hashes.add(item.id)
-            report.records += 1
-            report.with_explanation += bool(item.explanation)
-            yield item
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one pass over the input fills in."""
+
+    source: PrepareInput
+    report: PrepareReport
+    duplicates: DuplicateFilter
+    hashes: IdHashes | None
+    rejects: TextIO
+
+
+def _accept(one: _Pass) -> Iterator[Record]:
+    """The records that are taken, marked; rejects are written and counted."""
+    report = one.report
+    for place, (line, item) in one.source.items():
+        report.read += 1
+        if isinstance(item, Record) and one.duplicates.is_duplicate(item.id):
+            path = str(one.source.dumps[place].path)
+            item = Reject(Reason.DUPLICATE_ID, path, line, item.id, item.text[:2000])
+        if isinstance(item, Reject):
+            report.rejected[item.reason.value] += 1
+            one.rejects.write(item.to_json() + "\n")
+            continue
+        if one.hashes is not None:
+            one.hashes.add(item.id)
+        yield one.source.taken(item, place, report)
 
 
 def _batches(records: Iterable[Record], rows: int) -> Iterator[list[Record]]:
@@ -215,10 +183,11 @@ def _batches(records: Iterable[Record], rows: int) -> Iterator[list[Record]]:
         yield batch
 
 
-def _write_shard(records: list[Record], folder: Path, number: int) -> int:
+def _write_shard(records: list[Record], folder: Path, number: int, marks: str) -> int:
     """Write one shard, named by its place and content; return its size in bytes."""
     buffer = pa.BufferOutputStream()
-    pq.write_table(to_table(records), buffer, compression="zstd")
+    table = to_table(records).replace_schema_metadata({MARKS_KEY: marks})
+    pq.write_table(table, buffer, compression="zstd")
     content = buffer.getvalue()
     name = f"tags-{number:06d}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
     (folder / name).write_bytes(content)

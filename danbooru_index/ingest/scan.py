@@ -18,29 +18,32 @@ import pyarrow as pa
 
 from danbooru_index.errors import InputError, RejectedRecordsError
 from danbooru_index.ingest.duplicates import DuplicateFilter, IdHashes
+from danbooru_index.ingest.nsfw import MarkSource
 from danbooru_index.ingest.parquet import open_input, parse_rows
-from danbooru_index.ingest.shards import (
-    Shard,
-    checked_parquet,
-    cut,
-    find_parquet,
-    read_shard,
-    rows_of,
-)
+from danbooru_index.ingest.shard_files import checked_parquet, find_parquet, noted_marks, nsfw_marks
+from danbooru_index.ingest.shards import Shard, cut, read_shard, rows_of
 from danbooru_index.records import Record, describe_rejects
 
 
 @dataclass(frozen=True, slots=True)
 class InputScan:
-    """What the input is: `spec` as the user named it; its shards, in order, with duplicates."""
+    """What the input is: `spec` as the user named it; its shards, in order, with duplicates;
+    `nsfw_marks`: how it says what is not safe for work.
+    """
 
     spec: str
     shards: tuple[Shard, ...]
+    nsfw_marks: str = MarkSource.INPUT.value
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the shards' content, their order and their duplicates."""
-        named = [(shard.id, shard.drop) for shard in self.shards]
+        """SHA-256 over the shards' content, their order, their duplicates, and whether words mark
+        what is not safe for work.
+        """
+        named = [
+            (shard.id, shard.drop, *(("words",) if shard.nsfw_words else ()))
+            for shard in self.shards
+        ]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
     @property
@@ -48,8 +51,9 @@ class InputScan:
         return sum(shard.rows for shard in self.shards)
 
 
-def scan(spec: str) -> InputScan:
-    """The shards of a folder, a glob or one Parquet file, in name order.
+def scan(spec: str, *, nsfw_words: bool = True) -> InputScan:
+    """The shards of a folder, a glob or one Parquet file, in name order. `nsfw_words`: tags of a
+    file without ratings are marked by their words.
 
     Raises `InputError` for a path that is not there, a folder without Parquet, a file that is not
     whole or has no `id` and `text`. Every file is hashed, so that a changed file is another shard.
@@ -58,19 +62,24 @@ def scan(spec: str) -> InputScan:
     seen: Counter[str] = Counter()
     hashes = IdHashes()
     ends: list[int] = []  # how many ids were hashed by the end of each shard
+    marks: dict[str, None] = {}  # in order of occurrence
     for path in find_parquet(spec):
         with open_input(path.resolve()) as opened:
             # a worker's working directory is not the driver's
             file = checked_parquet(opened)
             digest = opened.digest()
-            for shard in cut(opened, file, digest, seen[digest]):
+            mark = nsfw_marks(file, by_words=nsfw_words)
+            marks[mark] = None
+            words = mark == MarkSource.WORDS.value and not noted_marks(file)
+            for shard in cut(opened, file, digest, seen[digest], nsfw_words=words):
                 hashes.update(_ids(rows_of(shard, file, ["id"])["id"]))
                 shards.append(shard)
                 ends.append(len(hashes))
             seen[digest] += 1
     if not shards:
         raise InputError(f"{spec}: the Parquet files hold no row")
-    return InputScan(spec, tuple(_mark_duplicates(shards, ends, hashes)))
+    parts = dict.fromkeys(part for mark in marks for part in mark.split("+"))
+    return InputScan(spec, tuple(_mark_duplicates(shards, ends, hashes)), "+".join(parts))
 
 
 def _ids(column: pa.ChunkedArray) -> Iterable[str]:

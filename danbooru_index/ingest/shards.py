@@ -1,18 +1,14 @@
 """Shards: slices of the input that are done or not done as a whole, identified by their content.
 
-`find_parquet` finds the files that a user means, `cut` cuts one into shards by its rows,
-`read_shard` reads one shard. Rows keep the input's order all the way. Which shards there are says
-`scan`.
+`cut` cuts a file into shards by its rows, `read_shard` reads one shard. Rows keep the input's order
+all the way. Which files there are says `shard_files`, which shards `scan`.
 """
 
 from __future__ import annotations
 
-import glob
 import os
-import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,8 +16,8 @@ import pyarrow.parquet as pq
 
 from danbooru_index.config import MAX_TEXT_BYTES
 from danbooru_index.errors import InputError, first_line
+from danbooru_index.ingest.nsfw import is_nsfw_by_words
 from danbooru_index.ingest.parquet import KNOWN_FIELDS, InputFile, open_input, parse_rows
-from danbooru_index.ingest.sources import files_in
 from danbooru_index.records import VISIBLE, Reason, Record, Reject
 
 RECORD_SCHEMA = pa.schema(
@@ -48,7 +44,8 @@ class Shard:
     the range.
 
     `stamp` is the file's size and time of change. `drop` holds the rows, counted from the shard's
-    first, whose id occurred earlier in the input.
+    first, whose id occurred earlier in the input. `nsfw_words`: nothing in the file says what is
+    not safe for work, so that words of the tags do.
     """
 
     id: str
@@ -58,6 +55,7 @@ class Shard:
     digest: str
     stamp: tuple[int, int] = (0, 0)
     drop: tuple[int, ...] = ()
+    nsfw_words: bool = False
 
 
 def to_table(records: list[Record]) -> pa.Table:
@@ -66,77 +64,18 @@ def to_table(records: list[Record]) -> pa.Table:
     return pa.table(columns, schema=RECORD_SCHEMA)
 
 
-def find_parquet(spec: str) -> list[Path]:
-    """The Parquet files of a folder, a glob or a path; raise `InputError` for none."""
-    path = Path(spec)
-    if path.is_dir():
-        files = [p for p in files_in(path) if p.suffix.lower() == ".parquet"]
-        if not files:
-            raise InputError(f"{spec}: no .parquet file in this folder; {_prepare_first(spec)}")
-        return files
-    files = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(spec, recursive=True))
-    if not files:
-        raise InputError(f"{spec}: no such file or folder")
-    if folders := [file for file in files if file.is_dir()]:
-        raise InputError(
-            f"{folders[0]}: a folder among the files of {spec}: name the folder above, or *.parquet"
-        )
-    if dumps := [
-        file for file in files if file.suffix.lower() != ".parquet" and not _is_parquet(file)
-    ]:
-        raise InputError(f"{dumps[0]}: a tag dump, not Parquet shards; {_prepare_first(spec)}")
-    return files
-
-
-def _prepare_first(spec: str) -> str:
-    """The commands that make shards of a dump and build them."""
-    dump = shlex.quote(spec)
-    return (
-        f"run danbooru-index prepare {dump} --out data/shards, then danbooru-index build"
-        " data/shards --index ..."
-    )
-
-
-def _is_parquet(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PAR1"
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def checked_parquet(opened: InputFile) -> pq.ParquetFile:
-    """A Parquet file with the columns that a build needs; raise `InputError` for another one."""
-    path = opened.path
-    try:
-        file = opened.parquet()
-    except (OSError, pa.ArrowException) as error:
-        reason = first_line(error, 160)
-        raise InputError(
-            f"{path}: not a whole Parquet file ({reason}); write or fetch it again"
-        ) from None
-    missing = {"id", "text"} - set(file.schema_arrow.names)
-    if missing:
-        raise InputError(
-            f"{path}: no column {' and '.join(sorted(missing))}; it has"
-            f" {', '.join(file.schema_arrow.names)}; build needs id and text: make shards with"
-            " danbooru-index prepare"
-        )
-    for column in sorted(KNOWN_FIELDS):
-        if file.schema_arrow.names.count(column) > 1:
-            raise InputError(f"{path}: two columns are called {column}; keep one")
-    return file
-
-
-def cut(opened: InputFile, file: pq.ParquetFile, digest: str, copies: int) -> list[Shard]:
+def cut(
+    opened: InputFile, file: pq.ParquetFile, digest: str, copies: int, *, nsfw_words: bool = False
+) -> list[Shard]:
     """The shards of one file; `copies`: how many files of the same content came before."""
     copy = f"-copy{copies + 1}" if copies else ""
     ranges = list(_ranges(file))
     shards = []
     for start, rows in ranges:
         part = f"-r{start}-{rows}" if len(ranges) > 1 else ""
+        name = f"{digest[:32]}{part}{copy}"
         shards.append(
-            Shard(f"{digest[:32]}{part}{copy}", opened.path, start, rows, digest, opened.stamp)
+            Shard(name, opened.path, start, rows, digest, opened.stamp, nsfw_words=nsfw_words)
         )
     return shards
 
@@ -212,6 +151,8 @@ def _parsed(shard: Shard, rows: pa.Table) -> tuple[pa.Table, list[Reject]]:
             item = Reject(Reason.DUPLICATE_ID, shard.path, line, item.id, item.text[:2000])
         if isinstance(item, Reject):
             rejects.append(item)
+        elif shard.nsfw_words and is_nsfw_by_words(item.tag, item.category):
+            records.append(replace(item, nsfw=True))
         else:
             records.append(item)
     return to_table(records), rejects

@@ -15,7 +15,7 @@ from danbooru_index.config import BuildConfig
 from danbooru_index.errors import BuildFailedError, StorageError
 from danbooru_index.failpoints import armed, reach
 from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.ingest.shards import find_parquet
+from danbooru_index.ingest.shard_files import find_parquet
 from danbooru_index.pipeline.driver import encode
 from danbooru_index.pipeline.finish import finish
 from danbooru_index.pipeline.plan import make_plan

@@ -84,6 +84,7 @@ def make_plan(
         input=config.shards,
         query_instruction=config.query_instruction,
         fidelity=projection.fidelity if projection else None,
+        nsfw_marks=reading.scan.nsfw_marks,
     )
     return BuildPlan(
         config=config,

@@ -38,6 +38,7 @@ TASK_SCHEMA = pa.schema(
         pa.field("digest", pa.string()),
         pa.field("stamp", pa.list_(pa.int64())),
         pa.field("drop", pa.list_(pa.int64())),
+        pa.field("nsfw_words", pa.bool_()),
         pa.field("texts", pa.list_(pa.string())),
     ]
 )
@@ -121,8 +122,10 @@ class Task:
         return SAMPLES if self.shard is None else self.shard.id
 
     def to_item(self) -> dict[str, bytes]:
-        """The task as an item of `from_items`. Measured: `from_arrow` asks a remote task about every
-        table, 2 ms each; and from plain items Ray would infer other types where lists are empty.
+        """The task as an item of `from_items`.
+
+        `from_arrow` asks a remote task about every table, 2 ms each (measured); from plain items
+        Ray would infer other types where lists are empty.
         """
         return {TASK_ITEM: to_stream(pa.table(self.columns(), schema=TASK_SCHEMA))}
 
@@ -135,7 +138,10 @@ class Task:
         """The columns of one row."""
         shard = self.shard or Shard(SAMPLES, "", 0, 0, "")
         numbers = (shard.start, shard.rows, shard.digest, list(shard.stamp), list(shard.drop))
-        values = (shard.id, os.fsencode(shard.path), *numbers, list(self.texts))
+        values = (
+            *(shard.id, os.fsencode(shard.path), *numbers),
+            *(shard.nsfw_words, list(self.texts)),
+        )
         return {name: [value] for name, value in zip(TASK_SCHEMA.names, values, strict=True)}
 
     @classmethod
@@ -153,6 +159,7 @@ class Task:
                 values["digest"],
                 (size, changed),
                 tuple(values["drop"]),
+                values["nsfw_words"],
             )
         )
 

@@ -44,7 +44,7 @@ def read_input(config: BuildConfig, start_up: StartUp) -> Reading:
     named = config.model or (default_model("cpu") if _without_gpu(config) else None)
     model = _preload(config, named) if named else None
     start_up.step("reading the input")
-    found = scan(config.shards)
+    found = scan(config.shards, nsfw_words=config.nsfw_words)
     if config.strict:
         refuse_rejects(found)
     samples = in_background(draw_samples, found.shards, projected=config.colbert_dim is not None)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from danbooru_index.config import BuildConfig, PrepareConfig
+from danbooru_index.config import BuildConfig
 from danbooru_index.errors import UsageError
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.publish import prune
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.pipeline.build import build_owned, exit_code
 from danbooru_index.pipeline.report import BuildReport
+from danbooru_index.prepare_config import DumpConfig, PrepareConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class RebuildConfig:
     build: BuildConfig
     keep: int = 3
     shard_rows: int = 4096
-    translations: str | None = None
+    translations: str | tuple[str, ...] | None = None
+    dump: DumpConfig = field(default_factory=DumpConfig)
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -52,6 +54,7 @@ def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
                 translations=config.translations,
                 strict=config.build.strict,
                 max_rejects=config.build.max_rejects,
+                dump=config.dump,
             )
         )
         report = build_owned(settings, root)

@@ -91,6 +91,7 @@ class BuildReport:
     notes: list[str] = field(default_factory=list)
     picture: str | None = None
     codec: dict[str, Any] = field(default_factory=dict)
+    nsfw_marks: str = ""
 
     @property
     def padding_waste(self) -> float:
@@ -153,6 +154,7 @@ class BuildReport:
             "devices": [_fields(device) for device in self.devices],
             "fingerprint": self.fingerprint,
             "codec": self.codec,
+            "nsfw_marks": self.nsfw_marks,
             "notes": self.notes,
             "picture": self.picture,
         }
@@ -166,6 +168,8 @@ class BuildReport:
         )
         rejected = f"; left out: {describe_rejects(self.rejected)}" if self.rejected else ""
         lines.append(f"  records   {self.records:,} in each of the three tables{rejected}")
+        if self.nsfw_marks:
+            lines.append(f"  nsfw      marked by {self.nsfw_marks}")
         if self.rejects_file:
             lines.append(f"            each one left out is in {self.rejects_file}")
         if "overlap" in self.codec:

@@ -71,6 +71,7 @@ def _report(
             "colbert_dim": manifest.colbert_dim,
             **manifest.codec,
         },
+        nsfw_marks=manifest.nsfw_marks,
     )
     count_records(report, records.values())
     total, done, failed = len(plan.scan.shards), len(outcome.done), len(outcome.failed)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from danbooru_index.errors import InputError, UsageError
-from danbooru_index.ingest.sources import list_inputs, read_dump
+from danbooru_index.ingest.sources import list_inputs, valid_records
 from danbooru_index.machine import cpu_count
 from danbooru_index.model.checkpoint import model_id
 from danbooru_index.records import Record
@@ -50,9 +50,8 @@ def make_mini(
     """
     torch.set_num_threads(cpu_count())
     work = out.with_name(f"{out.name}.work")
-    inputs = list_inputs(tuple(records))
-    _begin_work(work, [*inputs, *map(Path, (*names, *held_out))], recipe)
-    read = [item for path in inputs for _, item in read_dump(path, {}) if isinstance(item, Record)]
+    _begin_work(work, [*list_inputs(tuple(records)), *map(Path, (*names, *held_out))], recipe)
+    read = list(valid_records(tuple(records)))
     if not read:
         raise InputError(
             f"{', '.join(records)}: no usable record; see the reasons with danbooru-index prepare"

@@ -18,7 +18,10 @@ from pathlib import Path
 
 from danbooru_index.errors import InputError
 from danbooru_index.ingest.parquet import KNOWN_FIELDS
-from danbooru_index.ingest.sources import LINE_SUFFIXES, list_inputs, read_dump, text_lines
+from danbooru_index.ingest.readers import JSON_SUFFIXES
+from danbooru_index.ingest.sources import list_inputs
+from danbooru_index.ingest.text_file import text_lines
+from danbooru_index.ingest.understanding import read_dump
 from danbooru_index.records import Record
 
 log = logging.getLogger(__name__)
@@ -79,7 +82,7 @@ def read_training_data(
             continue
         dumps += 1
         records: list[Record] = []
-        for line, item in read_dump(file, {}):
+        for line, item in read_dump(file):
             if isinstance(item, Record):
                 records.append(item)
             else:
@@ -107,7 +110,7 @@ def read_training_data(
 
 def is_pairs_file(path: Path) -> bool:
     """Whether the first line of a file is a training pair."""
-    if not any(suffix.lower() in LINE_SUFFIXES for suffix in path.suffixes):
+    if not any(suffix.lower() in JSON_SUFFIXES for suffix in path.suffixes):
         return False
     try:
         _, first = next(text_lines(path), (0, ""))

@@ -41,7 +41,7 @@ from hypothesis import strategies as st
 
 from danbooru_index.choices import Mode
 from danbooru_index.cli.entry import main as command
-from danbooru_index.config import Filter, RejectLimit, Weights
+from danbooru_index.config import Filter, Weights
 from danbooru_index.errors import DanbooruIndexError, UsageError
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import read_record, read_records, record_path
@@ -50,6 +50,7 @@ from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.status import status, verify
 from danbooru_index.ingest.scan import scan
 from danbooru_index.ingest.shards import read_shard
+from danbooru_index.prepare_config import RejectLimit
 from danbooru_index.search.dense import DenseRetriever
 from danbooru_index.search.filters import allowed
 from danbooru_index.search.retriever import query_of

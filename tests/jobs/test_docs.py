@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 READMES = ["README.md", "README.zh-CN.md"]
 CHAPTERS = [
     "danbooru_index/README.md",
+    "danbooru_index/ingest/README.md",
     "danbooru_index/training/README.md",
     "jobs/README.md",
     "tests/README.md",

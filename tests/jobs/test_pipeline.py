@@ -17,14 +17,7 @@ from flag_reference import flag_embedding
 from processes import running
 
 from danbooru_index.choices import Device, Mode, Precision
-from danbooru_index.config import (
-    SLICE_BYTES,
-    BuildConfig,
-    PrepareConfig,
-    RejectLimit,
-    Tuning,
-    Weights,
-)
+from danbooru_index.config import SLICE_BYTES, BuildConfig, Tuning, Weights
 from danbooru_index.errors import (
     DeviceError,
     IndexBusyError,
@@ -49,6 +42,7 @@ from danbooru_index.pipeline.protocol import (
     TokenizedShard,
     WorkerSettings,
 )
+from danbooru_index.prepare_config import PrepareConfig, RejectLimit
 from danbooru_index.search.tag_index import TagIndex
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -24,11 +24,11 @@ from pathlib import Path
 import psutil
 from checkpoints import SAMPLE, Shape, make_checkpoint
 
-from danbooru_index.config import PrepareConfig
 from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.status import verify
 from danbooru_index.ingest.prepare import prepare
+from danbooru_index.prepare_config import PrepareConfig
 
 SUPPORT = Path(__file__).parent
 ROOT = SUPPORT.parents[1]

@@ -9,7 +9,7 @@ import pytest
 
 from danbooru_index.config import MAX_TEXT_BYTES
 from danbooru_index.errors import InputError
-from danbooru_index.ingest.fields import parse_csv_row, parse_fields, parse_line
+from danbooru_index.ingest.fields import parse_fields, parse_line
 from danbooru_index.ingest.scan import scan
 from danbooru_index.ingest.shards import read_shard, to_table
 from danbooru_index.records import Reason, Record, RejectedError, parse_text
@@ -138,24 +138,6 @@ def test_missing_values_as_pandas_writes_them():
 )
 def test_dirty_names_survive(name):
     assert parse_line(json.dumps({"id": name, "text": f"【通用】{name}"})).tag == name
-    record = parse_csv_row([name, "0", "5", ""])
-    assert (record.id, record.tag, record.text) == (name, name, f"【general】{name}")
-
-
-def test_a_csv_row():
-    record = parse_csv_row(["1girl", "0", "6008644", "1girls,sole_female"], "一个女孩")
-    assert record.text == "【general】1girl - 一个女孩"
-    assert (record.category, record.post_count, record.aliases) == (
-        "general",
-        6008644,
-        ("1girls", "sole_female"),
-    )
-    assert [parse_csv_row(["a", n, "", ""]).category for n in "1345"] == [
-        "artist",
-        "copyright",
-        "character",
-        "meta",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""A dump as it was understood: its rows, what its columns hold; its records, streamed.
+
+Nothing is silent: `understood` is shown. Who understands a file is `understanding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from danbooru_index.choices import Choice, Site
+from danbooru_index.ingest.columns import Field
+from danbooru_index.ingest.fields import parse_fields
+from danbooru_index.ingest.mapping import RowMapping, unused
+from danbooru_index.ingest.parquet import Located
+from danbooru_index.ingest.rows import Cells, DumpRows, Row
+from danbooru_index.ingest.tag_notes import TagNotes, is_tag_page
+from danbooru_index.records import Record, Reject, RejectedError
+
+
+class DumpKind(Choice):
+    """What one row of a dump is."""
+
+    RECORD = "record"  # with an id and a text of its own, which stay as they are
+    ROW = "row"
+    TAG_PAGE = "tag page"
+    WIKI_PAGE = "wiki page"
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """A file as it was understood. `mapping` None: its records are read as they stand."""
+
+    path: Path
+    rows: DumpRows
+    kind: DumpKind
+    keys: tuple[str, ...]
+    mapping: RowMapping | None = None
+    site: Site | None = None  # None: no number of a category was seen
+
+    @property
+    def makes_text(self) -> bool:
+        """Whether the project makes the texts, from what the columns hold."""
+        return self.mapping is not None and self.mapping.makes_text
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether columns say what is not safe for work; JSON records may say it themselves."""
+        return self.mapping is not None and self.mapping.is_rated
+
+    def records(self, notes: TagNotes, rated: set[str] | None = None) -> Iterator[Located]:
+        """Every record, or why there is none, with its place. The dump is put into `rated` when one
+        of its records says whether it is safe for work.
+        """
+        for row in self.rows.read():
+            if isinstance(row.cells, RejectedError):
+                yield row.number, self._reject(row, row.cells)
+                continue
+            if self.kind is DumpKind.WIKI_PAGE and not _about_a_tag(row.cells):
+                continue
+            try:
+                record = self._record(row.cells, notes)
+            except RejectedError as error:
+                yield row.number, self._reject(row, error)
+                continue
+            if rated is not None and (self.is_rated or says_nsfw(row.cells)):
+                rated.add(str(self.path))
+            yield row.number, record
+
+    def _record(self, cells: Cells, notes: TagNotes) -> Record:
+        if self.mapping is not None:
+            return parse_fields(self.mapping.fields(cells, notes))
+        if isinstance(cells.get("category"), int):
+            named = RowMapping({}, site=self.site or Site.DANBOORU).category(cells["category"])
+            cells = {**cells, "category": named}
+        return parse_fields(cells)
+
+    def _reject(self, row: Row, error: RejectedError) -> Reject:
+        return Reject(error.reason, str(self.path), row.number, error.detail, row.content)
+
+    def describe_to(self, notes: TagNotes) -> int:
+        """Add this dump's wiki pages to what is said of tags; how many there were."""
+        mapping = self.mapping or RowMapping({})
+        pages = 0
+        for row in self.rows.read():
+            if isinstance(row.cells, RejectedError) or not _about_a_tag(row.cells):
+                continue
+            title = row.cells.get("title")
+            if isinstance(title, str) and title.strip():
+                body = mapping.names(row.cells, Field.DESCRIPTION, whole=True)
+                notes.describe(title, mapping.names(row.cells, Field.ALIASES), "\n".join(body))
+                pages += 1
+        return pages
+
+    def understood(self) -> dict[str, Any]:
+        """What was understood, for the report."""
+        mapping = self.mapping or RowMapping({})
+        columns = mapping.columns or {of: (of.value,) for of in Field if of.value in self.keys}
+        return {
+            "file": str(self.path),
+            "format": self.rows.format,
+            "encoding": self.rows.encoding or None,
+            "delimiter": self.rows.delimiter or None,
+            "header": self.rows.header,
+            "site": self.site.value if self.site else None,
+            "columns": {name: of.value for of, names in columns.items() for name in names},
+            "constants": {of.value: value for of, value in mapping.constants.items()},
+            "left_out": list(unused(columns, self.keys)),
+            "text": "made" if self.makes_text else "as it stands",
+        }
+
+
+def says_nsfw(cells: Cells) -> bool:
+    """Whether a record says itself if it is safe for work; also in its `metadata`."""
+    extra = cells.get("metadata")
+    inner = extra if isinstance(extra, Mapping) else {}
+    return any(
+        where.get(name) not in (None, "") for where in (cells, inner) for name in ("nsfw", "rating")
+    ) or (isinstance(extra, str) and ('"nsfw"' in extra or '"rating"' in extra))
+
+
+def _about_a_tag(cells: Cells) -> bool:
+    return is_tag_page(str(cells.get("title", "")), deleted=bool(cells.get("is_deleted")))

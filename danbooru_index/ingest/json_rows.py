@@ -1,0 +1,100 @@
+"""Rows of JSON: a record a line, arrays, pages of a site's interface, a map of names."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from danbooru_index.errors import InputError
+from danbooru_index.ingest.columns import field_of
+from danbooru_index.ingest.json_text import LISTS, BrokenJsonError, parse_object, read_values
+from danbooru_index.ingest.rows import Cells, DumpRows, Row, shown
+from danbooru_index.ingest.text_file import UTF8, Line, open_plain, read_errors, read_lines
+from danbooru_index.records import Reason, RejectedError
+
+
+def is_json_object(line: Line) -> bool:
+    """Whether a line is one JSON object with something in it."""
+    if line.content is None or line.content.lstrip()[:1] != b"{":
+        return False
+    try:
+        return bool(_object_of(line))
+    except RejectedError:
+        return False
+
+
+def _object_of(line: Line) -> dict[str, Any]:
+    return parse_object(line.decode())
+
+
+def json_dump(path: Path, encoding: str, lines: list[Line]) -> DumpRows:
+    """JSON: a record a line where the first lines are, else arrays, pages or a map."""
+    start = (lines[0].content or b"").lstrip()[:1]
+    if start not in b"[{" or (start == b"{" and _is_record_a_line(lines)):
+        return DumpRows("JSON lines", lambda: _json_lines(path, encoding), encoding=encoding)
+    return DumpRows("JSON", lambda: _json_values(path, encoding), encoding=encoding)
+
+
+def _is_record_a_line(lines: list[Line]) -> bool:
+    """Whether records stand a line each: not one object over many lines, nor a map of names, nor
+    pages that hold a list of records.
+    """
+    if not is_json_object(lines[0]):
+        return len(lines) > 1 and is_json_object(lines[1])
+    first = _object_of(lines[0])
+    for name in LISTS:
+        value = first.get(name)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return False
+    fields = [name for name in first if field_of(name) is not None]
+    kinds = {isinstance(value, dict) for value in first.values()}
+    return len(lines) > 1 or len(kinds) > 1 or 2 * len(fields) >= len(first)
+
+
+def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
+    with read_errors(path):
+        for line in read_lines(path, encoding):
+            try:
+                yield Row(line.number, _object_of(line), line.shown)
+            except RejectedError as error:
+                yield Row(line.number, error, line.shown)
+
+
+def _json_values(path: Path, encoding: str) -> Iterator[Row]:
+    """The records of arrays, pages and maps. Raises `InputError` where the JSON breaks."""
+    try:
+        with read_errors(path), open_plain(path) as stream:
+            name = "utf-8-sig" if encoding == UTF8 else encoding
+            for line, value in read_values(io.TextIOWrapper(stream, name)):
+                yield Row(line, _as_cells(value), shown(value))
+    except BrokenJsonError as error:
+        raise InputError(f"{path}: broken JSON: {error}; fetch or write it again") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not {encoding} ({error.reason} at byte {error.start} of a block); name its"
+            " encoding by --encoding"
+        ) from None
+
+
+def _as_cells(value: Any) -> Cells | RejectedError:
+    """One value as a row: an object, or a name and what a map says of it."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, tuple):
+        name, of_it = value
+        if isinstance(of_it, dict):
+            return {"name": name, **of_it}
+        if isinstance(of_it, str) or of_it is None:
+            return {"name": name, "translation": of_it}
+        if isinstance(of_it, list):
+            return {"name": name, "other_names": of_it}
+        if isinstance(of_it, int) and not isinstance(of_it, bool):
+            return {"name": name, "post_count": of_it}
+        value = of_it
+    if isinstance(value, str):
+        return {"name": value}
+    return RejectedError(
+        Reason.UNPARSABLE_LINE, f"a JSON object is needed, not {type(value).__name__}"
+    )

@@ -1,0 +1,235 @@
+"""Text files as they come: compressed or zipped, in any encoding -> their lines, as UTF-8.
+
+What cannot be decoded never stops a file: its line is told apart, so that its row becomes a reject.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+
+from danbooru_index.errors import InputError, UsageError, first_line
+from danbooru_index.records import Reason, RejectedError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+LONGEST_LINE = 16 << 20
+SAMPLE_BYTES = 1 << 20
+FOREIGN_LINES = 0.5  # share of the lines beyond ASCII that are not UTF-8: the file is not
+UTF8 = "utf-8"
+UNDECODABLE = "\udcff"  # stands for bytes that an encoding does not have; no UTF-8 text holds it
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, UTF8),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's: it begins like it
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+LIKELY_ENCODINGS = ["gb18030", "big5", "cp932", "euc_jp", "cp1252"]
+
+codecs.register_error("danbooru_index", lambda error: (UNDECODABLE, _end(error)))
+
+
+def _end(error: UnicodeError) -> int:
+    return error.end if isinstance(error, UnicodeDecodeError) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a text file, in UTF-8 without its end; None if longer than `LONGEST_LINE`."""
+
+    number: int
+    content: bytes | None
+
+    def decode(self) -> str:
+        """The line as text; raise `RejectedError`."""
+        if self.content is None:
+            raise RejectedError(Reason.TEXT_TOO_LONG, f"a line of more than {LONGEST_LINE} bytes")
+        try:
+            return self.content.decode()
+        except UnicodeDecodeError as error:
+            raise RejectedError(
+                Reason.INVALID_UNICODE, f"{error.reason} at byte {error.start}"
+            ) from None
+
+    @property
+    def shown(self) -> str:
+        """The beginning of the line, for the file of rejects."""
+        return (self.content or b"")[:2000].decode(errors="replace")
+
+
+def checked_encoding(name: str) -> str:
+    """The encoding that a user named; raise `UsageError` where Python has none of that name."""
+    try:
+        known = codecs.lookup(name.strip())
+        "".encode(known.name)
+    except (LookupError, ValueError):
+        raise UsageError(
+            f"--encoding {name!r}: no such encoding; gb18030, big5, cp932, euc_jp, utf-16 are some"
+        ) from None
+    return known.name
+
+
+def inner_name(path: Path) -> str:
+    """The name of what a file holds: without `.gz` or `.zst`; of a `.zip`, its one file."""
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSIONS:
+        return path.name[: -len(suffix)]
+    if suffix == ".zip":
+        return _only_member(path).filename
+    return path.name
+
+
+def _only_member(path: Path) -> zipfile.ZipInfo:
+    """The one file in a `.zip`; raise `InputError` where there are more, or it needs a password."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [
+                one
+                for one in archive.infolist()
+                if not one.is_dir() and not one.filename.startswith("__MACOSX/")
+            ]
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        raise InputError(f"{path}: cannot be unpacked ({first_line(error)})") from None
+    if len(members) != 1:
+        raise InputError(
+            f"{path}: holds {len(members)} files; one is needed: unpack it and name the files"
+        )
+    if members[0].flag_bits & 1:
+        raise InputError(f"{path}: needs a password: unpack it first")
+    return members[0]
+
+
+@contextmanager
+def open_plain(path: Path) -> Iterator[io.BufferedReader]:
+    """The bytes of a file, decompressed. Raises what the libraries below raise: `read_errors`."""
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        with zipfile.ZipFile(path) as archive, archive.open(_only_member(path)) as inner:
+            yield io.BufferedReader(cast(io.RawIOBase, inner), buffer_size=1 << 20)
+        return
+    with path.open("rb") as file:
+        plain: BinaryIO = file
+        if suffix in COMPRESSIONS:
+            plain = pa.CompressedInputStream(pa.PythonFile(file), COMPRESSIONS[suffix])
+        yield io.BufferedReader(cast(io.RawIOBase, plain), buffer_size=1 << 20)
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """What a file that is cut, damaged or not what it says raises, as `InputError`."""
+    try:
+        yield
+    except (OSError, EOFError, pa.ArrowException, zipfile.BadZipFile, RuntimeError) as error:
+        raise InputError(
+            f"{path}: cannot be read to its end ({first_line(error)}); fetch or write it again"
+        ) from None
+
+
+def detect_encoding(path: Path, asked: str | None) -> str:
+    """The encoding of a text file: `asked`, or by its byte order mark, or UTF-8.
+
+    Raises `InputError`, which names the likely one, where that is plainly not UTF-8.
+    """
+    with read_errors(path), open_plain(path) as stream:
+        sample = stream.read(SAMPLE_BYTES)
+    if asked is not None:
+        return checked_encoding(asked)
+    for mark, encoding in BYTE_ORDER_MARKS:
+        if sample.startswith(mark):
+            return encoding
+    likely = _other_than_utf8(sample)
+    if likely is not None:
+        known = f", likely {likely}; add --encoding {likely}"
+        raise InputError(
+            f"{path}: not UTF-8{known if likely else '; say its encoding by --encoding'}"
+        )
+    return UTF8
+
+
+def _other_than_utf8(sample: bytes) -> str | None:
+    """The likely encoding of bytes that are plainly not UTF-8, empty if unknown; None: they are."""
+    if b"\0" in sample[:1000]:
+        zeros = [sample[start:1000:2].count(0) for start in (0, 1)]
+        if max(zeros) > len(sample[:1000]) / 8:
+            return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
+    lines = sample.splitlines()[:-1] if len(sample) == SAMPLE_BYTES else sample.splitlines()
+    beyond = [line for line in lines if not line.isascii()]
+    foreign = [line for line in beyond if not _is_utf8(line)]
+    if len(foreign) < 2 or len(foreign) <= FOREIGN_LINES * len(beyond):
+        return None
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(b"\n".join(foreign[:2000]), cp_isolation=LIKELY_ENCODINGS).best()
+    return best.encoding if best else ""
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def read_lines(path: Path, encoding: str = UTF8) -> Iterator[Line]:
+    """The lines of a text file in UTF-8, without byte order mark and line ends, none empty.
+
+    Raises what `open_plain` raises.
+    """
+    with open_plain(path) as stream:
+        lines: io.BufferedReader | _Recoded = stream
+        if encoding != UTF8:
+            lines = _Recoded(io.TextIOWrapper(stream, encoding, "danbooru_index", newline="\n"))
+        elif stream.peek(4).startswith(codecs.BOM_UTF8):
+            stream.read(len(codecs.BOM_UTF8))
+        number = 0
+        while content := lines.readline(LONGEST_LINE):
+            number += 1
+            if len(content) >= LONGEST_LINE and not content.endswith(b"\n"):
+                while (rest := lines.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield Line(number, None)
+                continue
+            content = content.rstrip(b"\r\n")
+            if content.strip():
+                yield Line(number, content)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recoded:
+    """Lines of another encoding, as UTF-8; undecodable bytes come as what no UTF-8 text holds."""
+
+    text: io.TextIOWrapper
+
+    def readline(self, limit: int) -> bytes:
+        return (
+            self.text.readline(limit).encode(errors="surrogatepass").removeprefix(codecs.BOM_UTF8)
+        )
+
+
+def first_lines(path: Path, encoding: str, count: int) -> list[Line]:
+    """The first lines of a file; raise `InputError` where they cannot be read."""
+    with read_errors(path):
+        return list(islice(read_lines(path, encoding), count))
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The number and text of each line of a text file, also .gz and .zst, but for empty ones; raise
+    `InputError` for one that cannot be read.
+    """
+    encoding = detect_encoding(path, None)
+    try:
+        with read_errors(path):
+            for line in read_lines(path, encoding):
+                yield line.number, line.decode()
+    except RejectedError as error:
+        raise InputError(f"{path}: cannot be read ({error.detail})") from None

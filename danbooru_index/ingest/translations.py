@@ -1,0 +1,99 @@
+"""Files of translations: columns in any order, JSON maps -> what is said of each tag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from danbooru_index.errors import InputError
+from danbooru_index.ingest.columns import Columns, Field, recognise
+from danbooru_index.ingest.mapping import RowMapping
+from danbooru_index.ingest.names import name_key
+from danbooru_index.ingest.readers import open_rows
+from danbooru_index.ingest.rows import DumpRows, Row, RowOptions
+from danbooru_index.ingest.tag_notes import TagNotes
+from danbooru_index.records import RejectedError
+
+EXPLAINING = (Field.EXPLANATION, Field.TEXT, Field.DESCRIPTION, Field.ALIASES)
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationsRead:
+    """What a file of translations held: tags, the first of them, rows that could not be read."""
+
+    path: str
+    tags: int
+    first: str
+    left_out: int
+    columns: tuple[tuple[str, str], ...]
+
+
+def read_translations(path: str, encoding: str | None, notes: TagNotes) -> TranslationsRead:
+    """Add a file's explanations to the notes of its tags. A row that cannot be read, such as one
+    with an open quote, is left out by itself. Raises `InputError`.
+    """
+    rows = open_rows(Path(path), RowOptions(encoding))
+    columns = _tag_and_text(path, rows)
+    mapping = RowMapping(columns)
+    tag = columns[Field.TAG][0]
+    before = len(notes.translated)
+    first, left_out = "", 0
+    for row in rows.read():
+        name = _name(row, tag)
+        texts = _explanations(row, mapping) if name else []
+        if not texts:
+            left_out += isinstance(row.cells, RejectedError)
+            continue
+        first = first or name
+        notes.translate(name, texts)
+    named = tuple((column, of.value) for of, names in columns.items() for column in names)
+    return TranslationsRead(path, len(notes.translated) - before, first, left_out, named)
+
+
+def _name(row: Row, column: str) -> str:
+    value = None if isinstance(row.cells, RejectedError) else row.cells.get(column)
+    return str(value).strip() if isinstance(value, (str, int)) else ""
+
+
+def _explanations(row: Row, mapping: RowMapping) -> list[str]:
+    if isinstance(row.cells, RejectedError):
+        return []
+    try:
+        return mapping.names(row.cells, Field.EXPLANATION, whole=True)
+    except RejectedError:
+        return []
+
+
+def _tag_and_text(path: str, rows: DumpRows) -> Columns:
+    """Which column holds the tags and which the explanations. Raises `InputError`."""
+    keys = rows.columns
+    if not keys:
+        cells = [row.cells for row in rows.sample() if not isinstance(row.cells, RejectedError)]
+        keys = tuple(dict.fromkeys(key for one in cells for key in one))
+    known = recognise(keys) if rows.header else rows.guessed or _in_order(keys)
+    explaining = next((known[of] for of in EXPLAINING if known.get(of)), ())
+    if not known.get(Field.TAG) or not explaining:
+        raise InputError(
+            f"{path}: two columns are needed, the tags and their explanations; it has"
+            f" {', '.join(keys[:8])}: name them tag and zh in a first row"
+        )
+    return {Field.TAG: known[Field.TAG], Field.EXPLANATION: explaining}
+
+
+def _in_order(keys: Sequence[str]) -> Columns:
+    """Two columns of the same script: the tag comes first, as in `tag,text`."""
+    if len(keys) != 2:
+        return {}
+    return {Field.TAG: (keys[0],), Field.EXPLANATION: (keys[1],)}
+
+
+def read_tag_list(path: str, encoding: str | None = None) -> frozenset[str]:
+    """A list of tags (`--nsfw-tags`) in their normal form; raise `InputError`."""
+    rows = open_rows(Path(path), RowOptions(encoding))
+    known = recognise(rows.columns) if rows.header else rows.guessed
+    column = (known or {}).get(Field.TAG, rows.columns[:1] or ("name",))[0]
+    names = {_name(row, column) for row in rows.read()} - {""}
+    if not names:
+        raise InputError(f"{path}: holds no tag")
+    return frozenset(map(name_key, names))
