@@ -58,6 +58,11 @@ class PrepareReport:
         if len(samples) < SHOWN_RECORDS:
             samples.append({**asdict(record), "aliases": list(record.aliases)})
 
+    @property
+    def understood_notes(self) -> list[str]:
+        """How each dump was read, a line each."""
+        return [" ".join(map(str.strip, _understood_lines(dump)[:2])) for dump in self.understood]
+
     def to_text(self) -> str:
         lines = [line for dump in self.understood for line in _understood_lines(dump)]
         if self.dry_run:

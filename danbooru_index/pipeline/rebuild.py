@@ -59,7 +59,8 @@ def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
         )
         report = build_owned(settings, root)
         deleted = prune(root, config.keep)
-    report.notes.insert(0, f"prepared {prepared.records:,} of {prepared.read:,} records")
+    counted = f"prepared {prepared.records:,} of {prepared.read:,} records"
+    report.notes[:0] = [*prepared.understood_notes, counted]
     report.rejected.update(prepared.rejected)
     report.read += sum(prepared.rejected.values())
     report.rejects_file = prepared.rejects_file or report.rejects_file
