@@ -16,7 +16,7 @@ DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "pipe"}
 MOSTLY = 0.5  # share of the cells from which on a column is of a kind
 NEARLY_ALL = 0.9
 LARGEST_CATEGORY = 15
-NUMBER = re.compile(r"-?\d+(\.0+)?|\d{1,3}(,\d{3})+")
+NUMBER = re.compile(r"-?\d{1,18}(\.0{1,9})?|\d{1,3}(,\d{3}){1,5}")
 CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uff66-\uff9d]")
 SEPARATORS = ",，|、;；"
 

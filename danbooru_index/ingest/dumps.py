@@ -51,14 +51,16 @@ class Dump:
         return self.mapping is not None and self.mapping.is_rated
 
     def records(self, notes: TagNotes, rated: set[str] | None = None) -> Iterator[Located]:
-        """Every record, or why there is none, with its place. The dump is put into `rated` when one
-        of its records says whether it is safe for work.
+        """Every record, or why there is none, with its place; a wiki page that is about no tag is
+        noted and passed over. The dump is put into `rated` when one of its records says whether it
+        is safe for work.
         """
         for row in self.rows.read():
             if isinstance(row.cells, RejectedError):
                 yield row.number, self._reject(row, row.cells)
                 continue
             if self.kind is DumpKind.WIKI_PAGE and not _about_a_tag(row.cells):
+                notes.passed_over += 1
                 continue
             try:
                 record = self._record(row.cells, notes)
@@ -86,6 +88,7 @@ class Dump:
         pages = 0
         for row in self.rows.read():
             if isinstance(row.cells, RejectedError) or not _about_a_tag(row.cells):
+                notes.passed_over += 1
                 continue
             title = row.cells.get("title")
             if isinstance(title, str) and title.strip():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from danbooru_index.choices import Site
-from danbooru_index.ingest.columns import Columns, Field, field_of
+from danbooru_index.ingest.columns import Columns, Field
 from danbooru_index.ingest.compose import compose_explanation, compose_text
 from danbooru_index.ingest.sites import CATEGORY_NAMES
 from danbooru_index.ingest.tag_notes import TagNotes
@@ -21,6 +21,7 @@ FLAGS = {
     **dict.fromkeys(("0", "0.0", "false", "f", "no", "n", "否", "いいえ"), False),
 }
 NAME_SEPARATORS = (",，", "|", "、", ";；")  # what may separate names in a cell; one kind a column
+MOST_DIGITS = 18
 THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.0+)?")
 
 
@@ -28,15 +29,14 @@ THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.0+)?")
 class RowMapping:
     """What each column of one dump holds, and how a row of it becomes the fields of a record.
 
-    `makes_text`: no column holds the text, so it is made. `by_tag`: the id is the tag, whatever
-    column there is (the site's own pages). `separators`: between the names in a cell, by column.
+    `makes_text`: no column holds the text, so it is made. `separators`: between the names in a
+    cell, by column.
     """
 
     columns: Columns
     constants: Mapping[Field, str] = field(default_factory=dict)
     separators: Mapping[str, str] = field(default_factory=dict)
     site: Site = Site.DANBOORU
-    by_tag: bool = False
 
     @property
     def makes_text(self) -> bool:
@@ -56,9 +56,8 @@ class RowMapping:
         """
         tag = self._text(row, Field.TAG)
         record_id = self._value(row, Field.ID)
-        named = record_id is not None and record_id != "" and not self.by_tag
         fields: dict[str, Any] = {
-            "id": record_id if named else tag,
+            "id": tag if record_id in (None, "") else record_id,
             "tag": tag,
             "category": self.category(self._value(row, Field.CATEGORY)),
             "post_count": _post_count(self._value(row, Field.POST_COUNT)),
@@ -69,7 +68,8 @@ class RowMapping:
             "metadata": self._value(row, Field.METADATA),
         }
         said = notes.of(tag)
-        fields["aliases"] = list(dict.fromkeys([*self.names(row, Field.ALIASES), *said.names]))
+        aliases = dict.fromkeys([*self.names(row, Field.ALIASES), *said.names])
+        fields["aliases"] = [alias for alias in aliases if alias != tag]
         if self._has(Field.TEXT):
             fields["text"] = self._value(row, Field.TEXT)
             return {name: value for name, value in fields.items() if value not in (None, "")}
@@ -94,7 +94,8 @@ class RowMapping:
         number = word.removesuffix(".0")
         if not re.fullmatch(r"-?\d+", number):
             return word
-        name = CATEGORY_NAMES[self.site].get(int(number))
+        # a longer number is no category's, and Python refuses to parse one of 4,300 digits
+        name = CATEGORY_NAMES[self.site].get(int(number[:MOST_DIGITS]))
         if name is None:
             raise RejectedError(
                 Reason.UNKNOWN_CATEGORY,
@@ -170,7 +171,7 @@ def separator_of(cells: Sequence[str]) -> str:
 def unused(columns: Columns, names: Sequence[str]) -> tuple[str, ...]:
     """The columns that no field takes."""
     taken = {name.split(".")[0] for used in columns.values() for name in used}
-    return tuple(name for name in names if name not in taken and field_of(name) is not Field.ID)
+    return tuple(name for name in names if name not in taken)
 
 
 def _post_count(value: Any) -> Any:

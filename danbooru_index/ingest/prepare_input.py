@@ -36,6 +36,7 @@ class PrepareInput:
     translations: list[TranslationsRead]
     pages: int
     config: PrepareConfig
+    passed_over: int = 0  # of the wiki pages that were joined
     plausibility: Plausibility = field(default_factory=Plausibility)
 
     @property
@@ -47,6 +48,7 @@ class PrepareInput:
         """A report of one pass, in which nothing was read yet."""
         self.plausibility = Plausibility()
         self.notes.joined.clear()
+        self.notes.passed_over = self.passed_over
         understood = [dump.understood() | {"samples": []} for dump in self.dumps]
         return PrepareReport(out, understood=understood, dry_run=self.config.dry_run)
 
@@ -70,7 +72,7 @@ class PrepareInput:
     def complete(self, report: PrepareReport) -> None:
         """Add what is known at the end of a pass."""
         report.nsfw_marks = self.nsfw_marks
-        report.pages = self.pages
+        report.pages, report.pages_passed_over = self.pages, self.notes.passed_over
         report.translations = [
             {"file": read.path, "tags": read.tags, "left_out": read.left_out}
             | {"columns": dict(read.columns)}
@@ -126,4 +128,4 @@ def open_input_files(config: PrepareConfig, out: Path) -> PrepareInput:
     listed = [read_tag_list(path, said.encoding) for path in said.nsfw_tags]
     marks = NsfwMarks(frozenset().union(*listed), said.nsfw_words)
     marks.rated |= {str(dump.path) for dump in dumps if dump.is_rated}
-    return PrepareInput(dumps, notes, marks, translations, pages, config)
+    return PrepareInput(dumps, notes, marks, translations, pages, config, notes.passed_over)

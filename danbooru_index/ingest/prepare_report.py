@@ -33,6 +33,7 @@ class PrepareReport:
     joined: int = 0
     joined_share: float | None = None
     pages: int = 0
+    pages_passed_over: int = 0
     nsfw_marks: str = ""
     nsfw: Counter[str] = field(default_factory=Counter)
 
@@ -83,6 +84,9 @@ class PrepareReport:
             )
         if self.pages:
             lines.append(f"  wiki pages about tags: {self.pages:,}")
+        if self.pages_passed_over:
+            passed = f"{self.pages_passed_over:,}"
+            lines.append(f"  wiki pages passed over, deleted or about no tag: {passed}")
         lines.append(f"  not safe for work: {_nsfw_text(self.nsfw, self.nsfw_marks)}")
         if self.rejected:
             where = f"; each with its line in {self.rejects_file}" if self.rejects_file else ""

@@ -16,7 +16,6 @@ from danbooru_index.ingest.text_file import detect_encoding, first_lines, inner_
 from danbooru_index.records import Reason, RejectedError
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 DATABASE_SUFFIXES = (".sqlite", ".sqlite3", ".db")
 
 

@@ -26,11 +26,15 @@ NOTHING = Notes()
 
 @dataclass(slots=True)
 class TagNotes:
-    """Notes by tag, joined whatever a name's case, spaces or underscores; which of them were."""
+    """Notes by tag, joined whatever a name's case, spaces or underscores; which of them were.
+
+    `passed_over`: wiki pages that are deleted, unreadable, or about no tag.
+    """
 
     by_key: dict[str, Notes] = field(default_factory=dict)
     translated: set[str] = field(default_factory=set)
     joined: set[str] = field(default_factory=set)
+    passed_over: int = 0
 
     def translate(self, tag: str, texts: Iterable[str]) -> None:
         """Add explanations of a tag, each once."""

@@ -5,6 +5,7 @@ What is not plain is refused, by one line that says what to add.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from danbooru_index.ingest.tag_notes import TagNotes
 from danbooru_index.records import RejectedError
 
 TAG_PAGE_KEYS = frozenset(("is_deprecated", "words", "related_tags", "is_locked", "ambiguous"))
+SHORT_NUMBER = re.compile(r"-?[0-9]{1,9}")
 MOST_ROWS = 0.5  # share of the first rows
 
 
@@ -66,6 +68,8 @@ def open_dump(path: Path, options: DumpOptions = DEFAULT_OPTIONS) -> Dump:
             " tag=COLUMN"
         )
     kind = _page_kind(keys) if rows.format.startswith("JSON") else DumpKind.ROW
+    if kind is not DumpKind.ROW:  # a page's id is the page's: the record's is its tag
+        columns = {of: names for of, names in columns.items() if of is not Field.ID}
     numbers = _category_numbers(columns, sample)
     site = _site(path, numbers, options.site)
     mapping = RowMapping(
@@ -73,7 +77,6 @@ def open_dump(path: Path, options: DumpOptions = DEFAULT_OPTIONS) -> Dump:
         options.asked.constants,
         {name: separator_of(_strings(sample, name)) for name in columns.get(Field.ALIASES, ())},
         site,
-        by_tag=kind is not DumpKind.ROW,
     )
     return Dump(path, rows, kind, keys, mapping, site if numbers else None)
 
@@ -150,11 +153,7 @@ def _category_numbers(columns: Columns, sample: Sequence[Cells]) -> list[tuple[s
         return []
     column, tag = columns[Field.CATEGORY][0], columns.get(Field.TAG, ("",))[0]
     found = ((str(cells.get(tag)), str(lookup(cells, column)).strip()) for cells in sample)
-    return [
-        (name, int(number))
-        for name, number in found
-        if number.removeprefix("-").isascii() and number.removeprefix("-").isdigit()
-    ]
+    return [(name, int(number)) for name, number in found if SHORT_NUMBER.fullmatch(number)]
 
 
 def _strings(sample: Sequence[Cells], column: str) -> list[str]:

@@ -215,6 +215,7 @@ def test_what_a_dump_means(tmp_path, kind):
     report, records, _ = prepared(tmp_path, name, content)
     assert records == expected
     assert not report.rejected
+    assert report.pages_passed_over == 2 * ("wiki" in kind)
     assert [sample["id"] for sample in report.understood[0]["samples"]] == [r[0] for r in records][
         :3
     ]
@@ -261,6 +262,13 @@ def test_what_is_not_plain_is_refused_by_one_line_that_says_what_to_add(tmp_path
         prepared(tmp_path, name, content)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_thousands_of_digits(tmp_path):
+    content = f"a,0,{'9' * 5000}\nb,{'8' * 5000},4\nc,0,3\nd,0,2\n"
+    report, records, _ = prepared(tmp_path, "a.csv", content)
+    assert [record[0] for record in records] == ["c", "d"]
+    assert dict(report.rejected) == {"wrong_type": 1, "unknown_category": 1}
 
 
 def test_a_row_with_a_cell_too_many_is_a_reject(tmp_path):
