@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
+from danbooru_index.encodings import likely_encoding
 from danbooru_index.errors import InputError, UsageError, first_line
 from danbooru_index.records import Reason, RejectedError
 
@@ -33,7 +34,7 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-LIKELY_ENCODINGS = ["gb18030", "big5", "cp932", "euc_jp", "cp1252"]
+MOSTLY_COMMON = 0.5  # share of common characters from which on an encoding is taken for it
 
 codecs.register_error("danbooru_index", lambda error: (UNDECODABLE, _end(error)))
 
@@ -166,9 +167,12 @@ def _other_than_utf8(sample: bytes) -> str | None:
     foreign = [line for line in beyond if not _is_utf8(line)]
     if len(foreign) < 2 or len(foreign) <= FOREIGN_LINES * len(beyond):
         return None
+    content = b"\n".join(foreign[:2000])
+    if common := likely_encoding(content, MOSTLY_COMMON):
+        return common
     from charset_normalizer import from_bytes
 
-    best = from_bytes(b"\n".join(foreign[:2000]), cp_isolation=LIKELY_ENCODINGS).best()
+    best = from_bytes(content).best()  # of any other script
     return best.encoding if best else ""
 
 

@@ -7,20 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from danbooru_index.encodings import likely_encoding
 from danbooru_index.errors import UsageError
 from danbooru_index.records import is_blank
 
 LONGEST_QUERY_BYTES = 1 << 16  # a hundred times what the model reads
 SHOWN = 60
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-# The encodings of Chinese and Japanese, and the first bytes of their kana and frequent ideographs.
-# (GB 18030 has kana where EUC-JP has them; a text with some is taken for Japanese.)
-COMMON = {
-    "gb18030": ((0xB0, 0xD7),),
-    "euc_jp": ((0xA4, 0xA5), (0xB0, 0xCF)),
-    "big5": ((0xA4, 0xC6),),
-    "cp932": ((0x82, 0x83), (0x88, 0x97)),
-}
 
 
 def checked_query(query: str) -> str:
@@ -63,25 +56,6 @@ def not_utf8(content: bytes) -> str:
     return (
         f"not UTF-8; it is {found.upper()}, as it seems ({text}): iconv -f {found.upper()} -t UTF-8"
     )
-
-
-def likely_encoding(content: bytes) -> str | None:
-    """The encoding in which most characters of these bytes are common ones; None where they are
-    valid in none.
-
-    charset-normalizer needs longer texts: of four tags in GBK it named three Big5 or Korean.
-    """
-    shares: dict[str, float] = {}
-    for encoding, ranges in COMMON.items():
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        firsts = [character.encode(encoding)[0] for character in text if ord(character) > 127]
-        common = sum(any(low <= first <= high for low, high in ranges) for first in firsts)
-        shares[encoding] = common / max(1, len(firsts))
-    best = max(shares, key=lambda encoding: shares[encoding], default=None)
-    return best if best and shares[best] else None
 
 
 def shortened(text: str, limit: int = SHOWN) -> str:
