@@ -81,7 +81,7 @@ Columns = dict[Field, tuple[str, ...]]
 def normal_name(name: str) -> str:
     """A column's name without case, width, and the kind of its separators."""
     folded = unicodedata.normalize("NFKC", name).strip().casefold()
-    return re.sub(r"[\s\-./:]+", "_", folded).strip("_")
+    return re.sub(r"[\s\-./:]+", "_", folded.lstrip("#")).strip("_")
 
 
 def field_of(name: str) -> Field | None:

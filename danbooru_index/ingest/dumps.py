@@ -67,9 +67,16 @@ class Dump:
             except RejectedError as error:
                 yield row.number, self._reject(row, error)
                 continue
-            if rated is not None and (self.is_rated or says_nsfw(row.cells)):
+            if rated is not None and self._rates(row.cells):
                 rated.add(str(self.path))
             yield row.number, record
+
+    def _rates(self, cells: Cells) -> bool:
+        """Whether a record says if it is safe for work: by its columns, or where it has none that
+        all records share, by its own keys.
+        """
+        by_columns = self.mapping is not None and bool(self.rows.columns)
+        return self.is_rated or (not by_columns and says_nsfw(cells))
 
     def _record(self, cells: Cells, notes: TagNotes) -> Record:
         if self.mapping is not None:

@@ -11,12 +11,13 @@ from danbooru_index.errors import InputError
 from danbooru_index.ingest.delimited import (
     DELIMITERS,
     detect_delimiter,
-    guess_columns,
     has_header,
     join_open_quotes,
+    preamble,
     try_split,
     whole_name,
 )
+from danbooru_index.ingest.guess import guess_columns
 from danbooru_index.ingest.rows import Cells, DumpRows, Row
 from danbooru_index.ingest.text_file import Line, read_errors, read_lines
 from danbooru_index.records import Reason, RejectedError
@@ -26,15 +27,19 @@ FEW_ROWS = 0.02  # share of the rows, below which their number of cells is not t
 
 def table_dump(path: Path, encoding: str, lines: list[Line], suffix: str) -> DumpRows:
     """Delimited text: its delimiter and columns, from its first lines."""
-    texts = [line.content.decode(errors="replace") for line in lines if line.content is not None]
-    delimiter = detect_delimiter(texts)
+    texts = [(line.content or b"").decode(errors="replace") for line in lines]
+    before, said = preamble(texts)
+    texts = texts[before:]
+    if not texts:
+        raise InputError(f"{path}: no usable record: nothing follows its first {before} lines")
+    delimiter = said or detect_delimiter(texts)
     if suffix == ".tsv" and any("\t" in text for text in texts):
         delimiter = "\t"
-    parsed = (_cells_of(text, delimiter, suffix) for text in texts)
+    parsed = [_cells_of(text, delimiter, suffix) for text in texts]
     sample = [row for row in parsed if not isinstance(row, csv.Error)]
     if not sample:
         raise InputError(f"{path}: no row of it can be parsed: its quotes do not close")
-    header = has_header(sample)
+    header = sample[0] is parsed[0] and has_header(sample)
     if header and len(sample) == 1:
         raise InputError(f"{path}: a header and no usable record")
     counts = Counter(map(len, sample))
@@ -47,7 +52,9 @@ def table_dump(path: Path, encoding: str, lines: list[Line], suffix: str) -> Dum
         _refuse_twice(path, names)
     return DumpRows(
         "names" if width == 1 else "delimited text",
-        lambda: _table_rows(path, encoding, delimiter, suffix, names, header=header),
+        lambda: _table_rows(
+            path, encoding, delimiter, suffix, names, lines[before].number, header=header
+        ),
         names,
         encoding,
         DELIMITERS.get(delimiter, "") if width > 1 else "",
@@ -70,13 +77,24 @@ def _refuse_twice(path: Path, names: tuple[str, ...]) -> None:
 
 
 def _table_rows(
-    path: Path, encoding: str, delimiter: str, suffix: str, names: tuple[str, ...], *, header: bool
+    path: Path,
+    encoding: str,
+    delimiter: str,
+    suffix: str,
+    names: tuple[str, ...],
+    first: int,
+    *,
+    header: bool,
 ) -> Iterator[Row]:
-    """The rows below the header; a row with more cells than there are columns has none."""
+    """The rows from line `first` on, without the header; a row with more cells than there are
+    columns has none.
+    """
     bad: dict[int, tuple[Line, RejectedError]] = {}
 
     def texts() -> Iterator[tuple[int, str]]:
         for line in read_lines(path, encoding):
+            if line.number < first:
+                continue
             try:
                 yield line.number, line.decode()
             except RejectedError as error:

@@ -191,8 +191,11 @@ def read_lines(path: Path, encoding: str = UTF8) -> Iterator[Line]:
     """
     with open_plain(path) as stream:
         lines: io.BufferedReader | _Recoded = stream
-        if encoding != UTF8:
-            lines = _Recoded(io.TextIOWrapper(stream, encoding, "danbooru_index", newline="\n"))
+        head = stream.peek(1)
+        old_mac = encoding == UTF8 and b"\r" in head and b"\n" not in head  # no other line end
+        if encoding != UTF8 or old_mac:
+            ends = None if old_mac else "\n"
+            lines = _Recoded(io.TextIOWrapper(stream, encoding, "danbooru_index", newline=ends))
         elif stream.peek(4).startswith(codecs.BOM_UTF8):
             stream.read(len(codecs.BOM_UTF8))
         number = 0

@@ -79,6 +79,26 @@ DUMPS = {
             ("solo", "【general】solo", "general", 9),
         ],
     ),
+    "the line by which Excel knows the delimiter": (
+        "a.csv",
+        "sep=;\nname;count\na,b;7\n",
+        [("a,b", "a,b", "", 7)],
+    ),
+    "comments before the table, and a tag that begins with #": (
+        "a.csv",
+        "# from a site\n# 2026\n#tag,count\n#compass,7\nsolo,5\n",
+        [("#compass", "#compass", "", 7), ("solo", "solo", "", 5)],
+    ),
+    "line ends of old Macs": (
+        "a.csv",
+        "1girl,0,6,\rsolo,0,5,\r",
+        [("1girl", "【general】1girl", "general", 6), ("solo", "【general】solo", "general", 5)],
+    ),
+    "line ends of Windows": (
+        "a.csv",
+        "name,zh\r\nwater,水\r\n\r\n",
+        [("water", "water - 水", "", None)],
+    ),
     "pipes": ("a.csv", "tag|count\nsolo|9\n", [("solo", "solo", "", 9)]),
     "thousands": (
         "a.csv",
