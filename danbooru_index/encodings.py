@@ -10,6 +10,7 @@ COMMON = {
     "big5": ((0xA4, 0xC6),),
     "cp932": ((0x82, 0x83), (0x88, 0x97)),
 }
+LEAST_HANGUL = 12  # characters: fewer Chinese ones may all lie there
 
 
 def likely_encoding(content: bytes, least: float = 0.0) -> str | None:
@@ -29,4 +30,17 @@ def likely_encoding(content: bytes, least: float = 0.0) -> str | None:
         common = sum(any(low <= first <= high for low, high in ranges) for first in firsts)
         shares[encoding] = common / max(1, len(firsts))
     best = max(shares, key=lambda encoding: shares[encoding], default=None)
+    if best == "gb18030" and _all_hangul(content):
+        return "cp949"
     return best if best and shares[best] > least else None
+
+
+def _all_hangul(content: bytes) -> bool:
+    """Whether a text that could be Chinese is Korean: its characters are all among the 25 rows of
+    Hangul, where the 72 rows of frequent Chinese ones begin.
+    """
+    try:
+        text = [one for one in content.decode("cp949") if ord(one) > 127]
+    except UnicodeDecodeError:
+        return False
+    return len(text) >= LEAST_HANGUL and all("\uac00" <= one <= "\ud7a3" for one in text)

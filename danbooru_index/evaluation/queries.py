@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from danbooru_index.errors import InputError
-from danbooru_index.ingest.text_file import text_lines
+from danbooru_index.ingest.text_encoding import text_lines
 from danbooru_index.records import is_blank
 
 

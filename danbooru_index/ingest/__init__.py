@@ -2,8 +2,9 @@
 
 Tag dumps become records, records become shards that are known by their content.
 
-What is in a file: sources -> readers (text_file, delimited, table_rows, json_text, json_rows,
-databases, parquet) -> rows. What it means: columns, sites, guess, asked_mapping -> understanding
+What is in a file: sources -> readers (text_file, text_encoding, delimited, table_rows, json_text,
+json_rows, databases, parquet) -> rows.
+What it means: columns, sites, guess, asked_mapping -> understanding
 -> dumps (mapping, compose, fields). What else is known of a tag: names, translations, tag_notes,
 nsfw.
 All of it: prepare_input -> prepare -> prepare_report, plausible, output_folder.

@@ -39,6 +39,8 @@ class AskedMapping:
             raise UsageError(f"--map {name}={value}: no such field; there are {known}") from None
         if value.startswith("="):
             return replace(self, constants={**self.constants, of: value[1:]})
+        if of not in SEVERAL and (of in self.columns or of in self.constants):
+            raise UsageError(f"--map {name}={value}: {of.value} is mapped twice; it takes one")
         names = () if value == NO_COLUMN else (value,)
         before = self.columns.get(of, ()) if of in SEVERAL else ()
         return replace(self, columns={**self.columns, of: (*before, *names)})
@@ -46,6 +48,8 @@ class AskedMapping:
 
 def _pairs(word: str) -> list[tuple[str, str]]:
     """(field, value) pairs of one `--map`: its own, or those of the YAML file that it names."""
+    if not word.strip():
+        raise UsageError("--map is empty: field=column is needed, such as tag=name")
     if "=" not in word:
         return _pairs_of_file(Path(word))
     pairs = []

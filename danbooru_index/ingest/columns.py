@@ -37,7 +37,9 @@ NAMES: dict[Field, str] = {
     Field.TEXT: "text",
     Field.TAG: (
         "tag name tag_name tagname tags en english en_name name_en english_name title"
-        " 标签 標籤 英文 英文名 英文标签 タグ タグ名 英語 英名"
+        " tag_en prompt keyword keywords key word danbooru_tag"
+        " 标签 標籤 英文 英文名 英文标签 标签名 关键词 提示词 原文 词条"
+        " タグ タグ名 タグ一覧 英語 英名 태그"
     ),
     Field.CATEGORY: (
         "category categories type tag_type cat category_id type_id tag_category"
@@ -53,7 +55,7 @@ NAMES: dict[Field, str] = {
         " cn_name zh_name name_zh name_cn chinese chinese_name ja jp ja_jp ja_name jp_name name_ja"
         " name_jp japanese japanese_name ko kr ko_name 中文 中文名 中文名称 中文翻译 中文译名 翻译"
         " 翻譯 翻訳 译文 译名 繁体 繁體 简体 日本語 日本語名 日文 日文名 日语 和訳 訳 訳語 意味"
-        " 名称 名稱 名字 名前"
+        " tag_zh tag_cn 译文 中文含义 中文释义 中文解释 中文说明 한국어 번역 名称 名稱 名字 名前"
     ),
     Field.ALIASES: (
         "aliases alias synonyms synonym other_names other_name alternative_names alt_names"
@@ -71,8 +73,6 @@ NAMES: dict[Field, str] = {
 }
 # Names that mean the tag only where no other column does.
 TAG_AT_LAST = ("名称", "名稱", "名字", "名前")
-TAG_ALONE = ("tag", "tags", "name", "names", "tag_name", "标签", "標籤", "タグ", "タグ名")
-
 _FIELD_OF = {name: field for field, names in NAMES.items() for name in names.split()}
 
 Columns = dict[Field, tuple[str, ...]]
@@ -85,8 +85,11 @@ def normal_name(name: str) -> str:
 
 
 def field_of(name: str) -> Field | None:
-    """The field that a column of this name holds, if the name is known."""
-    return _FIELD_OF.get(normal_name(name))
+    """The field that a column of this name holds, if the name is known; also without what stands
+    in its brackets: `Tag (EN)`.
+    """
+    known = _FIELD_OF.get(normal_name(name))
+    return known or _FIELD_OF.get(normal_name(re.sub(r"[(（].*?[)）]", "", name)))
 
 
 def recognise(names: Iterable[str]) -> Columns:

@@ -10,6 +10,7 @@ from typing import Any
 
 from danbooru_index.errors import InputError, as_error, first_line
 from danbooru_index.ingest.columns import Field, recognise
+from danbooru_index.ingest.table_rows import refuse_twice
 
 WORKBOOK_SUFFIXES = (".xlsx", ".xlsm")
 Source = tuple[str, tuple[str, ...], Callable[[], Iterator[dict[str, Any]]]]
@@ -63,6 +64,12 @@ def sheet_rows(path: Path, asked: str | None) -> Source:
     """
     columns = {name: _header(rows) for name, rows in _sheets(path)}
     sheet = _choose(path, "sheet", columns, asked)
+    refuse_twice(f"{path}: sheet {sheet}", columns[sheet])
+    if not recognise(columns[sheet]):
+        raise InputError(
+            f"{path}: the first row of sheet {sheet} names no column that is known"
+            f" ({', '.join(columns[sheet][:6])}): name them there: tag, zh, count ..."
+        )
 
     def rows() -> Iterator[dict[str, Any]]:
         for name, values in _sheets(path):
@@ -114,7 +121,8 @@ def _choose(path: Path, kind: str, columns: dict[str, tuple[str, ...]], asked: s
         return asked
     if not columns:
         raise InputError(f"{path}: holds no {kind}")
-    holding = [name for name, named in columns.items() if Field.TAG in recognise(named)]
+    known = {name: recognise(named) for name, named in columns.items()}
+    holding = [name for name, fields in known.items() if Field.TAG in fields and len(fields) > 1]
     fitting = list(columns) if len(columns) == 1 else holding
     if len(fitting) != 1:
         raise InputError(

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from danbooru_index.ingest.columns import TAG_ALONE, normal_name, recognise
+from danbooru_index.ingest.columns import Field, recognise
 from danbooru_index.ingest.text_file import LONGEST_LINE
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "pipe"}
@@ -46,7 +46,7 @@ def preamble(lines: Sequence[str]) -> tuple[int, str]:
     """
     delimiter = ""
     for number, line in enumerate(lines):
-        named = re.fullmatch(r'"?sep=(.)"?', line.strip(), re.IGNORECASE)
+        named = re.fullmatch(r'"?sep=(.)"?', line.strip("\ufeff\r\n "), re.IGNORECASE)
         if named and number == 0:
             delimiter = named[1] if named[1] in DELIMITERS else ""
         elif not line.startswith("# "):
@@ -75,19 +75,25 @@ def _fitness(lines: Sequence[str], delimiter: str) -> tuple[float, float, int]:
     return sum(divided.values()) / len(lines), times / len(lines), usual
 
 
-def has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names columns. A tag called `name` has a number beside it."""
+def has_header(rows: Sequence[Sequence[str]], wanted: Sequence[str] = ()) -> bool:
+    """Whether the first row names columns: it has a name of the tag's column, several known names,
+    a column that the user names (`wanted`), or words above numbers, or another script than all
+    below. A tag called `name` has a number beside it.
+    """
     first, body = rows[0], rows[1:]
-    named = [cell for cell in first if cell.strip()]
+    named = [cell.strip() for cell in first if cell.strip()]
     if any(is_number(cell) for cell in named):
         return False
-    if len(first) == 1:
-        return bool(body) and normal_name(first[0]) in TAG_ALONE
-    known = recognise(first)
-    if len({column for columns in known.values() for column in columns}) > 1:
+    known = recognise(named)
+    if Field.TAG in known or len(known) > 1 or not set(wanted).isdisjoint(named):
         return True
-    below = [place for place in range(len(first)) if share_of(body, place, is_number) > MOSTLY]
-    return bool(body) and bool(below)  # a word above a column of numbers
+    for place, cell in enumerate(first):
+        if share_of(body, place, is_number) > MOSTLY:
+            return True
+        others = share_of(body, place, lambda one: CJK.search(one) is not None)
+        if len(body) > 1 and CJK.search(cell) and not others and Field.TAG not in known:
+            return len(first) > 1
+    return False
 
 
 def is_number(cell: str) -> bool:

@@ -5,19 +5,22 @@ Nothing is silent: `understood` is shown. Who understands a file is `understandi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from danbooru_index.choices import Choice, Site
-from danbooru_index.ingest.columns import Field
+from danbooru_index.ingest.columns import Field, field_of
 from danbooru_index.ingest.fields import parse_fields
 from danbooru_index.ingest.mapping import RowMapping, unused
 from danbooru_index.ingest.parquet import Located
 from danbooru_index.ingest.rows import Cells, DumpRows, Row
 from danbooru_index.ingest.tag_notes import TagNotes, is_tag_page
 from danbooru_index.records import Record, Reject, RejectedError
+
+HEADERS = 2  # rows below the first header that may be headers once more
 
 
 class DumpKind(Choice):
@@ -55,9 +58,11 @@ class Dump:
         noted and passed over. The dump is put into `rated` when one of its records says whether it
         is safe for work.
         """
-        for row in self.rows.read():
+        for place, row in enumerate(self.rows.read()):
             if isinstance(row.cells, RejectedError):
                 yield row.number, self._reject(row, row.cells)
+                continue
+            if place < HEADERS and self._names_columns(row.cells):
                 continue
             if self.kind is DumpKind.WIKI_PAGE and not _about_a_tag(row.cells):
                 notes.passed_over += 1
@@ -70,6 +75,20 @@ class Dump:
             if rated is not None and self._rates(row.cells):
                 rated.add(str(self.path))
             yield row.number, record
+
+    def _names_columns(self, cells: Cells) -> bool:
+        """Whether a row is a second header, or the rule below one: `|---|---|`."""
+        if self.mapping is None or not self.rows.header or not self.rows.columns:
+            return False
+        fields = {name: of for of, names in self.mapping.columns.items() for name in names}
+        filled = {
+            name: value.strip()
+            for name, value in cells.items()
+            if isinstance(value, str) and value.strip() and name in fields
+        }
+        named = all(field_of(value) is fields[name] for name, value in filled.items())
+        ruled = all(re.fullmatch(r":?-{2,}:?", value) for value in filled.values())
+        return len(filled) > 1 and (named or ruled)
 
     def _rates(self, cells: Cells) -> bool:
         """Whether a record says if it is safe for work: by its columns, or where it has none that

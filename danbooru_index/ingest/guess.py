@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from danbooru_index.ingest.columns import Columns, Field
 from danbooru_index.ingest.delimited import CJK, MOSTLY, filled_cells, is_number, share_of
-from danbooru_index.ingest.sites import KNOWN_WORDS
+from danbooru_index.ingest.sites import KNOWN_WORDS, MARKERS
 
 NEARLY_ALL = 0.9
 LARGEST_CATEGORY = 15
+SOME = 0.3
+MACHINE = re.compile(r"(?i)https?://.*|\d{4}-\d\d-\d\d.*|true|false|[0-9a-f]{32,}")
 SEPARATORS = ",，|、;；"
 
 
@@ -27,6 +30,9 @@ class _Column:
     sentences: float  # cells of several words
     lists: float  # cells with a separator
     distinct: float
+    machine: float  # dates, addresses, true and false
+    zeros: float  # among its numbers
+    marked: bool  # by the numbers of frequent tags, a category
 
     @property
     def is_number(self) -> bool:
@@ -37,8 +43,15 @@ class _Column:
         return (self.is_number and self.small) or self.words >= NEARLY_ALL
 
     @property
+    def is_surely_category(self) -> bool:
+        """Whether small numbers are categories though no count stands beside them."""
+        alike = self.filled > 1 and self.distinct * self.filled < 1.5
+        return self.words >= NEARLY_ALL or self.zeros >= SOME or alike or self.marked
+
+    @property
     def is_text(self) -> bool:
-        return bool(self.filled) and not self.is_number and not self.is_category
+        plain = not self.is_number and not self.is_category and self.machine < MOSTLY
+        return bool(self.filled) and plain
 
 
 def _look(rows: Sequence[Sequence[str]], place: int) -> _Column:
@@ -54,7 +67,21 @@ def _look(rows: Sequence[Sequence[str]], place: int) -> _Column:
         sentences=share_of(rows, place, lambda cell: " " in cell and "_" not in cell),
         lists=share_of(rows, place, lambda cell: any(mark in cell for mark in SEPARATORS)),
         distinct=len(set(cells)) / len(cells) if cells else 0.0,
+        machine=share_of(rows, place, lambda cell: MACHINE.fullmatch(cell) is not None),
+        zeros=numbers.count(0) / len(numbers) if numbers else 0.0,
+        marked=_has_frequent_tags(rows, place),
     )
+
+
+def _has_frequent_tags(rows: Sequence[Sequence[str]], place: int) -> bool:
+    """Whether frequent tags of a site stand in some column beside their category's number."""
+    for row in rows:
+        number = row[place].strip() if place < len(row) else ""
+        if number and len(number) < 3 and is_number(number):
+            for cell in row:
+                if any(known.get(cell) == int(number) for known in MARKERS.values()):
+                    return True
+    return False
 
 
 def guess_columns(rows: Sequence[Sequence[str]]) -> Columns | None:
@@ -94,7 +121,7 @@ def _place_numbers(
     numbers = [column for column in after if column.is_number or column.is_category]
     category = next((column for column in numbers if column.is_category), None)
     counts = [column for column in numbers if column is not category]
-    if len(counts) > 1:
+    if len(counts) > 1 or (category and not counts and not category.is_surely_category):
         return False
     if category is not None:
         found[Field.CATEGORY] = [category.name]
@@ -113,3 +140,19 @@ def _text_field(column: _Column, found: dict[Field, list[str]]) -> Field | None:
     if column.sentences >= MOSTLY:
         return Field.DESCRIPTION
     return Field.ALIASES if column.lists and Field.ALIASES not in found else None
+
+
+def fill_in(columns: Columns, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Columns:
+    """Columns whose names are known, and those of texts beside them whose names are not: what
+    explains a tag in whatever language is not lost for its header.
+    """
+    taken = {name for known in columns.values() for name in known}
+    found = {field: list(known) for field, known in columns.items()}
+    unknown = [place for place, name in enumerate(names) if name not in taken]
+    for place in unknown:
+        column = _look(rows, place)
+        if column.is_text and Field.TAG in found:
+            field = _text_field(column, found)
+            if field in (Field.EXPLANATION, Field.DESCRIPTION) or len(names) == 2:
+                found.setdefault(field or Field.EXPLANATION, []).append(names[place])
+    return {field: tuple(known) for field, known in found.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,22 @@ from danbooru_index.errors import InputError
 from danbooru_index.ingest.columns import field_of
 from danbooru_index.ingest.json_text import LISTS, BrokenJsonError, parse_object, read_values
 from danbooru_index.ingest.rows import Cells, DumpRows, Row, shown
+from danbooru_index.ingest.sites import KNOWN_WORDS
 from danbooru_index.ingest.text_file import UTF8, Line, open_plain, read_errors, read_lines
 from danbooru_index.records import Reason, RejectedError
+
+
+def is_json(path: Path, encoding: str, lines: list[Line]) -> bool:
+    """Whether a file of another name is JSON: it begins like it, and can be parsed so."""
+    if (lines[0].content or b"").lstrip()[:1] not in (b"[", b"{"):
+        return False
+    if is_json_object(lines[0]):
+        return True
+    try:
+        first = list(islice(_json_values(path, encoding), 3))
+    except InputError:
+        return False
+    return any(not isinstance(row.cells, RejectedError) for row in first)
 
 
 def is_json_object(line: Line) -> bool:
@@ -49,6 +64,10 @@ def _is_record_a_line(lines: list[Line]) -> bool:
         if isinstance(value, list) and value and isinstance(value[0], dict):
             return False
     fields = [name for name in first if field_of(name) is not None]
+    if "success" in first and ("error" in first or "message" in first):
+        return False
+    if len(lines) == 1 and all(isinstance(one, dict) and "0" in one for one in first.values()):
+        return False  # columns, as pandas writes them
     kinds = {isinstance(value, dict) for value in first.values()}
     return len(lines) > 1 or len(kinds) > 1 or 2 * len(fields) >= len(first)
 
@@ -68,6 +87,7 @@ def _json_values(path: Path, encoding: str) -> Iterator[Row]:
         with read_errors(path), open_plain(path) as stream:
             name = "utf-8-sig" if encoding == UTF8 else encoding
             for line, value in read_values(io.TextIOWrapper(stream, name)):
+                _refuse_shape(path, value)
                 yield Row(line, _as_cells(value), shown(value))
     except BrokenJsonError as error:
         raise InputError(f"{path}: broken JSON: {error}; fetch or write it again") from None
@@ -76,6 +96,23 @@ def _json_values(path: Path, encoding: str) -> Iterator[Row]:
             f"{path}: not {encoding} ({error.reason} at byte {error.start} of a block); name its"
             " encoding by --encoding"
         ) from None
+
+
+def _refuse_shape(path: Path, value: Any) -> None:
+    """Raise `InputError` for what holds tags in a shape that is not read, or is an error."""
+    name, of_it = value if isinstance(value, tuple) else ("", None)
+    if name == "success" and of_it is False:
+        raise InputError(f"{path}: an error that the site answered, not a dump; ask it again")
+    if name.casefold() in KNOWN_WORDS and isinstance(of_it, (list, dict)):
+        raise InputError(
+            f"{path}: tags under the names of their categories ({name} ...): write a record for"
+            ' each, such as {"name": "solo", "category": "general"}'
+        )
+    if isinstance(value, list) or (name and isinstance(of_it, dict) and "0" in of_it):
+        raise InputError(
+            f"{path}: rows or columns without names: write records, as pandas does by"
+            " to_json(orient='records')"
+        )
 
 
 def _as_cells(value: Any) -> Cells | RejectedError:

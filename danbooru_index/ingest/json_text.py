@@ -18,7 +18,7 @@ CHUNK = 1 << 16
 SPACE = " \t\r\n"
 IN_NUMBERS = "0123456789.eE+-"
 MOST_ABOUT_A_PAGE = 16  # members beside the list of a page
-LISTS = ("tag", "tags", "wiki_pages", "data", "items", "results", "records", "rows")
+LISTS = ("tag", "tags", "wiki_pages", "data", "items", "results", "records", "rows", "response")
 
 
 def object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -70,6 +70,15 @@ class JsonStream:
                 self.at += 1
             if self.at < len(self.buffer) or not self._fill(CHUNK):
                 return self.buffer[self.at : self.at + 1]
+
+    def opens_objects(self) -> bool:
+        """Whether a list of objects comes next; nothing is taken."""
+        if self.peek() != "[":
+            return False
+        while True:
+            inner = self.buffer[self.at + 1 :].lstrip(SPACE)
+            if inner or not self._fill(CHUNK):
+                return inner[:1] == "{"
 
     def take(self, wanted: str) -> bool:
         """Whether `wanted` comes next; it is then behind the cursor."""
@@ -162,11 +171,15 @@ def _members(stream: JsonStream) -> Iterator[tuple[int, Any]]:
         if not isinstance(name, str):
             raise BrokenJsonError(f"line {line}: a name in quotes is needed")
         stream.need(":")
-        if name in LISTS and stream.peek() == "[":
+        if name in LISTS and stream.opens_objects():
             is_page = True
             yield from _items(stream)
         else:
-            first.append((line, (name, stream.value())))
+            value = stream.value()
+            inside = _records_in(value) if name in LISTS else []
+            is_page = is_page or bool(inside)
+            yield from ((line, record) for record in inside)
+            first.append((line, (name, value)))
         if is_page:
             first.clear()
         elif len(first) > MOST_ABOUT_A_PAGE:
@@ -175,3 +188,11 @@ def _members(stream: JsonStream) -> Iterator[tuple[int, Any]]:
             yield from first
             return
         stream.need(",")
+
+
+def _records_in(value: Any) -> list[Any]:
+    """The records in an object around a page's list: `{"data": {"tags": [...]}}`."""
+    if not isinstance(value, dict):
+        return []
+    lists = (inner for name, inner in value.items() if name in LISTS and isinstance(inner, list))
+    return next((inner for inner in lists if inner and isinstance(inner[0], dict)), [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,10 @@ FLAGS = {
     **dict.fromkeys(("1", "1.0", "true", "t", "yes", "y", "是", "はい"), True),
     **dict.fromkeys(("0", "0.0", "false", "f", "no", "n", "否", "いいえ"), False),
 }
+POSTGRES = ",{}"  # `{one,"two, three"}`
 NAME_SEPARATORS = (",，", "|", "、", ";；")  # what may separate names in a cell; one kind a column
+NO_TEXT = ("", "nan", "null", "none", "n/a", "<na>", "\\n")  # in any text but the tag itself
+LONGEST_LIST = 100_000  # characters
 MOST_DIGITS = 18
 THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.0+)?")
 
@@ -54,7 +59,7 @@ class RowMapping:
         """A row's cells, and what other files say of its tag, as the fields of a record; raise
         `RejectedError`.
         """
-        tag = self._text(row, Field.TAG)
+        tag = self._text(row, Field.TAG).strip()
         record_id = self._value(row, Field.ID)
         fields: dict[str, Any] = {
             "id": tag if record_id in (None, "") else record_id,
@@ -86,11 +91,17 @@ class RowMapping:
         fields["text"] = compose_text(fields["category"], tag, explanation)
         return fields
 
+    def marked(self, row: Mapping[str, Any] | RejectedError) -> bool:
+        """Whether a row's own column says that it is not safe for work."""
+        if isinstance(row, RejectedError):
+            return False
+        return bool(_flag_cell(self._value(row, Field.NSFW), "nsfw"))
+
     def category(self, value: Any) -> str:
         """A category's name; of the numbers that the site has for them, what they mean. Raises
         `RejectedError` for a number that it does not have.
         """
-        word = "" if value is None else str(value).strip()
+        word = "" if value is None or _says_nothing(value) else str(value).strip()
         number = word.removesuffix(".0")
         if not re.fullmatch(r"-?\d+", number):
             return word
@@ -108,17 +119,22 @@ class RowMapping:
         found: list[str] = [self.constants[of]] if of in self.constants else []
         for column in self.columns.get(of, ()):
             value = lookup(row, column)
-            if isinstance(value, str):
+            if isinstance(value, int) and not isinstance(value, bool):
+                found.append(str(value))
+            elif isinstance(value, str):
                 found += [value] if whole else split_names(value, self.separators.get(column, ","))
             elif isinstance(value, (list, tuple)):
-                if not all(isinstance(name, str) for name in value):
+                there = [
+                    str(name) if type(name) is int else name for name in value if name is not None
+                ]
+                if not all(isinstance(name, str) for name in there):
                     raise RejectedError(Reason.WRONG_TYPE, f"{column} is not a list of strings")
-                found += value
+                found += there
             elif value is not None:
                 raise RejectedError(
                     Reason.WRONG_TYPE, f"{column} is a {type(value).__name__}, not names"
                 )
-        return [name.strip() for name in found if name.strip()]
+        return [name.strip() for name in found if not _says_nothing(name)]
 
     def _value(self, row: Mapping[str, Any], of: Field) -> Any:
         if of in self.constants:
@@ -147,21 +163,44 @@ def lookup(row: Mapping[str, Any], column: str) -> Any:
 
 
 def split_names(cell: str, separators: str) -> list[str]:
-    """The names in one cell; a list in JSON is one."""
-    if cell.startswith('["') and cell.endswith('"]'):
-        try:
-            names = json.loads(cell)
-            if all(isinstance(name, str) for name in names):
-                return list(names)
-        except (ValueError, RecursionError):
-            pass  # a name that looks like a list
+    """The names in one cell; a list as JSON, Python or Postgres write it is one."""
+    stripped = cell.strip()
+    if stripped.startswith("[") and stripped.endswith("]"):
+        listed = _list_in(stripped)
+        if listed is not None:
+            return listed
+    if separators == POSTGRES and stripped.startswith("{") and stripped.endswith("}"):
+        return next(csv.reader([stripped[1:-1]]), [])
     for mark in separators[1:]:
         cell = cell.replace(mark, separators[0])
     return cell.split(separators[0])
 
 
+def _list_in(cell: str) -> list[str] | None:
+    """The names in a list that was written as text; None where it is none."""
+    if len(cell) > LONGEST_LIST:
+        return None
+    for parse in (json.loads, ast.literal_eval):  # literals only, nothing is run
+        try:
+            names = parse(cell)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    return None
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether a cell is empty, or says so as databases and pandas do."""
+    return isinstance(value, str) and value.strip().casefold() in NO_TEXT
+
+
 def separator_of(cells: Sequence[str]) -> str:
     """What separates the names in a column: the kind that most of its cells hold, else a comma."""
+    filled = [cell.strip() for cell in cells if cell.strip()]
+    arrays = sum(cell.startswith("{") and cell.endswith("}") for cell in filled)
+    if filled and arrays == len(filled):
+        return POSTGRES
     held = {
         kind: sum(any(mark in cell for mark in kind) for cell in cells) for kind in NAME_SEPARATORS
     }

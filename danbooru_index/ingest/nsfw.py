@@ -66,18 +66,22 @@ class NsfwMarks:
     """How the records of an input are marked; how many, by where the mark comes from.
 
     `listed`: the names of `--nsfw-tags`, in their normal form. `by_words`: whether words count
-    where a dump has no ratings. `rated`: the dumps that were found to have some.
+    where a dump has no ratings; `found`: how many records of this pass are in the lists. `rated`:
+    the dumps that were found to have ratings.
     """
 
     listed: frozenset[str] = frozenset()
     by_words: bool = True
+    found: int = 0
     rated: set[str] = field(default_factory=set)
 
     def mark(self, record: Record, dump: str) -> MarkSource | None:
         """Why a record is not safe for work; None: nothing says so."""
+        listed = bool(self.listed) and name_key(record.tag) in self.listed
+        self.found += listed
         if record.nsfw:
             return MarkSource.INPUT
-        if self.listed and name_key(record.tag) in self.listed:
+        if listed:
             return MarkSource.LIST
         if self.by_words and dump not in self.rated:
             return MarkSource.WORDS if is_nsfw_by_words(record.tag, record.category) else None

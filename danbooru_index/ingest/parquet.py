@@ -134,7 +134,17 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, objec
         if len(names) != len(set(names)):
             raise InputError(f"{path}: two columns have the same name; keep one")
         for batch in file.iter_batches(batch_size=4096, columns=names):
-            yield from _pylist(batch)
+            yield from map(_decoded, _pylist(batch))
+
+
+def _decoded(row: dict[str, object] | None) -> dict[str, object] | None:
+    """A row with text where its columns hold bytes; None where these are not UTF-8."""
+    if row is None or not any(isinstance(value, bytes) for value in row.values()):
+        return row
+    try:
+        return {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
+    except UnicodeDecodeError:
+        return None
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ MOST_TAGS = 0.5
 FEW = 20  # records, below which nothing is said about their categories
 LONG_NAME = 6  # words, from which on a tag is a sentence
 MOST_CATEGORIES = 10_000
+TWO_IN_ONE = re.compile(r"\s*\d+\s+\S.*|.*\S[\s=:]+\d+\s*|.*\S(\s=\s|:\s)\S.*")
 DELIMITED = re.compile(r"[^\s;|]+[;|\t][^;|\t]*[;|\t]")
 
 
@@ -25,6 +26,7 @@ class Plausibility:
     sentences: int = 0
     delimited: int = 0
     numbers: int = 0
+    doubles: int = 0
     counted: int = 0
     zeros: int = 0
     categories: Counter[str] = field(default_factory=Counter)
@@ -37,6 +39,7 @@ class Plausibility:
         self.sentences += len(tag.split()) > LONG_NAME
         self.delimited += DELIMITED.search(tag) is not None
         self.numbers += tag.isdigit()
+        self.doubles += TWO_IN_ONE.fullmatch(tag) is not None
         self.counted += record.post_count is not None
         self.zeros += record.post_count == 0
         if len(self.categories) < MOST_CATEGORIES:
@@ -51,6 +54,7 @@ class Plausibility:
             "are sentences": self.sentences,
             "hold delimiters": self.delimited,
             "are numbers": self.numbers,
+            "hold a number or a text beside the name": self.doubles,
         }
         for words, count in unlikely.items():
             if count > MOST_TAGS * self.records:

@@ -48,6 +48,7 @@ class PrepareInput:
         """A report of one pass, in which nothing was read yet."""
         self.plausibility = Plausibility()
         self.notes.joined.clear()
+        self.marks.found = 0
         self.notes.passed_over = self.passed_over
         understood = [dump.understood() | {"samples": []} for dump in self.dumps]
         return PrepareReport(out, understood=understood, dry_run=self.config.dry_run)
@@ -84,7 +85,12 @@ class PrepareInput:
             report.joined_share = round(report.joined / known, 4) if known else 0.0
 
     def refuse_unjoined(self, report: PrepareReport) -> None:
-        """Raise `InputError` for translations of other tags than the input's."""
+        """Raise `InputError` for translations, or a list, of other tags than the input's."""
+        if self.marks.listed and not self.marks.found:
+            raise InputError(
+                f"--nsfw-tags {', '.join(self.config.dump.nsfw_tags)}: names none of these"
+                f" {report.records:,} tags: it takes one name a line, or a column of them"
+            )
         if report.joined_share is None:
             return
         names, first = ", ".join(self.config.translation_files), self.translations[0].first

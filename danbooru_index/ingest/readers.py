@@ -8,11 +8,12 @@ from pathlib import Path
 from danbooru_index.errors import InputError
 from danbooru_index.ingest.columns import field_of
 from danbooru_index.ingest.databases import WORKBOOK_SUFFIXES, sheet_rows, table_rows
-from danbooru_index.ingest.json_rows import is_json_object, json_dump
+from danbooru_index.ingest.json_rows import is_json, json_dump
 from danbooru_index.ingest.parquet import parquet_columns, parquet_rows
 from danbooru_index.ingest.rows import SAMPLE_ROWS, Cells, DumpRows, Row, RowOptions, shown
 from danbooru_index.ingest.table_rows import table_dump
-from danbooru_index.ingest.text_file import detect_encoding, first_lines, inner_name
+from danbooru_index.ingest.text_encoding import detect_encoding
+from danbooru_index.ingest.text_file import first_lines, inner_name
 from danbooru_index.records import Reason, RejectedError
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -40,9 +41,9 @@ def open_rows(path: Path, options: RowOptions) -> DumpRows:
     lines = first_lines(path, encoding, SAMPLE_ROWS)
     if not lines:
         raise InputError(f"{path}: empty: no usable record in it")
-    if suffix in JSON_SUFFIXES or is_json_object(lines[0]):
+    if suffix in JSON_SUFFIXES or is_json(path, encoding, lines):
         return json_dump(path, encoding, lines)
-    return table_dump(path, encoding, lines, suffix)
+    return table_dump(path, encoding, lines, suffix, options.wanted)
 
 
 def _parquet(path: Path, wanted: tuple[str, ...]) -> DumpRows:

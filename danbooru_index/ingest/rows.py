@@ -28,7 +28,8 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class DumpRows:
     """A dump as rows. `columns`: those that it has in every row, empty for JSON, whose records may
-    differ. `guessed`: what the columns hold, where no names say so; None: that is not plain.
+    differ. `guessed`: what the columns of a table hold, by their names and by what stands in them;
+    None: that is not plain.
     """
 
     format: str

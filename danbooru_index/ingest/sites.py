@@ -52,6 +52,8 @@ MARKERS: dict[Site, dict[str, int]] = {
         "canid": 5,
         "canine": 5,
         "felid": 5,
+        **dict.fromkeys(("wolf", "fox", "dragon", "feline", "equid", "equine", "reptile"), 5),
+        **dict.fromkeys(("scalie", "avian", "canis", "domestic_dog", "domestic_cat", "rodent"), 5),
         "hi_res": 7,
         "absurd_res": 7,
         "sibling_(lore)": 8,
@@ -69,7 +71,12 @@ MARKERS: dict[Site, dict[str, int]] = {
     Site.MERGED: {"mammal": 12, "canid": 12, "hi_res": 14, "anthro": 7},
 }
 STRAY_SHARE = 0.01  # numbers that a site does not have, up to which a dump may still be its own
-KNOWN_WORDS = frozenset(name for names in CATEGORY_NAMES.values() for name in names.values())
+KNOWN_WORDS = frozenset(
+    {
+        *(name for names in CATEGORY_NAMES.values() for name in names.values()),
+        *("通用", "一般", "人物", "角色", "作品", "版权", "画师", "艺术家", "元数据", "元", "物种"),
+    }
+)
 
 
 def detect_site(tags: Iterable[tuple[str, int]]) -> Site | None:
@@ -79,19 +86,25 @@ def detect_site(tags: Iterable[tuple[str, int]]) -> Site | None:
     only site that has them.
     """
     pairs = list(tags)
+    if site := site_of_frequent_tags(pairs):
+        return site
+    fitting = [site for site in CATEGORY_NAMES if _strays(site, pairs) <= STRAY_SHARE * len(pairs)]
+    if Site.DANBOORU in fitting:
+        return Site.DANBOORU
+    exact = [site for site in fitting if not _strays(site, pairs)] or fitting
+    return exact[0] if len(exact) == 1 else None
+
+
+def site_of_frequent_tags(pairs: Iterable[tuple[str, int]]) -> Site | None:
+    """The site on which most of these tags have these numbers, if some are frequent ones."""
+    pairs = list(pairs)
     marks = {
         site: sum(known.get(tag.replace(" ", "_").casefold()) == number for tag, number in pairs)
         for site, known in MARKERS.items()
     }
     most = max(marks.values(), default=0)
     marked = [site for site, count in marks.items() if count == most]
-    if most and len(marked) == 1:
-        return marked[0]
-    fitting = [site for site in CATEGORY_NAMES if _strays(site, pairs) <= STRAY_SHARE * len(pairs)]
-    if Site.DANBOORU in fitting:
-        return Site.DANBOORU
-    exact = [site for site in fitting if not _strays(site, pairs)] or fitting
-    return exact[0] if len(exact) == 1 else None
+    return marked[0] if most and len(marked) == 1 else None
 
 
 def _strays(site: Site, pairs: list[tuple[str, int]]) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from danbooru_index.errors import InputError
+from danbooru_index.ingest.columns import recognise
 from danbooru_index.ingest.delimited import (
     DELIMITERS,
     detect_delimiter,
@@ -17,7 +18,7 @@ from danbooru_index.ingest.delimited import (
     try_split,
     whole_name,
 )
-from danbooru_index.ingest.guess import guess_columns
+from danbooru_index.ingest.guess import fill_in, guess_columns
 from danbooru_index.ingest.rows import Cells, DumpRows, Row
 from danbooru_index.ingest.text_file import Line, read_errors, read_lines
 from danbooru_index.records import Reason, RejectedError
@@ -25,7 +26,9 @@ from danbooru_index.records import Reason, RejectedError
 FEW_ROWS = 0.02  # share of the rows, below which their number of cells is not the table's
 
 
-def table_dump(path: Path, encoding: str, lines: list[Line], suffix: str) -> DumpRows:
+def table_dump(
+    path: Path, encoding: str, lines: list[Line], suffix: str, wanted: tuple[str, ...] = ()
+) -> DumpRows:
     """Delimited text: its delimiter and columns, from its first lines."""
     texts = [(line.content or b"").decode(errors="replace") for line in lines]
     before, said = preamble(texts)
@@ -35,21 +38,20 @@ def table_dump(path: Path, encoding: str, lines: list[Line], suffix: str) -> Dum
     delimiter = said or detect_delimiter(texts)
     if suffix == ".tsv" and any("\t" in text for text in texts):
         delimiter = "\t"
-    parsed = [_cells_of(text, delimiter, suffix) for text in texts]
-    sample = [row for row in parsed if not isinstance(row, csv.Error)]
+    sample, begins = _sample(texts, delimiter, suffix)
     if not sample:
         raise InputError(f"{path}: no row of it can be parsed: its quotes do not close")
-    header = sample[0] is parsed[0] and has_header(sample)
+    header = begins and has_header(sample, wanted)
     if header and len(sample) == 1:
         raise InputError(f"{path}: a header and no usable record")
-    counts = Counter(map(len, sample))
-    usual = max(cells for cells, rows in counts.items() if rows >= FEW_ROWS * len(sample))
-    width = len(sample[0]) if header else usual
-    names = tuple(str(place) for place in range(1, width + 1))
+    width = len(sample[0]) if header else usual_width(sample)
+    places = tuple(str(place) for place in range(1, width + 1))
+    names = places
     if header:
-        named = (cell.strip() for cell in sample[0])
-        names = tuple(name or place for name, place in zip(named, names, strict=True))
-        _refuse_twice(path, names)
+        cells = (" ".join(cell.split()) for cell in sample[0])
+        names = tuple(cell or place for cell, place in zip(cells, places, strict=True))
+        refuse_twice(f"{path}:1", names)
+    body = [row[:width] for row in sample[header:]]
     return DumpRows(
         "names" if width == 1 else "delimited text",
         lambda: _table_rows(
@@ -59,21 +61,37 @@ def table_dump(path: Path, encoding: str, lines: list[Line], suffix: str) -> Dum
         encoding,
         DELIMITERS.get(delimiter, "") if width > 1 else "",
         header,
-        {} if header else guess_columns([row[:width] for row in sample]),
+        fill_in(recognise(names), names, body) if header else guess_columns(body),
     )
 
 
-def _cells_of(text: str, delimiter: str, suffix: str) -> list[str] | csv.Error:
-    """One row; of a list of names, the name, quotes and all where it is no CSV."""
-    if delimiter:
-        return try_split(text, delimiter)
+def _sample(texts: list[str], delimiter: str, suffix: str) -> tuple[list[list[str]], bool]:
+    """The rows of the first lines, and whether the first of them begins the file."""
+    if not delimiter:
+        return [_name_of(text, suffix) for text in texts], True
+    plain = [row for row in (try_split(text, delimiter) for text in texts) if isinstance(row, list)]
+    usual = usual_width(plain) if plain else 0
+    joined = join_open_quotes(iter(list(enumerate(texts))), delimiter, usual)
+    rows = [(number, cells) for number, _, cells in joined if isinstance(cells, list)]
+    return [cells for _, cells in rows], bool(rows) and rows[0][0] == 0
+
+
+def usual_width(rows: list[list[str]]) -> int:
+    """How many cells the rows of a table have; a few rows with more do not count."""
+    counts = Counter(map(len, rows))
+    return max(cells for cells, count in counts.items() if count >= FEW_ROWS * len(rows))
+
+
+def _name_of(text: str, suffix: str) -> list[str]:
+    """A line that is one name, quotes and all where it is no CSV."""
     return [text if suffix == ".txt" else whole_name(text)]
 
 
-def _refuse_twice(path: Path, names: tuple[str, ...]) -> None:
+def refuse_twice(where: str, names: tuple[str, ...]) -> None:
+    """Raise `InputError` for columns of one name."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"{path}:1: two columns are called {twice}; keep one")
+        raise InputError(f"{where}: two columns are called {twice}; keep one")
 
 
 def _table_rows(
@@ -105,7 +123,7 @@ def _table_rows(
         rows = (
             join_open_quotes(texts(), delimiter, len(names))
             if delimiter
-            else ((number, text, _cells_of(text, "", suffix)) for number, text in texts())
+            else ((number, text, _name_of(text, suffix)) for number, text in texts())
         )
         for at, (number, text, cells) in enumerate(rows):
             if number in bad:

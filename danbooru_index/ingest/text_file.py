@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,24 +18,13 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
-from danbooru_index.encodings import likely_encoding
-from danbooru_index.errors import InputError, UsageError, first_line
+from danbooru_index.errors import InputError, first_line
 from danbooru_index.records import Reason, RejectedError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LONGEST_LINE = 16 << 20
-SAMPLE_BYTES = 1 << 20
-FOREIGN_LINES = 0.5  # share of the lines beyond ASCII that are not UTF-8: the file is not
 UTF8 = "utf-8"
 UNDECODABLE = "\udcff"  # stands for bytes that an encoding does not have; no UTF-8 text holds it
-BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, UTF8),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's: it begins like it
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-MOSTLY_COMMON = 0.5  # share of common characters from which on an encoding is taken for it
 
 codecs.register_error("danbooru_index", lambda error: (UNDECODABLE, _end(error)))
 
@@ -67,18 +57,6 @@ class Line:
         return (self.content or b"")[:2000].decode(errors="replace")
 
 
-def checked_encoding(name: str) -> str:
-    """The encoding that a user named; raise `UsageError` where Python has none of that name."""
-    try:
-        known = codecs.lookup(name.strip())
-        "".encode(known.name)
-    except (LookupError, ValueError):
-        raise UsageError(
-            f"--encoding {name!r}: no such encoding; gb18030, big5, cp932, euc_jp, utf-16 are some"
-        ) from None
-    return known.name
-
-
 def inner_name(path: Path) -> str:
     """The name of what a file holds: without `.gz` or `.zst`; of a `.zip`, its one file."""
     suffix = path.suffix.lower()
@@ -96,7 +74,7 @@ def _only_member(path: Path) -> zipfile.ZipInfo:
             members = [
                 one
                 for one in archive.infolist()
-                if not one.is_dir() and not one.filename.startswith("__MACOSX/")
+                if not one.is_dir() and not re.search(r"(^|/)(__MACOSX/|\.)", one.filename)
             ]
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise InputError(f"{path}: cannot be unpacked ({first_line(error)})") from None
@@ -133,55 +111,6 @@ def read_errors(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path}: cannot be read to its end ({first_line(error)}); fetch or write it again"
         ) from None
-
-
-def detect_encoding(path: Path, asked: str | None) -> str:
-    """The encoding of a text file: `asked`, or by its byte order mark, or UTF-8.
-
-    Raises `InputError`, which names the likely one, where that is plainly not UTF-8.
-    """
-    with read_errors(path), open_plain(path) as stream:
-        sample = stream.read(SAMPLE_BYTES)
-    if asked is not None:
-        return checked_encoding(asked)
-    for mark, encoding in BYTE_ORDER_MARKS:
-        if sample.startswith(mark):
-            return encoding
-    likely = _other_than_utf8(sample)
-    if likely is not None:
-        known = f", likely {likely}; add --encoding {likely}"
-        raise InputError(
-            f"{path}: not UTF-8{known if likely else '; say its encoding by --encoding'}"
-        )
-    return UTF8
-
-
-def _other_than_utf8(sample: bytes) -> str | None:
-    """The likely encoding of bytes that are plainly not UTF-8, empty if unknown; None: they are."""
-    if b"\0" in sample[:1000]:
-        zeros = [sample[start:1000:2].count(0) for start in (0, 1)]
-        if max(zeros) > len(sample[:1000]) / 8:
-            return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
-    lines = sample.splitlines()[:-1] if len(sample) == SAMPLE_BYTES else sample.splitlines()
-    beyond = [line for line in lines if not line.isascii()]
-    foreign = [line for line in beyond if not _is_utf8(line)]
-    if len(foreign) < 2 or len(foreign) <= FOREIGN_LINES * len(beyond):
-        return None
-    content = b"\n".join(foreign[:2000])
-    if common := likely_encoding(content, MOSTLY_COMMON):
-        return common
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(content).best()  # of any other script
-    return best.encoding if best else ""
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def read_lines(path: Path, encoding: str = UTF8) -> Iterator[Line]:
@@ -227,16 +156,3 @@ def first_lines(path: Path, encoding: str, count: int) -> list[Line]:
     """The first lines of a file; raise `InputError` where they cannot be read."""
     with read_errors(path):
         return list(islice(read_lines(path, encoding), count))
-
-
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The number and text of each line of a text file, also .gz and .zst, but for empty ones; raise
-    `InputError` for one that cannot be read.
-    """
-    encoding = detect_encoding(path, None)
-    try:
-        with read_errors(path):
-            for line in read_lines(path, encoding):
-                yield line.number, line.decode()
-    except RejectedError as error:
-        raise InputError(f"{path}: cannot be read ({error.detail})") from None

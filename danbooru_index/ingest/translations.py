@@ -71,7 +71,7 @@ def _tag_and_text(path: str, rows: DumpRows) -> Columns:
     if not keys:
         cells = [row.cells for row in rows.sample() if not isinstance(row.cells, RejectedError)]
         keys = tuple(dict.fromkeys(key for one in cells for key in one))
-    known = recognise(keys) if rows.header else rows.guessed or _in_order(keys)
+    known = rows.guessed or (recognise(keys) if rows.header else _in_order(keys))
     explaining = next((known[of] for of in EXPLAINING if known.get(of)), ())
     if not known.get(Field.TAG) or not explaining:
         raise InputError(
@@ -91,9 +91,14 @@ def _in_order(keys: Sequence[str]) -> Columns:
 def read_tag_list(path: str, encoding: str | None = None) -> frozenset[str]:
     """A list of tags (`--nsfw-tags`) in their normal form; raise `InputError`."""
     rows = open_rows(Path(path), RowOptions(encoding))
-    known = recognise(rows.columns) if rows.header else rows.guessed
-    column = (known or {}).get(Field.TAG, rows.columns[:1] or ("name",))[0]
-    names = {_name(row, column) for row in rows.read()} - {""}
+    known = rows.guessed or {}
+    columns = known.get(Field.TAG) or rows.columns or ("name",)  # without a plan: every cell
+    flag = RowMapping({Field.NSFW: known[Field.NSFW]}) if known.get(Field.NSFW) else None
+    names: set[str] = set()
+    for row in rows.read():
+        if flag is None or flag.marked(row.cells):
+            names |= {_name(row, column) for column in columns}
+    names.discard("")
     if not names:
         raise InputError(f"{path}: holds no tag")
     return frozenset(map(name_key, names))

@@ -19,12 +19,12 @@ from danbooru_index.ingest.mapping import RowMapping, lookup, separator_of
 from danbooru_index.ingest.parquet import Located
 from danbooru_index.ingest.readers import open_rows
 from danbooru_index.ingest.rows import Cells, DumpRows, RowOptions
-from danbooru_index.ingest.sites import detect_site
+from danbooru_index.ingest.sites import detect_site, site_of_frequent_tags
 from danbooru_index.ingest.tag_notes import TagNotes
 from danbooru_index.records import RejectedError
 
 TAG_PAGE_KEYS = frozenset(("is_deprecated", "words", "related_tags", "is_locked", "ambiguous"))
-SHORT_NUMBER = re.compile(r"-?[0-9]{1,9}")
+SHORT_NUMBER = re.compile(r"(-?[0-9]{1,9})(\.0+)?")
 MOST_ROWS = 0.5  # share of the first rows
 
 
@@ -52,12 +52,12 @@ def open_dump(path: Path, options: DumpOptions = DEFAULT_OPTIONS) -> Dump:
     rows = open_rows(path, options.rows)
     sample = [row.cells for row in rows.sample() if not isinstance(row.cells, RejectedError)]
     keys = rows.columns or tuple(dict.fromkeys(key for cells in sample for key in cells))
-    known = recognise(keys) if rows.header else rows.guessed
+    known = None if rows.guessed is None else rows.guessed or recognise(keys)
     own = not options.asked.columns and not options.asked.constants
     if own and _brings_records(rows, keys, known or {}):
         numbers = _category_numbers({Field.CATEGORY: ("category",)}, sample)
-        site = _site(path, numbers, options.site) if numbers else options.site
-        return Dump(path, rows, DumpKind.RECORD, keys, site=site)
+        site = options.site or site_of_frequent_tags(numbers) or Site.DANBOORU
+        return Dump(path, rows, DumpKind.RECORD, keys, site=site if numbers else options.site)
     if known is None and own:
         raise InputError(_not_plain(path, sample))
     _check_asked(path, keys, options.asked)
@@ -87,8 +87,8 @@ def _site(path: Path, numbers: Sequence[tuple[str, int]], asked: Site | None) ->
     if site is None:
         seen = _listed(sorted({number for _, number in numbers}))
         raise InputError(
-            f"{path}: its category numbers ({seen}) are those of several sites: say which by --site"
-            f" {'|'.join(one.value for one in Site)}"
+            f"{path}: its category numbers ({seen}) are not plainly one site's: say which by --site"
+            f" {'|'.join(one.value for one in Site)}, or leave them out by --map category=-"
         )
     return site
 
@@ -111,7 +111,7 @@ def _not_plain(path: Path, sample: Sequence[Cells]) -> str:
     first = " | ".join(str(cell)[:30] for cell in (sample[0].values() if sample else ()))
     return (
         f"{path}: what its columns hold is not plain (its first row: {first}): say it by their"
-        " places, such as --map tag=1,explanation=2, or give it a header"
+        " places, such as --map tag=1,explanation=2; if its first row names them, by these names"
     )
 
 
@@ -153,7 +153,8 @@ def _category_numbers(columns: Columns, sample: Sequence[Cells]) -> list[tuple[s
         return []
     column, tag = columns[Field.CATEGORY][0], columns.get(Field.TAG, ("",))[0]
     found = ((str(cells.get(tag)), str(lookup(cells, column)).strip()) for cells in sample)
-    return [(name, int(number)) for name, number in found if SHORT_NUMBER.fullmatch(number)]
+    matched = ((name, SHORT_NUMBER.fullmatch(number)) for name, number in found)
+    return [(name, int(match[1])) for name, match in matched if match]
 
 
 def _strings(sample: Sequence[Cells], column: str) -> list[str]:

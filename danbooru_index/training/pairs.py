@@ -20,7 +20,7 @@ from danbooru_index.errors import InputError
 from danbooru_index.ingest.parquet import KNOWN_FIELDS
 from danbooru_index.ingest.readers import JSON_SUFFIXES
 from danbooru_index.ingest.sources import list_inputs
-from danbooru_index.ingest.text_file import text_lines
+from danbooru_index.ingest.text_encoding import text_lines
 from danbooru_index.ingest.understanding import read_dump
 from danbooru_index.records import Record
 

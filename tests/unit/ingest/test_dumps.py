@@ -1,5 +1,6 @@
 """Any tag dump: read as its owner means it, or refused by one line that says what to add."""
 
+import gzip
 import json
 import sqlite3
 import zipfile
@@ -98,6 +99,91 @@ DUMPS = {
         "a.csv",
         "name,zh\r\nwater,水\r\n\r\n",
         [("water", "water - 水", "", None)],
+    ),
+    "a header of which one name is known": (
+        "a.csv",
+        "tag,traduction\nwater,une chose claire\nfire,une chose chaude\n",
+        [
+            ("water", "water - une chose claire", "", None),
+            ("fire", "fire - une chose chaude", "", None),
+        ],
+    ),
+    "a header in Korean": ("a.csv", "태그,번역\nwater,물\n", [("water", "water - 물", "", None)]),
+    "a header with brackets": (
+        "a.csv",
+        "Tag (EN),中文 (CN)\nwater,水\n",
+        [("water", "water - 水", "", None)],
+    ),
+    "one column and its header": ("a.csv", "英文标签\nwater\n", [("water", "water", "", None)]),
+    "two headers": (
+        "a.csv",
+        "tag,category,zh\n标签,分类,中文\nwater,0,水\n",
+        [("water", "【general】water - 水", "general", None)],
+    ),
+    "a table of Markdown": (
+        "a.txt",
+        "| tag | 翻译 |\n|---|---|\n| water | 水 |\n",
+        [("water", "water - 水", "", None)],
+    ),
+    "a header over two lines": (
+        "a.csv",
+        'tag,"中文\n翻译",count\nwater,水,99\nfire,火,98\n',
+        [("water", "water - 水", "", 99), ("fire", "fire - 火", "", 98)],
+    ),
+    "categories as decimals": (
+        "a.csv",
+        "id,name,category,post_count\n1,mammal,5.0,30\n2,wolf,5.0,20\n3,x,,1\n",
+        [("1", "【species】mammal", "species", 30), ("2", "【species】wolf", "species", 20), ("3", "x", "", 1)],
+    ),
+    "categories in Chinese": (
+        "a.csv",
+        "1girl,通用,600\nhatsune_miku,角色,500\n",
+        [("1girl", "【通用】1girl", "通用", 600), ("hatsune_miku", "【角色】hatsune_miku", "角色", 500)],
+    ),
+    "what databases and pandas write for nothing": (
+        "a.csv",
+        "tag,category,zh,aliases,count\na,general,NaN,nan,6\nnull,NULL,NULL,NULL,NULL\nb,,\\N,\\N,\\N\n",
+        [("a", "【general】a", "general", 6), ("null", "null", "", None), ("b", "b", "", None)],
+    ),
+    "lists that pandas wrote as text": (
+        "a.csv",
+        "tag,aliases\nwater,\"['agua', 'eau claire']\"\nfire,[]\n",
+        [("water", "water - agua, eau claire", "", None), ("fire", "fire", "", None)],
+    ),
+    "arrays of Postgres": (
+        "a.csv",
+        'tag,aliases\nwater,"{agua,""eau, claire""}"\nfire,{}\n',
+        [("water", "water - agua, eau, claire", "", None), ("fire", "fire", "", None)],
+    ),
+    "dates, addresses and truth beside the counts": (
+        "a.csv",
+        "water,0,600,2024-01-01,false,https://x.example/1\nfire,0,500,2024-01-02,true,https://x.example/2\n",
+        [("water", "【general】water", "general", 600), ("fire", "【general】fire", "general", 500)],
+    ),
+    "spaces around cells": (
+        "a.csv",
+        "category, tag, count\n0, water, 600\n",
+        [("water", "【general】water", "general", 600)],
+    ),
+    "JSON by another name": (
+        "a.txt",
+        '[\n {\n "name": "water", "category": 0}\n]',
+        [("water", "【general】water", "general", None)],
+    ),
+    "a page inside a page": (
+        "a.json",
+        '{"data": {"tags": [{"name": "water", "count": 5}], "next": null}}',
+        [("water", "water", "", 5)],
+    ),
+    "a map in which a tag is called items": (
+        "a.json",
+        '{"water": ["水"], "items": ["物品"], "fire": ["火"]}',
+        [("water", "water - 水", "", None), ("items", "items - 物品", "", None), ("fire", "fire - 火", "", None)],
+    ),
+    "numbers and nothing among names": (
+        "a.jsonl",
+        '{"name": "sixty", "zh": 69, "aliases": [null, "heure", 6]}\n',
+        [("sixty", "sixty - 69, heure", "", None)],
     ),
     "pipes": ("a.csv", "tag|count\nsolo|9\n", [("solo", "solo", "", 9)]),
     "thousands": (
@@ -242,9 +328,33 @@ def test_what_a_dump_means(tmp_path, kind):
 
 
 REFUSED = {
+    "small numbers that may be counts": ("a.csv", "1girl,12\nsolo,9\nlong_hair,7\n", "not plain"),
+    "a pointer of git-lfs": (
+        "a.csv",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n",
+        "a pointer of git-lfs, not the file",
+    ),
+    "a web page": ("a.txt", "<!DOCTYPE html>\n<html></html>\n", "a web page, not a dump"),
+    "XML": ("a.csv", '<?xml version="1.0"?>\n<tags/>\n', "XML, which is not read"),
+    "a gzip file by another name": ("a.csv", gzip.compress(b"a,b"), "name it .gz"),
+    "an error of the site": (
+        "a.json",
+        '{"success": false, "error": "x", "message": "You cannot go beyond page 1000."}',
+        "an error that the site answered",
+    ),
+    "tags under their categories": ("a.json", '{"general": ["1girl"], "artist": ["x"]}', "write a record"),
+    "columns as pandas writes them": ("a.json", '{"name": {"0": "1girl"}}', "to_json"),
+    "rows without names": ("a.json", '[["1girl", 0, 600]]', "to_json"),
+    "names and numbers with a space": ("a.txt", "1girl 600\nsolo 500\n", "a number or a text beside"),
+    "UTF-7-like Japanese": ("a.csv", "a,猫\n".encode("iso2022_jp"), "likely iso2022_jp"),
+    "Korean in its own encoding": (
+        "a.csv",
+        "고양이 귀,cat_ears\n세일러복,serafuku\n교복과 치마,x\n".encode("cp949"),
+        "likely cp949",
+    ),
     "columns that no name tells": ("a.csv", "foo,bar\n1girl,5\nsolo,4\n", "which column holds the tags"),
     "two columns of names": ("a.csv", "1girl,solo\ncat,dog\n", "not plain .*--map tag=1,explanation=2"),
-    "numbers of several sites": ("a.csv", "x,7,5\ny,8,4\n", "several sites: say which by --site"),
+    "numbers of several sites": ("a.csv", "x,7,5\ny,8,4\n", "not plainly one site's: say which by --site"),
     "Chinese in its own encoding": (
         "a.csv",
         "1girl,0,5,女孩\nschool_uniform,0,4,校服\n".encode("gbk"),
@@ -320,6 +430,23 @@ def test_a_byte_order_mark_says_the_encoding(tmp_path):
         assert records == [("1girl", "【general】1girl - 少女", "general", 5)]
     with pytest.raises(UsageError, match="--encoding 'klingon': no such encoding"):
         prepared(tmp_path, "a.csv", "1girl\n", dump=DumpConfig(encoding="klingon"))
+
+
+def test_an_encoding_is_not_believed_of_a_file_that_is_utf_8(tmp_path):
+    dump = DumpConfig(encoding="gb18030")
+    _, records, _ = prepared(tmp_path, "a.csv", "tag,zh\nwater,水\nred_hair,红发\n", dump=dump)
+    assert records[1][1] == "red_hair - 红发"
+    with pytest.raises(InputError, match="has no byte order mark of utf-16; leave --encoding out"):
+        prepared(tmp_path, "b.csv", "tag,zh\nwater,wet\n", dump=DumpConfig(encoding="utf-16"))
+    for wrong in ("idna", "punycode", "base64"):
+        with pytest.raises(UsageError, match="no such encoding"):
+            prepared(tmp_path, "b.csv", "tag\nwater\n", dump=DumpConfig(encoding=wrong))
+
+
+def test_a_column_that_the_user_names_makes_its_row_a_header(tmp_path):
+    dump = DumpConfig(map=("tag=nom,explanation=trad",))
+    _, records, _ = prepared(tmp_path, "a.csv", "nom,trad\nwater,eau\nfire,feu\n", dump=dump)
+    assert [record[1] for record in records] == ["water - eau", "fire - feu"]
 
 
 def test_bytes_that_an_encoding_does_not_have_spoil_their_row_only(tmp_path):
@@ -435,7 +562,7 @@ def test_a_database(tmp_path):
     assert [(r["id"], r["tag"], r["post_count"]) for r in rows_of(out)] == [("3", "water", 7)]
     assert report.understood[0]["format"] == "SQLite table tags"
     with sqlite3.connect(path) as database:
-        database.execute("create table names (name text)")
+        database.execute("create table names (name text, zh text)")
     with pytest.raises(
         InputError, match="several tables: say which by --table: names, posts, tags"
     ):

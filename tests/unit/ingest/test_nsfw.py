@@ -93,6 +93,16 @@ def test_a_list_of_tags(tmp_path):
     assert marked(out) == ["nude", "school_uniform", "sex"]
     assert dict(report.nsfw) == {"words": 2, "list": 1}
     assert report.nsfw_marks == "list+words"
+    for listed in ("nude, school uniform, sex\n", "tag,nsfw\nschool_uniform,1\ncockpit,0\n"):
+        (tmp_path / "list.txt").write_text(listed)
+        assert marked(run(tmp_path, tmp_path / "a.csv", dump=dump)[1]) == [
+            "nude",
+            "school_uniform",
+            "sex",
+        ]
+    (tmp_path / "list.txt").write_text("other\n")
+    with pytest.raises(InputError, match="names none of these 5 tags"):
+        run(tmp_path, tmp_path / "a.csv", dump=dump)
     (tmp_path / "list.txt").write_text("")
     with pytest.raises(InputError, match=r"list\.txt: empty"):
         run(tmp_path, tmp_path / "a.csv", dump=dump)
