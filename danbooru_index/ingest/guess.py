@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from danbooru_index.ingest.columns import Columns, Field
 from danbooru_index.ingest.delimited import CJK, MOSTLY, filled_cells, is_number, share_of
@@ -156,3 +157,22 @@ def fill_in(columns: Columns, names: Sequence[str], rows: Sequence[Sequence[str]
             if field in (Field.EXPLANATION, Field.DESCRIPTION) or len(names) == 2:
                 found.setdefault(field or Field.EXPLANATION, []).append(names[place])
     return {field: tuple(known) for field, known in found.items()}
+
+
+def values_of_a_map(columns: Columns, sample: Sequence[Mapping[str, Any]]) -> Columns | None:
+    """What the values of a JSON map are: texts, or numbers of posts or categories written as texts;
+    None for numbers that may be either.
+    """
+    texts = [str(cells["translation"]) for cells in sample if cells.get("translation")]
+    if texts and len(texts) == len(sample):
+        kept: Columns = {of: names for of, names in columns.items() if of is not Field.EXPLANATION}
+        if all(map(is_number, texts)):
+            return {**kept, Field.POST_COUNT: ("translation",)}
+        if all(text.strip().casefold() in KNOWN_WORDS for text in texts):
+            return {**kept, Field.CATEGORY: ("translation",)}
+    numbers = [cells["value"] for cells in sample if set(cells) == {"name", "value"}]
+    if not numbers or len(numbers) < len(sample):
+        return columns
+    if len(numbers) > 1 and max(numbers) <= LARGEST_CATEGORY:
+        return None
+    return {**columns, Field.POST_COUNT: ("value",)}

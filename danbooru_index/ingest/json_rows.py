@@ -128,7 +128,7 @@ def _as_cells(value: Any) -> Cells | RejectedError:
         if isinstance(of_it, list):
             return {"name": name, "other_names": of_it}
         if isinstance(of_it, int) and not isinstance(of_it, bool):
-            return {"name": name, "post_count": of_it}
+            return {"name": name, "value": of_it}
         value = of_it
     if isinstance(value, str):
         return {"name": value}

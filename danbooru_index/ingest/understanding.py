@@ -15,6 +15,7 @@ from danbooru_index.errors import InputError, UsageError
 from danbooru_index.ingest.asked_mapping import AskedMapping, rename
 from danbooru_index.ingest.columns import Columns, Field, recognise
 from danbooru_index.ingest.dumps import Dump, DumpKind
+from danbooru_index.ingest.guess import values_of_a_map
 from danbooru_index.ingest.mapping import RowMapping, lookup, separator_of
 from danbooru_index.ingest.parquet import Located
 from danbooru_index.ingest.readers import open_rows
@@ -67,7 +68,14 @@ def open_dump(path: Path, options: DumpOptions = DEFAULT_OPTIONS) -> Dump:
             f"{path}: which column holds the tags? it has {_listed(keys)}: say it by --map"
             " tag=COLUMN"
         )
-    kind = _page_kind(keys) if rows.format.startswith("JSON") else DumpKind.ROW
+    if rows.format == "JSON" and keys[:1] == ("name",) and own:
+        columns = values_of_a_map(columns, sample) or {}
+        if not columns:
+            raise InputError(
+                f"{path}: its numbers may be categories or counts: say which by --map"
+                " tag=name,category=value or --map tag=name,post_count=value"
+            )
+    kind = _page_kind(keys)
     if kind is not DumpKind.ROW:  # a page's id is the page's: the record's is its tag
         columns = {of: names for of, names in columns.items() if of is not Field.ID}
     numbers = _category_numbers(columns, sample)
@@ -139,7 +147,7 @@ def _text_or_explanation(columns: Columns, sample: Sequence[Cells]) -> Columns:
 
 
 def _page_kind(keys: Sequence[str]) -> DumpKind:
-    """Whether JSON objects are the pages of a site's interface, by their keys."""
+    """Whether rows are the pages of a site's interface, by their keys."""
     if "name" in keys and not TAG_PAGE_KEYS.isdisjoint(keys):
         return DumpKind.TAG_PAGE
     if "title" in keys and "name" not in keys and ("body" in keys or "other_names" in keys):

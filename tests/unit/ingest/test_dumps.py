@@ -180,6 +180,24 @@ DUMPS = {
         '{"water": ["水"], "items": ["物品"], "fire": ["火"]}',
         [("water", "water - 水", "", None), ("items", "items - 物品", "", None), ("fire", "fire - 火", "", None)],
     ),
+    "a map of names to counts as texts": (
+        "a.json",
+        '{"water": "600", "fire": "500"}',
+        [("water", "water", "", 600), ("fire", "fire", "", 500)],
+    ),
+    "a map of names to categories": (
+        "a.json",
+        '{"water": "general", "hatsune_miku": "character"}',
+        [
+            ("water", "【general】water", "general", None),
+            ("hatsune_miku", "【character】hatsune_miku", "character", None),
+        ],
+    ),
+    "wiki pages in a table": (
+        "a.csv",
+        "id,title,body,other_names,is_deleted\n1,water,Wet.,水,\n2,help:home,x,,\n3,about:us,x,,\n",
+        [("water", "water - 水, Wet.", "", None)],
+    ),
     "numbers and nothing among names": (
         "a.jsonl",
         '{"name": "sixty", "zh": 69, "aliases": [null, "heure", 6]}\n',
@@ -343,6 +361,7 @@ REFUSED = {
         "an error that the site answered",
     ),
     "tags under their categories": ("a.json", '{"general": ["1girl"], "artist": ["x"]}', "write a record"),
+    "a map of names to small numbers": ("a.json", '{"a": 0, "b": 4}', "may be categories or counts"),
     "columns as pandas writes them": ("a.json", '{"name": {"0": "1girl"}}', "to_json"),
     "rows without names": ("a.json", '[["1girl", 0, 600]]', "to_json"),
     "names and numbers with a space": ("a.txt", "1girl 600\nsolo 500\n", "a number or a text beside"),
