@@ -79,7 +79,8 @@ def _sample(texts: list[str], delimiter: str, suffix: str) -> tuple[list[list[st
 def usual_width(rows: list[list[str]]) -> int:
     """How many cells the rows of a table have; a few rows with more do not count."""
     counts = Counter(map(len, rows))
-    return max(cells for cells, count in counts.items() if count >= FEW_ROWS * len(rows))
+    usual = [cells for cells, count in counts.items() if count >= FEW_ROWS * len(rows)]
+    return max(usual or counts)
 
 
 def _name_of(text: str, suffix: str) -> list[str]:

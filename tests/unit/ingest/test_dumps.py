@@ -413,6 +413,12 @@ def test_what_is_not_plain_is_refused_by_one_line_that_says_what_to_add(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_of_as_many_widths_as_there_are_rows(tmp_path):
+    lines = [f"tag_{n},0," + "," * n for n in range(1, 120)]
+    _, records, _ = prepared(tmp_path, "a.csv", "\n".join(lines))
+    assert len(records) == 119
+
+
 def test_numbers_of_thousands_of_digits(tmp_path):
     content = f"a,0,{'9' * 5000}\nb,{'8' * 5000},4\nc,0,3\nd,0,2\n"
     report, records, _ = prepared(tmp_path, "a.csv", content)
