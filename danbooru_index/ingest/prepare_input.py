@@ -75,8 +75,14 @@ class PrepareInput:
         report.nsfw_marks = self.nsfw_marks
         report.pages, report.pages_passed_over = self.pages, self.notes.passed_over
         report.translations = [
-            {"file": read.path, "tags": read.tags, "left_out": read.left_out}
-            | {"columns": dict(read.columns)}
+            {
+                "file": read.path,
+                "tags": len(read.tags),
+                "joined": len(read.tags & self.notes.joined),
+                "left_out": read.left_out,
+                "columns": dict(read.columns),
+                "unused": list(read.unused),
+            }
             for read in self.translations
         ]
         if self.translations:
@@ -93,12 +99,14 @@ class PrepareInput:
             )
         if report.joined_share is None:
             return
+        for read in self.translations:
+            if read.tags.isdisjoint(self.notes.joined):
+                raise InputError(
+                    f"--translations {read.path}: names none of these {report.records:,} tags (its"
+                    f" first: {read.first[:60]!r}): it takes two columns, the tags and their"
+                    " explanations"
+                )
         names, first = ", ".join(self.config.translation_files), self.translations[0].first
-        if not report.joined:
-            raise InputError(
-                f"--translations {names}: names none of these {report.records:,} tags (its first:"
-                f" {first[:60]!r}): it takes two columns, the tags and their explanations"
-            )
         few = report.joined_share < LEAST_JOINED and report.joined < LEAST_JOINED * report.records
         if few and not self.config.dump.accept_unlikely:
             raise InputError(

@@ -76,11 +76,15 @@ class PrepareReport:
         lines.append(f"  with an explanation: {self.explained_share:.1%}")
         for file in self.translations:
             spoilt = f", {file['left_out']:,} rows left out" if file["left_out"] else ""
-            lines.append(f"  translations: {file['tags']:,} tags in {file['file']}{spoilt}")
+            others = f"; left out: {', '.join(file['unused'])}" if file["unused"] else ""
+            lines.append(
+                f"  translations: {file['file']}: {file['tags']:,} tags, {file['joined']:,} of them"
+                f" the input's{spoilt}{others}"
+            )
         if self.joined_share is not None:
             lines.append(
-                f"  {self.joined:,} of the tags in these files are the input's:"
-                f" {self.joined_share:.1%}"
+                f"  translated: {self.joined:,} tags of the input, {self.joined_share:.1%} of those"
+                " in these files"
             )
         if self.pages:
             lines.append(f"  wiki pages about tags: {self.pages:,}")

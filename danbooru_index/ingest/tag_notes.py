@@ -36,13 +36,14 @@ class TagNotes:
     joined: set[str] = field(default_factory=set)
     passed_over: int = 0
 
-    def translate(self, tag: str, texts: Iterable[str]) -> None:
-        """Add explanations of a tag, each once."""
+    def translate(self, tag: str, texts: Iterable[str]) -> str:
+        """Add explanations of a tag, each once; the tag in its normal form."""
         key = name_key(tag)
         notes = self.by_key.setdefault(key, Notes())
         new = [text.strip() for text in texts if text.strip()]
         notes.translations += [text for text in new if text not in notes.translations]
         self.translated.add(key)
+        return key
 
     def describe(self, title: str, names: Sequence[str], description: str) -> None:
         """Add a wiki page."""

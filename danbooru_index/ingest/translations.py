@@ -8,7 +8,7 @@ from pathlib import Path
 
 from danbooru_index.errors import InputError
 from danbooru_index.ingest.columns import Columns, Field, recognise
-from danbooru_index.ingest.mapping import RowMapping
+from danbooru_index.ingest.mapping import RowMapping, unused
 from danbooru_index.ingest.names import name_key
 from danbooru_index.ingest.readers import open_rows
 from danbooru_index.ingest.rows import DumpRows, Row, RowOptions
@@ -20,13 +20,16 @@ EXPLAINING = (Field.EXPLANATION, Field.TEXT, Field.DESCRIPTION, Field.ALIASES)
 
 @dataclass(frozen=True, slots=True)
 class TranslationsRead:
-    """What a file of translations held: tags, the first of them, rows that could not be read."""
+    """What a file of translations held: its tags in their normal form, the first of them as it
+    stands, rows that could not be read, columns that were, and those that nothing was made of.
+    """
 
     path: str
-    tags: int
+    tags: frozenset[str]
     first: str
     left_out: int
     columns: tuple[tuple[str, str], ...]
+    unused: tuple[str, ...] = ()
 
 
 def read_translations(path: str, encoding: str | None, notes: TagNotes) -> TranslationsRead:
@@ -37,7 +40,7 @@ def read_translations(path: str, encoding: str | None, notes: TagNotes) -> Trans
     columns = _tag_and_text(path, rows)
     mapping = RowMapping(columns)
     tag = columns[Field.TAG][0]
-    before = len(notes.translated)
+    tags: set[str] = set()
     first, left_out = "", 0
     for row in rows.read():
         name = _name(row, tag)
@@ -46,9 +49,10 @@ def read_translations(path: str, encoding: str | None, notes: TagNotes) -> Trans
             left_out += isinstance(row.cells, RejectedError)
             continue
         first = first or name
-        notes.translate(name, texts)
+        tags.add(notes.translate(name, texts))
     named = tuple((column, of.value) for of, names in columns.items() for column in names)
-    return TranslationsRead(path, len(notes.translated) - before, first, left_out, named)
+    others = unused(columns, rows.columns)
+    return TranslationsRead(path, frozenset(tags), first, left_out, named, others)
 
 
 def _name(row: Row, column: str) -> str:

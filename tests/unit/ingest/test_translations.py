@@ -50,7 +50,20 @@ def test_several_files_and_several_explanations_of_a_tag_once_each(tmp_path):
     report, texts = translated(tmp_path, first, "long_hair,ロングヘア\nsolo,ソロ\n")
     assert texts[0] == "long_hair - 长发, 长头发, ロングヘア"
     assert texts[3] == "solo - ソロ"
-    assert [file["tags"] for file in report.translations] == [1, 1]
+    assert [file["tags"] for file in report.translations] == [1, 2]
+
+
+def test_a_file_that_names_none_of_the_tags_is_refused_beside_one_that_does(tmp_path):
+    with pytest.raises(InputError, match=r"1-zh\.csv: names none of these 4 tags"):
+        translated(tmp_path, "long_hair,长发\n", "cat,猫\n")
+
+
+def test_columns_that_nothing_was_made_of_are_told(tmp_path):
+    content = "tag,zh,aliases\nlong_hair,长发,longhair\n"
+    report, texts = translated(tmp_path, content)
+    assert texts[0] == "long_hair - 长发"
+    assert report.translations[0]["unused"] == ["aliases"]
+    assert "1 tags, 1 of them the input's; left out: aliases" in report.to_text()
 
 
 def test_an_open_quote_spoils_its_row_only(tmp_path):
