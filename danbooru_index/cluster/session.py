@@ -23,6 +23,8 @@ MEANINGLESS = re.compile(
     rb"core_worker\.cc:\d+: Actor with class name: .* has constructor arguments in the object store"
 )
 
+log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def ray_session(address: str | None) -> Iterator[bool]:
@@ -60,6 +62,12 @@ def ray_session(address: str | None) -> Iterator[bool]:
                     refuse_open_head(ray.get_runtime_context().gcs_address, context.dashboard_url)
                 spend_warning()
                 yield private
+        except KeyboardInterrupt:
+            # Said before Ray ends: Ray may end this process with its raylet, and nothing after it.
+            log.info(
+                "danbooru-index: stopping; what is done is kept: run the same command to go on"
+            )
+            raise
         finally:
             with signals_ignored(), uncollected(), contextlib.suppress(Exception):
                 # whatever ended it, this ends
