@@ -14,7 +14,7 @@ from typing import Any
 from danbooru_index.choices import Choice, Site
 from danbooru_index.ingest.columns import Field, field_of
 from danbooru_index.ingest.fields import parse_fields
-from danbooru_index.ingest.mapping import RowMapping, unused
+from danbooru_index.ingest.mapping import RowMapping, flag_cell, unused
 from danbooru_index.ingest.parquet import Located
 from danbooru_index.ingest.rows import Cells, DumpRows, Row
 from danbooru_index.ingest.tag_notes import TagNotes, is_tag_page
@@ -100,7 +100,7 @@ class Dump:
     def _record(self, cells: Cells, notes: TagNotes) -> Record:
         if self.mapping is not None:
             return parse_fields(self.mapping.fields(cells, notes))
-        if isinstance(cells.get("category"), int):
+        if type(cells.get("category")) is int:
             named = RowMapping({}, site=self.site or Site.DANBOORU).category(cells["category"])
             cells = {**cells, "category": named}
         return parse_fields(cells)
@@ -116,11 +116,14 @@ class Dump:
             if isinstance(row.cells, RejectedError) or not _about_a_tag(row.cells):
                 notes.passed_over += 1
                 continue
-            title = row.cells.get("title")
-            if isinstance(title, str) and title.strip():
+            try:
                 body = mapping.names(row.cells, Field.DESCRIPTION, whole=True)
-                notes.describe(title, mapping.names(row.cells, Field.ALIASES), "\n".join(body))
-                pages += 1
+                names = mapping.names(row.cells, Field.ALIASES)
+            except RejectedError:
+                notes.passed_over += 1
+                continue
+            notes.describe(str(row.cells["title"]), names, "\n".join(body))
+            pages += 1
         return pages
 
     def understood(self) -> dict[str, Any]:
@@ -151,4 +154,10 @@ def says_nsfw(cells: Cells) -> bool:
 
 
 def _about_a_tag(cells: Cells) -> bool:
-    return is_tag_page(str(cells.get("title", "")), deleted=bool(cells.get("is_deleted")))
+    """Whether a wiki page has a tag for its title, and was not deleted."""
+    title = cells.get("title")
+    try:
+        deleted = bool(flag_cell(cells.get("is_deleted"), "is_deleted"))
+    except RejectedError:
+        return False
+    return isinstance(title, str) and bool(title.strip()) and is_tag_page(title, deleted=deleted)

@@ -170,7 +170,11 @@ def values_of_a_map(columns: Columns, sample: Sequence[Mapping[str, Any]]) -> Co
             return {**kept, Field.POST_COUNT: ("translation",)}
         if all(text.strip().casefold() in KNOWN_WORDS for text in texts):
             return {**kept, Field.CATEGORY: ("translation",)}
-    numbers = [cells["value"] for cells in sample if set(cells) == {"name", "value"}]
+    numbers = [
+        cells["value"]
+        for cells in sample
+        if set(cells) == {"name", "value"} and type(cells["value"]) is int
+    ]
     if not numbers or len(numbers) < len(sample):
         return columns
     if len(numbers) > 1 and max(numbers) <= LARGEST_CATEGORY:

@@ -63,13 +63,20 @@ def _is_record_a_line(lines: list[Line]) -> bool:
         value = first.get(name)
         if isinstance(value, list) and value and isinstance(value[0], dict):
             return False
-    fields = [name for name in first if field_of(name) is not None]
-    if "success" in first and ("error" in first or "message" in first):
+    return len(lines) > 1 or _is_record(first)
+
+
+def _is_record(value: dict[str, Any]) -> bool:
+    """Whether an object is one record and not a map of names: half of its keys are known, or some
+    but not all of its values are objects. Neither is an error of the site, nor pandas' columns.
+    """
+    if "success" in value and ("error" in value or "message" in value):
         return False
-    if len(lines) == 1 and all(isinstance(one, dict) and "0" in one for one in first.values()):
-        return False  # columns, as pandas writes them
-    kinds = {isinstance(value, dict) for value in first.values()}
-    return len(lines) > 1 or len(kinds) > 1 or 2 * len(fields) >= len(first)
+    if all(isinstance(one, dict) and "0" in one for one in value.values()):
+        return False
+    fields = [name for name in value if field_of(name) is not None]
+    kinds = {isinstance(one, dict) for one in value.values()}
+    return len(kinds) > 1 or 2 * len(fields) >= len(value)
 
 
 def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
@@ -86,7 +93,7 @@ def _json_values(path: Path, encoding: str) -> Iterator[Row]:
     try:
         with read_errors(path), open_plain(path) as stream:
             name = "utf-8-sig" if encoding == UTF8 else encoding
-            for line, value in read_values(io.TextIOWrapper(stream, name)):
+            for line, value in read_values(io.TextIOWrapper(stream, name), _is_record):
                 _refuse_shape(path, value)
                 yield Row(line, _as_cells(value), shown(value))
     except BrokenJsonError as error:

@@ -7,7 +7,7 @@ one is told by its place, and a repeated name is noticed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -17,7 +17,7 @@ LONGEST_VALUE = 16 << 20  # characters
 CHUNK = 1 << 16
 SPACE = " \t\r\n"
 IN_NUMBERS = "0123456789.eE+-"
-MOST_ABOUT_A_PAGE = 16  # members beside the list of a page
+MOST_KEYS = 40  # of a record, or beside the list of a page: an object with more is a map
 LISTS = ("tag", "tags", "wiki_pages", "data", "items", "results", "records", "rows", "response")
 
 
@@ -129,17 +129,20 @@ class JsonStream:
         return bool(more)
 
 
-def read_values(source: TextIO) -> Iterator[tuple[int, Any]]:
-    """(line, value) of every record in a JSON text: of its arrays the items, of an object that
-    holds a list of records (`{"tags": [...]}`) the list's items, of a map of names to texts or
-    objects (name, value) pairs, which come as a tuple. Raises `BrokenJsonError`.
+def read_values(
+    source: TextIO, is_record: Callable[[dict[str, Any]], bool] = lambda _: False
+) -> Iterator[tuple[int, Any]]:
+    """(line, value) of every record in a JSON text: of its arrays the items; of its objects those
+    that are one, as `is_record` says of short ones; of an object that holds a list of records
+    (`{"tags": [...]}`) the list's items; of a map of names to texts or objects (name, value) pairs,
+    which come as a tuple. Raises `BrokenJsonError`.
     """
     stream = JsonStream(source)
     while mark := stream.peek():
         if mark == "[":
             yield from _items(stream)
         elif mark == "{":
-            yield from _members(stream)
+            yield from _members(stream, is_record)
         else:
             raise BrokenJsonError(f"line {stream.line}: an array or an object is needed")
 
@@ -156,15 +159,17 @@ def _items(stream: JsonStream) -> Iterator[tuple[int, Any]]:
         stream.need(",")
 
 
-def _members(stream: JsonStream) -> Iterator[tuple[int, Any]]:
-    """The members of an object as (name, value) pairs; of one that holds records in a list, only
-    the records: what stands beside the list is about the page.
+def _members(
+    stream: JsonStream, is_record: Callable[[dict[str, Any]], bool]
+) -> Iterator[tuple[int, Any]]:
+    """The members of an object as (name, value) pairs, or the object, if it is a record; of one
+    that holds records in a list, only these: what stands beside the list is about the page.
     """
     stream.need("{")
     if stream.take("}"):
         return
     first: list[tuple[int, Any]] = []  # pairs held back while a list may still come
-    is_page = False
+    is_page = is_map = False
     while True:
         stream.peek()
         line, name = stream.line, stream.value()
@@ -182,12 +187,21 @@ def _members(stream: JsonStream) -> Iterator[tuple[int, Any]]:
             first.append((line, (name, value)))
         if is_page:
             first.clear()
-        elif len(first) > MOST_ABOUT_A_PAGE:
+        elif len(first) > MOST_KEYS:
+            is_map = True
             yield first.pop(0)
         if stream.take("}"):
-            yield from first
+            whole = {} if is_map or is_page else _object(first)
+            yield from [(first[0][0], whole)] if whole and is_record(whole) else first
             return
         stream.need(",")
+
+
+def _object(pairs: list[tuple[int, Any]]) -> dict[str, Any]:
+    try:
+        return object_once([pair for _, pair in pairs])
+    except ValueError as error:
+        raise BrokenJsonError(f"line {pairs[0][0]}: {error}") from None
 
 
 def _records_in(value: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,9 +68,9 @@ class RowMapping:
             "category": self.category(self._value(row, Field.CATEGORY)),
             "post_count": _post_count(self._value(row, Field.POST_COUNT)),
             "source": self._text(row, Field.SOURCE) or self.site.value,
-            "nsfw": _flag_cell(self._value(row, Field.NSFW), "nsfw"),
+            "nsfw": flag_cell(self._value(row, Field.NSFW), "nsfw"),
             "rating": self._value(row, Field.RATING),
-            "deprecated": _flag_cell(self._value(row, Field.DEPRECATED), "deprecated"),
+            "deprecated": flag_cell(self._value(row, Field.DEPRECATED), "deprecated"),
             "metadata": self._value(row, Field.METADATA),
         }
         said = notes.of(tag)
@@ -95,13 +96,17 @@ class RowMapping:
         """Whether a row's own column says that it is not safe for work."""
         if isinstance(row, RejectedError):
             return False
-        return bool(_flag_cell(self._value(row, Field.NSFW), "nsfw"))
+        return bool(flag_cell(self._value(row, Field.NSFW), "nsfw"))
 
     def category(self, value: Any) -> str:
         """A category's name; of the numbers that the site has for them, what they mean. Raises
         `RejectedError` for a number that it does not have.
         """
-        word = "" if value is None or _says_nothing(value) else str(value).strip()
+        if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
+            raise RejectedError(
+                Reason.WRONG_TYPE, f"category is a {type(value).__name__}, not a string"
+            )
+        word = "" if value is None or _says_nothing(str(value)) else str(value).strip()
         number = word.removesuffix(".0")
         if not re.fullmatch(r"-?\d+", number):
             return word
@@ -209,12 +214,15 @@ def separator_of(cells: Sequence[str]) -> str:
 
 def unused(columns: Columns, names: Sequence[str]) -> tuple[str, ...]:
     """The columns that no field takes."""
-    taken = {name.split(".")[0] for used in columns.values() for name in used}
+    used = [name for taken in columns.values() for name in taken]
+    taken = {*used, *(name.split(".")[0] for name in used)}
     return tuple(name for name in names if name not in taken)
 
 
 def _post_count(value: Any) -> Any:
     """A number of posts as a cell writes it: `900,000`, `12.0`, nothing."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if not isinstance(value, str):
         return value
     word = value.strip()
@@ -223,7 +231,8 @@ def _post_count(value: Any) -> Any:
     return word.replace(",", "") if THOUSANDS.fullmatch(word) else word
 
 
-def _flag_cell(value: Any, name: str) -> Any:
+def flag_cell(value: Any, name: str) -> Any:
+    """True, false or nothing as a cell writes it; raise `RejectedError`."""
     if not isinstance(value, str):
         return value
     word = value.strip().casefold()

@@ -70,7 +70,8 @@ def detect_encoding(path: Path, asked: str | None) -> str:
                 f"{path}: has no byte order mark of {name}; leave --encoding out, or say {name}-le"
             )
         # one encoding is said for several files: what is plainly UTF-8 stays so
-        return UTF8 if not sample.isascii() and _is_utf8(sample[: sample.rfind(b"\n")]) else name
+        whole = sample if len(sample) < SAMPLE_BYTES else sample[: sample.rfind(b"\n")]
+        return UTF8 if not whole.isascii() and _is_utf8(whole) else name
     likely = _other_than_utf8(sample)
     if likely is not None:
         known = f", likely {likely}; add --encoding {likely}"

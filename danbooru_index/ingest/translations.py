@@ -100,7 +100,11 @@ def read_tag_list(path: str, encoding: str | None = None) -> frozenset[str]:
     flag = RowMapping({Field.NSFW: known[Field.NSFW]}) if known.get(Field.NSFW) else None
     names: set[str] = set()
     for row in rows.read():
-        if flag is None or flag.marked(row.cells):
+        try:
+            chosen = flag is None or flag.marked(row.cells)
+        except RejectedError as error:
+            raise InputError(f"{path}:{row.number}: {error.detail}") from None
+        if chosen:
             names |= {_name(row, column) for column in columns}
     names.discard("")
     if not names:

@@ -180,6 +180,16 @@ DUMPS = {
         '{"water": ["水"], "items": ["物品"], "fire": ["火"]}',
         [("water", "water - 水", "", None), ("items", "items - 物品", "", None), ("fire", "fire - 火", "", None)],
     ),
+    "objects over several lines, as jq prints them": (
+        "a.json",
+        '{\n "name": "water",\n "post_count": 7\n}\n{\n "name": "fire",\n "post_count": 5\n}\n',
+        [("water", "water", "", 7), ("fire", "fire", "", 5)],
+    ),
+    "one record over several lines": (
+        "a.json",
+        '{\n "id": "1",\n "text": "【服装】a - 甲"\n}\n',
+        [("1", "【服装】a - 甲", "服装", None)],
+    ),
     "a map of names to counts as texts": (
         "a.json",
         '{"water": "600", "fire": "500"}',
@@ -417,6 +427,32 @@ def test_rows_of_as_many_widths_as_there_are_rows(tmp_path):
     lines = [f"tag_{n},0," + "," * n for n in range(1, 120)]
     _, records, _ = prepared(tmp_path, "a.csv", "\n".join(lines))
     assert len(records) == 119
+
+
+@pytest.mark.parametrize("category", [True, ["general"], {"a": 1}])
+def test_what_is_no_category_rejects_its_record(tmp_path, category):
+    for record in ({"name": "water"}, {"id": 1, "text": "water"}):
+        lines = [{**record, "category": 0}, {**record, "id": 2, "name": "x", "category": category}]
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        report, records, _ = prepared(tmp_path, "a.jsonl", content)
+        assert (len(records), dict(report.rejected)) == (1, {"wrong_type": 1})
+
+
+def test_values_that_are_no_numbers_and_pages_that_are_no_pages(tmp_path):
+    content = '[{"name": "water", "value": "x"}, {"name": "fire", "value": "y"}]'
+    assert [record[0] for record in prepared(tmp_path, "a.json", content)[1]] == ["water", "fire"]
+    (tmp_path / "tags.csv").write_text("water,0,5,\nfire,0,4,\n")
+    (tmp_path / "wiki.csv").write_text(
+        "title,body,other_names,is_deleted\nwater,Wet.,水,false\nfire,Hot.,火,true\nx,y,z,perhaps\n"
+    )
+    report, out = run(tmp_path, tmp_path / "tags.csv", tmp_path / "wiki.csv")
+    assert [row["text"] for row in rows_of(out)] == [
+        "【general】water - 水, Wet.",
+        "【general】fire",
+    ]
+    (tmp_path / "wiki.json").write_text('[{"title": "water", "body": "", "other_names": {"a": 1}}]')
+    report, _ = run(tmp_path, tmp_path / "tags.csv", tmp_path / "wiki.json")
+    assert (report.pages, report.pages_passed_over) == (0, 1)
 
 
 def test_numbers_of_thousands_of_digits(tmp_path):

@@ -100,6 +100,9 @@ def test_a_list_of_tags(tmp_path):
             "school_uniform",
             "sex",
         ]
+    (tmp_path / "list.txt").write_text("tag,nsfw\nschool_uniform,perhaps\n")
+    with pytest.raises(InputError, match="nsfw is 'perhaps', not true or false"):
+        run(tmp_path, tmp_path / "a.csv", dump=dump)
     (tmp_path / "list.txt").write_text("other\n")
     with pytest.raises(InputError, match="names none of these 5 tags"):
         run(tmp_path, tmp_path / "a.csv", dump=dump)
