@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -55,16 +56,41 @@ def signals_ignored() -> Iterator[None]:
     """SIGTERM and Ctrl-C change nothing in the block, but that `bounded_stops` hears them; SIGTERM
     not after it either, until `sigterm_restored` ends.
 
-    For the second in which Ray ends, with handlers of its own and for a moment with none: the work
-    is done, or has failed, and the process is on its way out.
+    For the second in which Ray ends: the work is done, or has failed, and the process is on its way
+    out.
     """
 
     def nothing(_signal: int, _frame: FrameType | None) -> None: ...
 
-    with _kept(signal.SIGINT) as install:
+    with _kept(signal.SIGINT) as install, _put_back(signal.SIGTERM, nothing):
         install(signal.SIGINT, nothing)
-        install(signal.SIGTERM, nothing)
         yield
+
+
+@contextlib.contextmanager
+def _put_back(one: signal.Signals, handler: Handler) -> Iterator[None]:
+    """This signal has this handler in the block, whatever Ray's native code sets meanwhile.
+
+    Ray's driver gives SIGTERM its default action as it ends (`RayLog::UninstallSignalAction`), a
+    second before Ray itself has ended, and Python is not told. So the handler is installed again
+    at each call and return of Ray's Python code, by Python's hook for profilers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def step(frame: FrameType, _event: str, _argument: object) -> None:
+        if "/ray/" in frame.f_code.co_filename:
+            signal.signal(one, handler)
+
+    before = sys.getprofile()
+    signal.signal(one, handler)
+    sys.setprofile(step)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+        signal.signal(one, handler)
 
 
 @contextlib.contextmanager

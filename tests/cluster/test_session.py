@@ -421,3 +421,26 @@ def test_a_block_that_ends_in_time_is_left_alone():
         [sys.executable, "-c", IN_TIME], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "left alone\n", "")
+
+
+ENDING = """
+import os, signal
+from danbooru_index.cluster.session import ray_session
+from danbooru_index.signals import terminable
+with terminable(), ray_session(None):
+    import ray._private.worker as worker
+    end_processes = worker._global_node.kill_all_processes
+    def stopped_meanwhile(**options):  # the driver has ended; Ray's other processes have not
+        os.kill(os.getpid(), signal.SIGTERM)
+        end_processes(**options)
+    worker._global_node.kill_all_processes = stopped_meanwhile
+print("left alone")
+"""
+
+
+def test_a_stop_while_ray_ends_ends_nothing_else():
+    """Ray's native code gives SIGTERM its default action then: the process would end unheard."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left alone\n", "")
