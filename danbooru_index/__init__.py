@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from danbooru_index.ingest.prepare import prepare
     from danbooru_index.pipeline.build import build
     from danbooru_index.prepare_config import PrepareConfig
-    from danbooru_index.search.tag_index import Hit, TagIndex
+    from danbooru_index.search.hit import Hit
+    from danbooru_index.search.tag_index import TagIndex
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,7 +34,7 @@ _HOMES = {
     "BuildConfig": "config",
     "PrepareConfig": "prepare_config",
     "DanbooruIndexError": "errors",
-    "Hit": "search.tag_index",
+    "Hit": "search.hit",
     "TagIndex": "search.tag_index",
     "build": "pipeline.build",
     "prepare": "ingest.prepare",

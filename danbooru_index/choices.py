@@ -59,6 +59,20 @@ class Mode(Choice):
     SPARSE = "sparse"
     COLBERT = "colbert"
     HYBRID = "hybrid"
+    LEXICAL = "lexical"
+
+
+class MatchReason(Choice):
+    """Why a tag answers a query: by a name that it has, or by what it means."""
+
+    EXACT = "exact"
+    ALIAS = "alias"
+    OTHER_NAME = "other name"
+    ABBREVIATION = "abbreviation"
+    PREFIX = "prefix"
+    SPELLING = "spelling"
+    TRANSLITERATION = "transliteration"
+    MEANING = "meaning"
 
 
 class Site(Choice):

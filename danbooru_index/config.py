@@ -158,6 +158,28 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Fusion:
+    """What names and posts add to the M3 score of a hybrid search.
+
+    `names`: tags that are named by the query stand first. `transliteration`, `spelling`, `prefix`:
+    times the square of a name's similarity to the query. `popularity`: times log10(posts + 1).
+    Chosen by `tests/scale/fusion.py` with m3-mini.
+    """
+
+    names: bool = True
+    transliteration: float = 0.3
+    spelling: float = 0.5
+    prefix: float = 0.3
+    popularity: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("transliteration", "spelling", "prefix", "popularity"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise UsageError(f"--{name} must be a finite number >= 0, not {value}")
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """Which records may answer: of one of `categories` (any, where empty), with so many posts, safe
     for work or not.

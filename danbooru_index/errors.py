@@ -47,7 +47,11 @@ class RejectedRecordsError(InputError):
 
 
 class ModelError(DanbooruIndexError):
-    """A model that cannot be found, loaded or used."""
+    """A model that cannot be found, loaded or used; `missing`: not here, nor to be fetched."""
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class DeviceError(DanbooruIndexError):

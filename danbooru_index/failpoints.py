@@ -40,6 +40,7 @@ DRIVER_POINTS = (
     "build.checked",  # the checks passed
     "compact.unsynced",  # a table is compacted, its manifest not durable yet
     "build.compacted",  # and durable, reread and compared
+    "search.array",
     "build.indexed",  # the dense index is there, where one is built
     "build.swept",  # orphan files are gone
     "replace.before_rename",  # a manifest or CURRENT.json is durable under a temporary name

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from danbooru_index.choices import Device, Mode, Precision
-from danbooru_index.cli.options import add_query_options, print_report, verb
+from danbooru_index.cli.options import add_query_options, asked_fusion, print_report, verb
 from danbooru_index.config import BASELINE_RECORDS, Weights
 from danbooru_index.errors import UsageError
 
@@ -30,7 +30,7 @@ def add_evaluate(verbs: Any) -> None:
         metavar="QUERIES",
         help='{"query": "...", "relevant": ["tag"], "kind": "zh"} a line',
     )
-    parser.add_argument("--mode", default="all", metavar="all|dense|sparse|colbert|hybrid")
+    parser.add_argument("--mode", default="all", metavar="all|hybrid|lexical|dense|sparse|colbert")
     add_query_options(parser)
     parser.add_argument(
         "--against", metavar="INDEX2", help="another index, to compare with: base against tuned"
@@ -44,7 +44,7 @@ def add_evaluate(verbs: Any) -> None:
         "--no-baselines", action="store_true", help="without BM25 and character TF-IDF"
     )
     parser.add_argument(
-        "--ablation", action="store_true", help="also hybrid without each of its three parts"
+        "--ablation", action="store_true", help="also hybrid without each of its parts"
     )
     parser.add_argument(
         "--picture", metavar="FILE", help="draw Recall@10 and mAP@10 (.svg or .png)"
@@ -69,6 +69,7 @@ def _evaluate(arguments: argparse.Namespace, out: TextIO) -> int:
             model=arguments.model,
             device=Device.parse(arguments.device),
             weights=Weights.parse(arguments.weights),
+            fusion=asked_fusion(arguments),
             baselines=not arguments.no_baselines,
             ablation=arguments.ablation,
             instruction=arguments.query_instruction,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from danbooru_index.config import DEFAULT_MAX_LENGTH, DEFAULT_MIN_FIDELITY
+from danbooru_index.config import DEFAULT_MAX_LENGTH, DEFAULT_MIN_FIDELITY, Fusion
 
 Command = Callable[[argparse.Namespace, TextIO], int]
 
@@ -107,10 +107,26 @@ def add_query_options(parser: argparse.ArgumentParser) -> None:
         metavar="D,S,C",
         help="of a hybrid score (default %(default)s)",
     )
+    for name, what in (
+        ("popularity", "log10(posts + 1)"),
+        ("transliteration", "the square of how alike names sound"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=float,
+            default=getattr(Fusion(), name),
+            metavar="W",
+            help=f"what {what} counts beside that score (default %(default)s; 0: nothing)",
+        )
     parser.add_argument(
         "--model", metavar="NAME_OR_PATH", help="where the model that built the index is now"
     )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+
+
+def asked_fusion(arguments: argparse.Namespace) -> Fusion:
+    """What a command line says of names and posts."""
+    return Fusion(popularity=arguments.popularity, transliteration=arguments.transliteration)
 
 
 def print_report(report: Any, as_json: bool, out: TextIO) -> None:

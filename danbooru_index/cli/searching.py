@@ -8,7 +8,7 @@ import sys
 from typing import Any, TextIO
 
 from danbooru_index.choices import Device, Mode
-from danbooru_index.cli.options import add_query_options, verb
+from danbooru_index.cli.options import add_query_options, asked_fusion, verb
 from danbooru_index.config import Weights
 
 
@@ -18,7 +18,7 @@ def add_search(verbs: Any) -> None:
         verbs,
         "search",
         _search,
-        "Find tags by meaning, in Chinese, English or Japanese.",
+        "Find tags by name and by meaning, in Chinese, English or Japanese.",
         "danbooru-index search my-index 穿水手服的女孩 --limit 5",
     )
     parser.add_argument("index", metavar="INDEX")
@@ -27,7 +27,7 @@ def add_search(verbs: Any) -> None:
         metavar="QUERY",
         help="`-` reads one query a line from stdin; --json then prints one document a line",
     )
-    parser.add_argument("--mode", default="hybrid", metavar="dense|sparse|colbert|hybrid")
+    parser.add_argument("--mode", default="hybrid", metavar="hybrid|lexical|dense|sparse|colbert")
     add_query_options(parser)
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="(default %(default)s)")
     parser.add_argument(
@@ -47,8 +47,10 @@ def add_search(verbs: Any) -> None:
 
 def _search(arguments: argparse.Namespace, out: TextIO) -> int:
     mode, weights = Mode.parse(arguments.mode), Weights.parse(arguments.weights)
+    fusion = asked_fusion(arguments)
+    from danbooru_index.search.hit import format_hits
     from danbooru_index.search.query import query_lines
-    from danbooru_index.search.tag_index import TagIndex, format_hits
+    from danbooru_index.search.tag_index import TagIndex
 
     with TagIndex.open(
         arguments.index, model=arguments.model, device=Device.parse(arguments.device)
@@ -67,6 +69,7 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
                 mode=mode,
                 limit=arguments.limit,
                 weights=weights,
+                fusion=fusion,
                 category=arguments.category,
                 min_post_count=arguments.min_post_count,
                 nsfw=arguments.nsfw,
@@ -77,7 +80,7 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
                 named |= {"nsfw_marks": manifest.nsfw_marks}
                 answer = {
                     "query": query,
-                    "mode": mode.value,
+                    "mode": index.answering_mode(mode).value,
                     **named,
                     "hits": [hit.to_dict() for hit in hits],
                 }

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from danbooru_index.choices import Device, Mode
-from danbooru_index.config import Filter, Weights
+from danbooru_index.config import Filter, Fusion, Weights
 from danbooru_index.errors import UsageError
 from danbooru_index.evaluation.baselines import bm25, char_tfidf
 from danbooru_index.evaluation.metrics import (
@@ -38,15 +39,18 @@ from danbooru_index.search.retriever import EncodedQuery, Rows
 
 QUERIES_PER_ENCODING = 1024
 
-ABLATED, WITHOUT = ("dense", "sparse", "colbert"), "hybrid without "
-DEFAULT_WEIGHTS = Weights()
+WITHOUT = "hybrid without "
+IN_SCORE = ("dense", "sparse", "colbert")
+BESIDE_SCORE = ("names", "transliteration", "spelling", "prefix", "popularity")
+ABLATED = (*IN_SCORE, *BESIDE_SCORE)
+DEFAULT_WEIGHTS, DEFAULT_FUSION = Weights(), Fusion()
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
     """What to evaluate: an index, by which modes; against a second one, and the baselines.
 
-    `ablation`: also the hybrid score without each of its three parts, against the whole.
+    `ablation`: also hybrid without each of its parts (`ABLATED`), against the whole.
     """
 
     index: str
@@ -56,6 +60,7 @@ class EvaluateConfig:
     model: str | None = None
     device: Device = Device.AUTO
     weights: Weights = DEFAULT_WEIGHTS
+    fusion: Fusion = DEFAULT_FUSION
     baselines: bool = True
     ablation: bool = False
     nsfw: bool = True
@@ -66,12 +71,15 @@ class EvaluateConfig:
             raise UsageError(
                 "--ablation takes parts out of the hybrid score: pass --mode hybrid or --mode all"
             )
-        if self.ablation and not all(self.without(part).total for part in ABLATED):
+        if self.ablation and not all(self.without(part)[0].total for part in ABLATED):
             raise UsageError("--ablation needs two --weights that are not 0")
 
-    def without(self, part: str) -> Weights:
+    def without(self, part: str) -> tuple[Weights, Fusion]:
         """The weights with one of `ABLATED` at nothing."""
-        return replace(self.weights, **{part: 0.0})
+        if part in IN_SCORE:
+            return replace(self.weights, **{part: 0.0}), self.fusion
+        nothing: Any = {part: 0}
+        return self.weights, replace(self.fusion, **nothing)
 
 
 def evaluate(config: EvaluateConfig) -> EvaluationReport:
@@ -83,7 +91,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     queries = read_queries(config.queries)
     generation = IndexRoot(config.index).current()
     reader = GenerationReader(generation)
-    safe = allowed(reader, Filter(nsfw=config.nsfw)).mask
+    safe = allowed(reader.files, Filter(nsfw=config.nsfw)).mask
     tags = [tag if keep else "" for tag, keep in zip(reader.tags(), safe.tolist(), strict=True)]
     known = set(tags)
     manifest = generation.manifest
@@ -136,7 +144,8 @@ def _runs(
     ranked: dict[str, list[Rows]] = {}
     for mode in config.modes:
         if mode is Mode.HYBRID:
-            weightings = [config.weights, *(config.without(part) for part in left_out)]
+            whole = (config.weights, config.fusion)
+            weightings = [whole, *(config.without(part) for part in left_out)]
             names = [mode.value, *(WITHOUT + part for part in left_out)]
             ranked |= zip(
                 names, rank_hybrids(reader, encoded, DEPTH, weightings, wanted), strict=True

@@ -10,15 +10,9 @@ import xxhash
 
 from danbooru_index.errors import StorageError
 from danbooru_index.index.completion import CompletionRecord
-from danbooru_index.index.lance_io import (
-    lance_reason,
-    open_table,
-    panics_as_errors,
-    read_fragments,
-    table_path,
-)
-from danbooru_index.index.schema import TableDigest, TableSpec, count_non_finite
-from danbooru_index.storage.base import Storage
+from danbooru_index.index.lance_io import lance_reason, open_table, panics_as_errors, read_fragments
+from danbooru_index.index.schema import TableDigest, TableSpec, count_non_finite, table_path
+from danbooru_index.storage.base import Storage, is_temporary
 
 METADATA_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.(manifest|txn|idx|lance|json)")
 
@@ -42,6 +36,15 @@ def metadata_checksums(generation: Storage, specs: tuple[TableSpec, ...]) -> dic
             if name.startswith("_") and METADATA_FILE.fullmatch(name.rpartition("/")[2]):
                 found[f"{folder.name}/{name}"] = file_checksum(folder / name)
     return found
+
+
+def folder_checksums(generation: Storage, folder: str) -> dict[str, str]:
+    """The checksums of all finished files of a folder, by path in the generation."""
+    return {
+        f"{folder}/{path.name}": file_checksum(path)
+        for path in (generation / folder).entries()
+        if not is_temporary(path)
+    }
 
 
 def damaged_files(generation: Storage, checksums: dict[str, str]) -> list[str]:

@@ -9,14 +9,8 @@ from collections.abc import Container, Mapping
 from danbooru_index.errors import StorageError
 from danbooru_index.failpoints import reach
 from danbooru_index.index.completion import CompletionRecord, TablePart
-from danbooru_index.index.lance_io import (
-    FragmentMetadata,
-    lance,
-    lance_reason,
-    panics_as_errors,
-    table_path,
-)
-from danbooru_index.index.schema import TableSpec
+from danbooru_index.index.lance_io import FragmentMetadata, lance, lance_reason, panics_as_errors
+from danbooru_index.index.schema import TableSpec, table_path
 from danbooru_index.storage.base import Storage, remove_temporary
 
 COMMIT_TRIES = 20

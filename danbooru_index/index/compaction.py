@@ -20,8 +20,8 @@ from danbooru_index.index.checks import damaged_files, row_problems, shard_probl
 from danbooru_index.index.commit import commit_table, keep_only, sweep_orphans, sync_manifests
 from danbooru_index.index.completion import CompletionRecord, TablePart
 from danbooru_index.index.fragments import make_durable
-from danbooru_index.index.lance_io import open_table, panics_as_errors, read_fragments, table_path
-from danbooru_index.index.schema import TableSpec
+from danbooru_index.index.lance_io import open_table, panics_as_errors, read_fragments
+from danbooru_index.index.schema import TableSpec, table_path
 
 # of ColBERT a query reads a few hundred rows: rewriting it costs more than it gains
 COMPACTED = ("dense", "sparse")

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from danbooru_index.errors import StorageError
-from danbooru_index.index.lance_io import table_path
-from danbooru_index.index.schema import TABLES
+from danbooru_index.index.schema import TABLES, table_path
 from danbooru_index.storage.base import Storage
 
 RECORD_VERSION = 1

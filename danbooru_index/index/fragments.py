@@ -16,15 +16,20 @@ from danbooru_index.failpoints import reach
 from danbooru_index.index.checks import file_checksum
 from danbooru_index.index.completion import TablePart
 from danbooru_index.index.lance_io import (
-    LANCE_STORAGE_VERSION,
     fragment_files,
     lance_reason,
     panics_as_errors,
     read_fragments,
-    table_path,
     write_fragments,
 )
-from danbooru_index.index.schema import TableDigest, TableSpec, count_non_finite, to_rows
+from danbooru_index.index.schema import (
+    LANCE_STORAGE_VERSION,
+    TableDigest,
+    TableSpec,
+    count_non_finite,
+    table_path,
+    to_rows,
+)
 from danbooru_index.storage.base import Storage
 
 

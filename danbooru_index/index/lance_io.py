@@ -22,10 +22,8 @@ from lance.fragment import FragmentMetadata as FragmentMetadata
 from lance.fragment import write_fragments as write_fragments
 
 from danbooru_index.errors import StorageError
+from danbooru_index.index.schema import table_path
 from danbooru_index.storage.base import Storage
-
-# measured: ColBERT is written 2.5 times and scanned 1.6 times as fast as in 2.1 or 2.2
-LANCE_STORAGE_VERSION = "2.0"
 
 
 @contextlib.contextmanager
@@ -37,11 +35,6 @@ def panics_as_errors() -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise OSError(f"Lance panicked: {lance_reason(error)}") from None
-
-
-def table_path(generation: Storage, name: str) -> Storage:
-    """The folder of a table."""
-    return generation / f"{name}.lance"
 
 
 def fragment_files(folder: Storage, fragments: list[dict[str, Any]]) -> list[Storage]:

@@ -18,6 +18,7 @@ from danbooru_index.index.codec import Codec
 from danbooru_index.index.commit import commit, sweep_orphans
 from danbooru_index.index.compaction import compact, drop_replaced
 from danbooru_index.index.completion import CompletionRecord, count_rejects
+from danbooru_index.index.derive import derive
 from danbooru_index.index.manifest import Checks, Manifest, Seal, describe_difference
 from danbooru_index.index.publish import publish
 from danbooru_index.index.vector_index import build_index
@@ -130,6 +131,7 @@ def seal_and_publish(
         **compaction.versions,
         "dense": build_index(generation.path, compaction.versions["dense"], rows),
     }
+    search_files = derive(generation, versions)
     clock.note("index")
     reach("build.indexed")
     sweep_orphans(generation.path, specs, records, compaction.parts)
@@ -143,6 +145,7 @@ def seal_and_publish(
         checks=checks,
         files=metadata_checksums(generation.path, specs),
         compacted=compaction.parts,
+        search_files=search_files,
     )
     sealed = replace(generation, manifest=replace(generation.manifest, seal=seal))
     sealed.save()

@@ -19,11 +19,17 @@ from typing import Any, Self, TypeVar
 from danbooru_index.errors import StorageError, first_line
 from danbooru_index.index.codec import FULL, Fidelity
 from danbooru_index.index.completion import SHARD_NAME, TablePart
-from danbooru_index.index.lance_io import LANCE_STORAGE_VERSION
-from danbooru_index.index.schema import SCHEMA_VERSION, TABLES, TableSpec, table_specs
+from danbooru_index.index.schema import (
+    LANCE_STORAGE_VERSION,
+    SCHEMA_VERSION,
+    TABLES,
+    TableSpec,
+    table_specs,
+)
 from danbooru_index.storage.base import Storage, from_checked_json
 
 TABLE_FILE = re.compile(r"(dense|sparse|colbert)\.lance/_[a-z]+/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
+SEARCH_FILE = re.compile(r"search-[0-9]+/[a-z_]+\.npy")
 T = TypeVar("T")
 
 
@@ -85,7 +91,7 @@ class Checks:
 class Seal:
     """What a generation gets when it is finished: `versions` of its tables, `files`: the checksum
     of each of Lance's own files, `compacted`: what compacted tables consist of, instead of what the
-    completion records name.
+    completion records name; `search_files`: the checksum of each array beside the tables.
     """
 
     sealed_at: float
@@ -96,6 +102,12 @@ class Seal:
     checks: Checks = field(default_factory=Checks)
     files: dict[str, str] = field(default_factory=dict)
     compacted: dict[str, TablePart] = field(default_factory=dict)
+    search_files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The checksums of all files but those of the tables' data, by path in the generation."""
+        return self.files | self.search_files
 
     def to_json(self) -> dict[str, Any]:
         parts = {name: asdict(part) for name, part in self.compacted.items()}
@@ -118,8 +130,11 @@ class Seal:
             part.validate()
         if versions.keys() != set(TABLES) or not parts.keys() <= set(TABLES):
             raise ValueError("names other tables than a generation has")
+        arrays: dict[str, str] = _mapped(_as_text, found.get("search_files", {}))
         if not all(TABLE_FILE.fullmatch(name) for name in files):
             raise ValueError("names a file that is not in a table")
+        if not all(SEARCH_FILE.fullmatch(name) for name in arrays):
+            raise ValueError("names a file that no search reads")
         return cls(
             sealed_at=float(found["sealed_at"]),
             versions=versions,
@@ -129,12 +144,13 @@ class Seal:
             checks=Checks.from_json(found.get("checks", {})),
             files=files,
             compacted=parts,
+            search_files=arrays,
         )
 
 
 UNSEALED: dict[str, Any] = {
     "sealed_at": None, "versions": {}, "records": 0, "rejected": {}, "failed_shards": [],
-    "checks": {}, "files": {}, "compacted": {},
+    "checks": {}, "files": {}, "compacted": {}, "search_files": {},
 }  # fmt: skip
 
 
@@ -190,9 +206,10 @@ class Manifest:
         known = asdict(self) | {"shards": list(self.shards)} | seal | {"codec": self.codec}
         order = (
             *(f.name for f in fields(self) if f.name not in ("seal", "fidelity", "nsfw_marks")),
-            *list(UNSEALED)[:-1],
+            *(name for name in UNSEALED if name not in ("compacted", "search_files")),
         )
-        noted = ("nsfw_marks",) if self.nsfw_marks else ()  # earlier versions had no such field
+        # Fields that earlier versions had not are written only where they say something.
+        noted = [name for name in ("nsfw_marks", "search_files") if known[name]]
         return {name: known[name] for name in (*order, "codec", "compacted", *noted)}
 
     @classmethod

@@ -18,10 +18,14 @@ from scipy.sparse import csc_matrix, csr_matrix
 from danbooru_index.embeddings import Array, Matrices
 from danbooru_index.index.catalog import Generation
 from danbooru_index.index.lance_io import open_table
-from danbooru_index.index.schema import RECORD_COLUMNS
+from danbooru_index.index.search_files import (
+    ANSWERED,
+    SearchFiles,
+    make_search_arrays,
+    saved_search_files,
+)
 from danbooru_index.index.vector_index import probes
 
-ANSWERED = ["id", *RECORD_COLUMNS]
 BLOCK_ROWS = 8192
 SCAN_ROWS = 512  # of 512 tokens at full width: half a gigabyte
 
@@ -32,7 +36,7 @@ class GenerationReader:
     """
 
     def __init__(self, generation: Generation, versions: Mapping[str, int] | None = None) -> None:
-        self.manifest = generation.manifest
+        self.manifest, self._generation = generation.manifest, generation
         versions = versions or generation.manifest.need_seal().versions
         self._dense = open_table(generation.path, "dense", versions["dense"])
         self._sparse = open_table(generation.path, "sparse", versions["sparse"])
@@ -64,13 +68,14 @@ class GenerationReader:
     # ---- records ----
 
     @cached_property
-    def known(self) -> pa.Table:
-        """The columns that filters compare: read once, 25 bytes a row."""
-        return self._dense.to_table(columns=["nsfw", "category", "post_count"])
+    def files(self) -> SearchFiles:
+        """The arrays beside the tables; made now where the generation has none."""
+        saved = saved_search_files(self._generation)
+        return saved or SearchFiles(make_search_arrays(self.record_batches()))
 
-    def records(self, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
-        """What is known of the tags in the given rows, in that order."""
-        return list(self._dense.take(rows, columns=ANSWERED).to_pylist()) if len(rows) else []
+    def record_batches(self) -> Iterator[pa.RecordBatch]:
+        """What is answered of every record (`ANSWERED`), in row order."""
+        yield from self._dense.to_batches(columns=list(ANSWERED), batch_size=BLOCK_ROWS)
 
     def tags(self) -> list[str]:
         """The tag of every row, in row order."""

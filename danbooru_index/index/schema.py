@@ -16,6 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from danbooru_index.embeddings import Embeddings
+from danbooru_index.storage.base import Storage
 
 SCHEMA_VERSION = 1
 RECORD_COLUMNS = (
@@ -29,6 +30,8 @@ RECORD_COLUMNS = (
     "deprecated",
 )
 TABLES = ("dense", "sparse", "colbert")
+# measured: ColBERT is written 2.5 times and scanned 1.6 times as fast as in 2.1 or 2.2
+LANCE_STORAGE_VERSION = "2.0"
 FINITE_BLOCK = 1 << 18
 # all ones: NaN or infinite
 EXPONENTS = {2: (np.uint16, np.uint16(0x7C00)), 4: (np.uint32, np.uint32(0x7F800000))}
@@ -41,6 +44,11 @@ class TableSpec:
     name: str
     schema: pa.Schema
     column: str
+
+
+def table_path(generation: Storage, name: str) -> Storage:
+    """The folder of a table."""
+    return generation / f"{name}.lance"
 
 
 def table_specs(dim: int, colbert_dim: int) -> tuple[TableSpec, ...]:

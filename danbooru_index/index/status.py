@@ -140,7 +140,7 @@ def verify(path: str) -> VerifyReport:
     generation = IndexRoot(path).current()
     manifest = generation.manifest
     seal = manifest.need_seal()
-    problems = damaged_files(generation.path, seal.files)
+    problems = damaged_files(generation.path, seal.checksums)
     try:
         generation.load_codec()
     except StorageError as error:

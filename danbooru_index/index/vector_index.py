@@ -10,7 +10,8 @@ from typing import Any
 
 from danbooru_index.errors import StorageError, first_line
 from danbooru_index.index.commit import sync_manifests
-from danbooru_index.index.lance_io import lance, open_table, panics_as_errors, table_path
+from danbooru_index.index.lance_io import lance, open_table, panics_as_errors
+from danbooru_index.index.schema import table_path
 from danbooru_index.storage.base import Storage
 
 NAME = "dense_ivf_rq"

@@ -76,7 +76,8 @@ def locate_model(name: str) -> Path:
         if _looks_like_path(name):
             raise ModelError(
                 f"--model {name}: no such folder; a folder in BGE-M3's format or a hub name is"
-                " needed"
+                " needed",
+                missing=True,
             )
         folder = Path(fetch_model(name))
     return folder

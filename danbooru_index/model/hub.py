@@ -65,7 +65,8 @@ def fetch_model(name: str) -> str:
         problem = f"HF_ENDPOINT={endpoint}: {first_line(error)}"
     raise ModelError(
         f"{problem}; set HF_ENDPOINT to a mirror (HF_ENDPOINT=https://hf-mirror.com), or HF_TOKEN"
-        f" where one is needed, or pass --model a local folder, or --model {BUNDLED_MODEL}"
+        f" where one is needed, or pass --model a local folder, or --model {BUNDLED_MODEL}",
+        missing=True,
     )
 
 

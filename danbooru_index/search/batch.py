@@ -8,11 +8,20 @@ from typing import Any
 import numpy as np
 
 from danbooru_index.choices import Mode
-from danbooru_index.config import Filter, Weights
+from danbooru_index.config import Filter, Fusion, Weights
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.model.late_interaction import as_matrices, max_sim
 from danbooru_index.search.filters import allowed
-from danbooru_index.search.hybrid import PARTS, candidates, combine, retrievers, union
+from danbooru_index.search.hybrid import (
+    PARTS,
+    candidates,
+    combine,
+    fuse,
+    matched,
+    retrievers,
+    union,
+)
+from danbooru_index.search.ranking import matched_rows, rank_names
 from danbooru_index.search.retriever import Allowed, EncodedQuery, Rows, Scores
 
 QUERIES_PER_PASS = 512
@@ -25,11 +34,14 @@ def rank_many(
     limit: int,
     weights: Weights = Weights(),
     wanted: Filter = Filter(),
+    fusion: Fusion = Fusion(),
 ) -> list[Rows]:
     """The rows that `rank` gives for each query, best first; dense candidates are exact here, also
     where `rank` has them from an index.
     """
-    among = allowed(reader, wanted)
+    if mode is Mode.LEXICAL:
+        return [rank_names(reader.files, query.text, limit, wanted).rows for query in queries]
+    among = allowed(reader.files, wanted)
     if mode is Mode.DENSE:
         return [rows for rows, _ in dense_tops(reader, queries, limit, among)]
     if mode is Mode.COLBERT:
@@ -37,26 +49,31 @@ def rank_many(
     if mode is Mode.SPARSE:
         sparse = retrievers(reader)[Mode.SPARSE]
         return [sparse.candidates(query, limit, among)[0] for query in queries]
-    return rank_hybrids(reader, queries, limit, [weights], wanted)[0]
+    return rank_hybrids(reader, queries, limit, [(weights, fusion)], wanted)[0]
 
 
 def rank_hybrids(
     reader: GenerationReader,
     queries: Sequence[EncodedQuery],
     limit: int,
-    weightings: Sequence[Weights],
+    weightings: Sequence[tuple[Weights, Fusion]],
     wanted: Filter = Filter(),
 ) -> list[list[Rows]]:
     """The rows of a hybrid search for each weighting and query: candidates are read and scored once
     for all weightings.
     """
-    among, count, known = allowed(reader, wanted), candidates(limit), retrievers(reader)
+    files = reader.files
+    among, count, known = allowed(files, wanted), candidates(limit), retrievers(reader)
+    fusions = [fusion for _, fusion in weightings]
     found: list[list[Rows]] = [[] for _ in weightings]
     for query, (nearest, _) in zip(queries, dense_tops(reader, queries, count, among), strict=True):
-        rows = union([nearest, known[Mode.SPARSE].candidates(query, count, among)[0]])
+        matches = matched(files, query.text, count, among.mask, fusions)
+        sparse = known[Mode.SPARSE].candidates(query, count, among)[0]
+        rows = union([nearest, sparse, matched_rows(matches)])
         scores = {part: known[part].score(query, rows) for part in PARTS}
-        for answers, weights in zip(found, weightings, strict=True):
-            answers.append(rows[np.lexsort((rows, -combine(scores, weights)))[:limit]])
+        for answers, (weights, fusion) in zip(found, weightings, strict=True):
+            order = fuse(files, rows, combine(scores, weights), matches, fusion)
+            answers.append(rows[order[:limit]])
     return found
 
 

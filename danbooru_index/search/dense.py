@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from danbooru_index.index.reader import GenerationReader
+from danbooru_index.search.filters import expression
 from danbooru_index.search.retriever import Allowed, EncodedQuery, Rows, Scores
 
 
@@ -18,7 +19,7 @@ class DenseRetriever:
 
     def candidates(self, query: EncodedQuery, k: int, allowed: Allowed) -> tuple[Rows, Scores]:
         """Exactly, or those the index finds; scores are exact."""
-        rows = self.reader.nearest(query.dense, k, allowed.expression)
+        rows = self.reader.nearest(query.dense, k, expression(allowed.wanted))
         scores = self.score(query, rows)
         order = np.lexsort((rows, -scores))  # Lance's order is that of half floats
         return rows[order], scores[order]

@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
+import difflib
 from functools import reduce
 from operator import and_
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from danbooru_index.config import Filter
 from danbooru_index.errors import UsageError
-from danbooru_index.index.reader import GenerationReader
+from danbooru_index.index.search_files import SearchFiles
 from danbooru_index.search.retriever import Allowed
 
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
 
-def allowed(reader: GenerationReader, wanted: Filter) -> Allowed:
+SHOWN_CATEGORIES = 20
+
+
+def allowed(files: SearchFiles, wanted: Filter) -> Allowed:
     """Apply a filter to a generation. Raises `UsageError` for a category that no record has."""
-    known = reader.known
-    _check_categories(known, wanted)
-    mask = np.ones(reader.rows, dtype=bool)
+    mask = np.ones(files.rows, dtype=bool)
     if not wanted.nsfw:
-        mask &= ~np.asarray(known["nsfw"].to_numpy(), dtype=bool)
+        mask &= ~files.nsfw
     if wanted.categories:
-        mask &= pc.is_in(known["category"], pa.array(wanted.categories, pa.string())).to_numpy()
+        mask &= np.isin(files.categories, _places(files.category_names, wanted))
     if wanted.min_post_count is not None:
-        enough = pc.greater_equal(known["post_count"], pa.scalar(wanted.min_post_count, pa.int64()))
-        mask &= pc.fill_null(enough, False).to_numpy()
-    return Allowed(mask, _expression(wanted))
+        mask &= files.posts >= wanted.min_post_count
+    return Allowed(mask, wanted)
 
 
-def _check_categories(known: pa.Table, wanted: Filter) -> None:
-    if not wanted.categories:
-        return
-    categories = set(pc.unique(known["category"]).to_pylist())
-    if unknown := [name for name in wanted.categories if name not in categories]:
-        listed = ", ".join(sorted(categories)[:20])
-        raise UsageError(f"--category {unknown[0]!r}: no record has it; categories here: {listed}")
+def _places(known: list[str], wanted: Filter) -> list[int]:
+    """The numbers of the categories asked for."""
+    places = {name: place for place, name in enumerate(known)}
+    for name in wanted.categories:
+        if name not in places:
+            near = difflib.get_close_matches(name, known, 3, 0.5)
+            meant = f"did you mean {' or '.join(near)}? " if near else ""
+            listed = ", ".join(sorted(known)[:SHOWN_CATEGORIES])
+            raise UsageError(
+                f"--category {name!r}: no record has it; {meant}categories here: {listed}"
+            )
+    return [places[name] for name in wanted.categories]
 
 
-def _expression(wanted: Filter) -> pc.Expression | None:
-    """Typed, on these three columns, never text."""
+def expression(wanted: Filter) -> pc.Expression | None:
+    """The filter as Lance takes it: typed, on three columns, never text."""
+    import pyarrow.compute as pc
+
     terms = [] if wanted.nsfw else [pc.equal(pc.field("nsfw"), pc.scalar(False))]
     if wanted.categories:
         terms.append(pc.field("category").isin(list(wanted.categories)))

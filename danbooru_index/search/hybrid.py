@@ -1,38 +1,33 @@
-"""Ordering the rows of a generation by a query: by one retriever, or by all three together.
+"""Ordering the rows of a generation by a query: by one retriever, or by all together.
 
-Hybrid takes candidates from the dense and the sparse retriever and scores each of them exactly by
-all three.
+Hybrid takes candidates from the names, the dense and the sparse retriever, and scores each of them
+exactly by all three outputs of the model. Tags that the query names come first; then the M3 score
+counts, with what likeness of names and popularity add to it (`fuse`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from danbooru_index.choices import Mode
-from danbooru_index.config import Filter, Weights
+from danbooru_index.choices import MatchReason, Mode
+from danbooru_index.config import Filter, Fusion, Weights
 from danbooru_index.index.reader import GenerationReader
+from danbooru_index.index.search_files import SearchFiles
 from danbooru_index.search.colbert import ColbertRetriever
 from danbooru_index.search.dense import DenseRetriever
 from danbooru_index.search.filters import allowed
+from danbooru_index.search.lexical import LexicalRetriever, Match
+from danbooru_index.search.ranking import Ranking, matched_rows, rank_names
 from danbooru_index.search.retriever import EncodedQuery, Retriever, Rows, Scores
 from danbooru_index.search.sparse import SparseRetriever
 
 CANDIDATES = 200
-SOURCES = (Mode.DENSE, Mode.SPARSE)  # of a hybrid search's candidates
+SOURCES = (Mode.DENSE, Mode.SPARSE)  # of a hybrid search's candidates, beside names
 PARTS = (Mode.DENSE, Mode.SPARSE, Mode.COLBERT)  # of its score
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """Rows, best first, with the score that ordered them and the score of each mode."""
-
-    rows: Rows
-    score: Scores
-    dense: Scores
-    sparse: Scores
-    colbert: Scores
+M3_ALONE = Fusion(names=False, transliteration=0, spelling=0, prefix=0, popularity=0)
 
 
 def retrievers(reader: GenerationReader) -> dict[Mode, Retriever]:
@@ -51,21 +46,66 @@ def rank(
     limit: int,
     weights: Weights = Weights(),
     wanted: Filter = Filter(),
+    fusion: Fusion = Fusion(),
 ) -> Ranking:
     """Order rows by a mode; hybrid scores the union of candidates exactly in all three."""
-    among, known = allowed(reader, wanted), retrievers(reader)
-    if mode is Mode.HYBRID:
-        count = candidates(limit)
-        rows = union([known[source].candidates(query, count, among)[0] for source in SOURCES])
-        scores = {part: known[part].score(query, rows) for part in PARTS}
-        combined = combine(scores, weights)
-    else:
-        rows, combined = known[mode].candidates(query, limit, among)
-        scores = {
-            part: combined if part is mode else known[part].score(query, rows) for part in PARTS
-        }
-    order = np.lexsort((rows, -combined))[:limit]  # best first, ties in row order
-    return Ranking(rows[order], combined[order], *(scores[part][order] for part in PARTS))
+    if mode is Mode.LEXICAL:
+        return rank_names(reader.files, query.text, limit, wanted)
+    among, known = allowed(reader.files, wanted), retrievers(reader)
+    if mode is not Mode.HYBRID:
+        rows, scores = known[mode].candidates(query, limit, among)
+        parts = {p: scores if p is mode else known[p].score(query, rows) for p in PARTS}
+        return Ranking(rows, scores, parts, [None] * len(rows))
+    count = candidates(limit)
+    matches = matched(reader.files, query.text, count, among.mask, [fusion])
+    found = [known[source].candidates(query, count, among)[0] for source in SOURCES]
+    rows = union([*found, matched_rows(matches)])
+    parts = {part: known[part].score(query, rows) for part in PARTS}
+    score = combine(parts, weights)
+    order = fuse(reader.files, rows, score, matches, fusion)[:limit]
+    by_row = {match.row: match for match in matches}
+    return Ranking(
+        rows[order],
+        score[order],
+        {part: values[order] for part, values in parts.items()},
+        [by_row.get(row) for row in rows[order].tolist()],
+    )
+
+
+def matched(
+    files: SearchFiles,
+    query: str,
+    count: int,
+    mask: np.ndarray[Any, np.dtype[np.bool_]],
+    fusions: Sequence[Fusion],
+) -> list[Match]:
+    """The rows that a query names or nearly names; none where no fusion asks for them."""
+    asked = any(f.names or f.transliteration or f.spelling or f.prefix for f in fusions)
+    return LexicalRetriever(files).find(query, count, mask) if query and asked else []
+
+
+def fuse(
+    files: SearchFiles, rows: Rows, m3: Scores, matches: Sequence[Match], fusion: Fusion
+) -> Rows:
+    """The order of candidates, as places in `rows` (ascending), best first.
+
+    Sure matches first, in their order. Then by the M3 score, what a likeness of names adds (its
+    weight times similarity squared), and `popularity` times log10(posts + 1); ties in row order.
+    """
+    weight = {
+        MatchReason.TRANSLITERATION: fusion.transliteration,
+        MatchReason.SPELLING: fusion.spelling,
+        MatchReason.PREFIX: fusion.prefix,
+    }
+    total = m3 + np.float32(fusion.popularity) * files.popularity[rows]
+    first = np.full(len(rows), len(matches))  # the place of a sure match, else behind all
+    for number, match in enumerate(matches):
+        at = int(np.searchsorted(rows, match.row))
+        if match.sure and fusion.names:
+            first[at] = number
+        elif not match.sure:
+            total[at] += weight[match.reason] * match.similarity**2
+    return np.lexsort((rows, -total, first))
 
 
 def candidates(limit: int) -> int:

@@ -52,4 +52,4 @@ class QueryEncoder:
                 "the model has no finite output for the query"
                 f" {shortened(queries[int(embeddings.non_finite[0])])!r}"
             )
-        return [query_of(embeddings, row) for row in range(len(queries))]
+        return [query_of(embeddings, row, query) for row, query in enumerate(queries)]

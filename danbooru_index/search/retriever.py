@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
+from danbooru_index.config import Filter
 from danbooru_index.embeddings import Embeddings
 
 Rows = npt.NDArray[np.int64]
@@ -17,25 +17,28 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The rows that a filter lets through: `mask` [rows], and Lance's `expression` or None."""
+    """The rows that a filter lets through: `mask` [rows]."""
 
     mask: npt.NDArray[np.bool_]
-    expression: pc.Expression | None
+    wanted: Filter
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedQuery:
-    """A query's three outputs: `dense` [D], `sparse` by token id, `colbert` [tokens - 1, C]."""
+    """A query's three outputs: `dense` [D], `sparse` by token id, `colbert` [tokens - 1, C]. And
+    its text, for what compares names.
+    """
 
     dense: np.ndarray[Any, Any]
     sparse: dict[int, float]
     colbert: np.ndarray[Any, Any]
+    text: str = ""
 
 
-def query_of(embeddings: Embeddings, row: int) -> EncodedQuery:
+def query_of(embeddings: Embeddings, row: int, text: str = "") -> EncodedQuery:
     """One text of embeddings, as a query."""
     return EncodedQuery(
-        embeddings.dense[row], embeddings.sparse_row(row), embeddings.colbert_row(row)
+        embeddings.dense[row], embeddings.sparse_row(row), embeddings.colbert_row(row), text
     )
 
 

@@ -1,60 +1,61 @@
-"""Search: dense, sparse, ColBERT and hybrid over the published generation, exact, each score apart.
+"""Search the published generation: by names, dense, sparse, ColBERT, or all together.
 
 with TagIndex.open("my-index") as index:
     for hit in index.search("穿水手服的女孩", limit=5):
-        print(hit.tag, hit.score)
+        print(hit.tag, hit.score, hit.reason)
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
 
 from danbooru_index.choices import Device, Mode
-from danbooru_index.config import Filter, Weights
-from danbooru_index.errors import StorageError, UsageError
+from danbooru_index.config import Filter, Fusion, Weights
+from danbooru_index.errors import ModelError, StorageError, UsageError
 from danbooru_index.index.catalog import Generation, IndexRoot
-from danbooru_index.index.lance_io import panics_as_errors
-from danbooru_index.index.reader import GenerationReader
-from danbooru_index.search.hybrid import Ranking, rank
-from danbooru_index.search.query import checked_query, shortened
-from danbooru_index.search.query_encoder import QueryEncoder
+from danbooru_index.index.search_files import SearchFiles, saved_search_files
+from danbooru_index.search.hit import Hit as Hit
+from danbooru_index.search.hit import make_hits
+from danbooru_index.search.query import checked_query
+from danbooru_index.search.ranking import rank_names
+
+if TYPE_CHECKING:  # Lance takes 0.8 s to import: not for a lexical search
+    from danbooru_index.index.reader import GenerationReader
+    from danbooru_index.search.query_encoder import QueryEncoder
 
 LARGEST_LIMIT = 1000
 REFRESH_S = 1.0
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One answer: the record, its score in the mode asked for, and the score of each mode."""
 
-    rank: int
-    score: float
-    dense: float
-    sparse: float
-    colbert: float
-    id: str
-    tag: str
-    category: str
-    text: str
-    source: str
-    post_count: int | None
-    aliases: list[str]
-    nsfw: bool
-    deprecated: bool
+class OpenGeneration:
+    """A generation that answers: what lies beside its tables; the tables when they are asked."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+
+    @cached_property
+    def files(self) -> SearchFiles:
+        return saved_search_files(self.generation) or self.tables.files
+
+    @cached_property
+    def tables(self) -> GenerationReader:
+        from danbooru_index.index.reader import GenerationReader
+
+        return GenerationReader(self.generation)
 
 
 class TagIndex:
-    """The published generation of an index, and its model, loaded at the first query."""
+    """The published generation of an index, and its model, loaded when a query needs it."""
 
     def __init__(
         self,
@@ -64,10 +65,10 @@ class TagIndex:
         *,
         root: IndexRoot | None = None,
     ) -> None:
-        self.generation = generation
-        self._reader = GenerationReader(generation)
+        self._open = OpenGeneration(generation)
         self._model, self._device = model, device
         self._encode: QueryEncoder | None = None
+        self._missing: ModelError | None = None
         self._root, self._looked = root, time.monotonic()
 
     @classmethod
@@ -80,6 +81,11 @@ class TagIndex:
         """
         place = IndexRoot(root)
         return cls(place.current(), model, device, root=place)
+
+    @property
+    def generation(self) -> Generation:
+        """The generation that answers now."""
+        return self._open.generation
 
     @property
     def model(self) -> str:
@@ -97,10 +103,10 @@ class TagIndex:
         if self._root is None or self._root.current_id() in (None, self.generation.id):
             return False
         latest = self._root.current()
-        reader = GenerationReader(latest)
+        opened = OpenGeneration(latest)
         if _asked_by(latest) != _asked_by(self.generation):
-            self._encode = None
-        self.generation, self._reader = latest, reader
+            self._encode, self._missing = None, None
+        self._open = opened
         return True
 
     def __enter__(self) -> Self:
@@ -116,6 +122,7 @@ class TagIndex:
         mode: Mode | str = Mode.HYBRID,
         limit: int = 10,
         weights: Weights = Weights(),
+        fusion: Fusion = Fusion(),
         category: str | Sequence[str] = (),
         min_post_count: int | None = None,
         nsfw: bool = False,
@@ -123,8 +130,9 @@ class TagIndex:
         """The `limit` best tags for a query in any language, best first: of these categories, with
         at least so many posts; NSFW tags only where `nsfw`.
 
-        Raises `UsageError` for an empty query, an unknown mode, a limit out of range or a category
-        that no record has, `ModelError` when the model is another.
+        A hybrid search whose model is missing answers by names alone, and warns once. Raises
+        `UsageError` for an empty query, an unknown mode, a limit out of range or a category that no
+        record has, `ModelError` when the model is another.
         """
         query = checked_query(query)
         chosen = Mode.parse(mode)
@@ -137,60 +145,67 @@ class TagIndex:
             (category,) if isinstance(category, str) else tuple(category), min_post_count, nsfw
         )
         try:
-            return self._answer(query, chosen, limit, weights, wanted)
+            return self._answer(query, chosen, limit, (weights, fusion), wanted)
         except StorageError:
             if not self.refresh():
                 raise
             # what was open is gone: replaced long ago
-            return self._answer(query, chosen, limit, weights, wanted)
+            return self._answer(query, chosen, limit, (weights, fusion), wanted)
+
+    def answering_mode(self, asked: Mode) -> Mode:
+        """The mode in which a search is answered: lexical instead of hybrid without the model.
+
+        Loads the model where the mode needs it; raises `ModelError`.
+        """
+        if asked is Mode.LEXICAL or self._encode is not None:
+            return asked
+        if self._missing is None:
+            from danbooru_index.search.query_encoder import QueryEncoder
+
+            try:
+                self._encode = QueryEncoder(self.generation, self._model, self._device)
+                return asked
+            except ModelError as error:
+                if not error.missing:
+                    raise
+                self._missing = error
+                if asked is Mode.HYBRID:
+                    log.warning(f"danbooru-index: by names alone, without the model: {error}")
+        if asked is not Mode.HYBRID:
+            raise self._missing
+        return Mode.LEXICAL
 
     def _answer(
-        self, query: str, mode: Mode, limit: int, weights: Weights, wanted: Filter
+        self, query: str, asked: Mode, limit: int, by: tuple[Weights, Fusion], wanted: Filter
     ) -> list[Hit]:
         """One search on one generation."""
-        if self._encode is None:
-            self._encode = QueryEncoder(self.generation, self._model, self._device)
-        encoded = self._encode([query])[0]
-        try:
-            with panics_as_errors():
-                return _hits(
-                    self._reader, rank(self._reader, encoded, mode, limit, weights, wanted)
-                )
-        except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise StorageError(
-                f"the index cannot be read ({reason}); danbooru-index verify says what is wrong"
-            ) from None
+        opened, mode = self._open, self.answering_mode(asked)
+        encoder = self._encode
+        with _unreadable():
+            if mode is Mode.LEXICAL or encoder is None:
+                ranking = rank_names(opened.files, query, limit, wanted)
+            else:
+                from danbooru_index.index.lance_io import panics_as_errors
+                from danbooru_index.search.hybrid import rank
+
+                encoded = encoder([query])[0]
+                with panics_as_errors():
+                    ranking = rank(opened.tables, encoded, mode, limit, by[0], wanted, by[1])
+            return make_hits(opened.files, query, ranking)
+
+
+@contextlib.contextmanager
+def _unreadable() -> Iterator[None]:
+    """What Lance, Arrow and the system say of an index that is damaged or gone: `StorageError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StorageError(
+            f"the index cannot be read ({reason}); danbooru-index verify says what is wrong"
+        ) from None
 
 
 def _asked_by(generation: Generation) -> tuple[str, str]:
     """What the encoding of a query depends on."""
     return generation.manifest.fingerprint_digest, generation.manifest.query_instruction
-
-
-def _hits(reader: GenerationReader, ranking: Ranking) -> list[Hit]:
-    hits = []
-    for place, record in enumerate(reader.records(ranking.rows)):
-        scores: dict[str, Any] = {
-            name: float(getattr(ranking, name)[place])
-            for name in ("score", "dense", "sparse", "colbert")
-        }
-        hits.append(Hit(rank=place + 1, **scores, **record))
-    return hits
-
-
-def format_hits(query: str, hits: Iterable[Hit]) -> str:
-    """A small table for a terminal; CJK characters count as two columns."""
-    lines = [
-        shortened(query),
-        f"  {'':>2}  {'score':>6} {'dense':>6} {'sparse':>6} {'colbert':>7}  text",
-    ]
-    for hit in hits:
-        text = shortened(hit.text, 70)
-        lines.append(
-            f"  {hit.rank:>2}  {hit.score:>6.3f} {hit.dense:>6.3f} {hit.sparse:>6.3f}"
-            f" {hit.colbert:>7.3f}  {text}"
-        )
-    if len(lines) == 2:
-        lines.append("  nothing found")
-    return "\n".join(lines)

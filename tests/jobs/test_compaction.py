@@ -110,7 +110,7 @@ def test_small_fragments_become_one_and_hold_the_same(plain, compacted):
     query = EncodedQuery(np.random.default_rng(1).normal(size=DIM), {}, np.zeros((0, DIM)))
     readers = [GenerationReader(IndexRoot(index).current()) for index in (compacted, plain)]
     (rows, scores), (other, expected) = (
-        DenseRetriever(reader).candidates(query, 50, allowed(reader, Filter(nsfw=True)))
+        DenseRetriever(reader).candidates(query, 50, allowed(reader.files, Filter(nsfw=True)))
         for reader in readers
     )
     assert rows.tolist() == other.tolist(), "rows are numbered as before"
@@ -199,8 +199,9 @@ def test_killed_there_the_next_run_ends_the_same(plain, point, tmp_path):
 def test_where_it_cannot_be_written_the_table_stays_as_it_was(plain, tmp_path):
     """A limit on a file's size that the shards' files keep and the compacted one does not."""
     index = tmp_path / "index"
-    largest = max(IndexRoot(plain).current().path.sizes().values())
-    done = vault(index, "--file-limit", str(largest + 200))
+    sizes = IndexRoot(plain).current().path.sizes()
+    largest = max(size for name, size in sizes.items() if ".lance/" in name)
+    done = vault(index, "--compaction-limit", str(largest + 200))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["generation"] == IndexRoot(index).current().id
     assert fragments(index)["dense"] == 6

@@ -20,6 +20,7 @@ from danbooru_index.index.manifest import Manifest
 from danbooru_index.index.publish import rollback
 from danbooru_index.index.status import status, verify
 from danbooru_index.pipeline.build import build
+from danbooru_index.search.hybrid import M3_ALONE
 from danbooru_index.search.tag_index import TagIndex
 from danbooru_index.storage.base import from_checked_json, to_checked_json
 
@@ -61,11 +62,21 @@ def test_it_answers_as_it_did(earlier):
     with TagIndex.open("index", model="model") as index:
         for asked, answers in expected.items():
             mode, _, query = asked.partition(" ")
-            hits = index.search(query, mode=mode, limit=5, nsfw=True)
+            hits = index.search(query, mode=mode, limit=5, nsfw=True, fusion=M3_ALONE)
             assert [hit.score for hit in hits] == pytest.approx(
                 [score for _, score in answers], abs=1e-4
             )
             assert hits[0].tag == answers[0][0]
+
+
+def test_it_is_searched_by_names_though_it_has_no_table_of_them(earlier):
+    with TagIndex.open("index", model="nowhere/") as index:
+        tag = IndexRoot("index").current()
+        assert not tag.manifest.seal.search_files
+        wanted = json.loads((earlier / "answers.json").read_text(encoding="utf-8"))
+        named = next(iter(wanted.values()))[0][0]
+        hit = index.search(named, mode="lexical", limit=1, nsfw=True)[0]
+        assert (hit.tag, hit.reason, hit.matched, hit.dense) == (named, "exact", named, None)
 
 
 def test_it_goes_back_to_the_generation_in_full_width(earlier):

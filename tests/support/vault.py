@@ -24,7 +24,7 @@ from faults import parse_failpoint
 from danbooru_index.embeddings import Embeddings
 from danbooru_index.errors import DanbooruIndexError, StorageError
 from danbooru_index.failpoints import armed
-from danbooru_index.index import compaction
+from danbooru_index.index import compaction, lifecycle
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.checks import verify_table
 from danbooru_index.index.commit import commit
@@ -42,6 +42,20 @@ from danbooru_index.storage import lease
 
 DIM = 16
 SPECS = table_specs(DIM, DIM)
+
+
+def limited(step, size):
+    """A step of the build in which no file may grow beyond so many bytes."""
+
+    def run(*arguments):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            return step(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return run
 
 
 def make_encoding(count, seed=0):
@@ -222,6 +236,7 @@ def main() -> int:
         "--lease", type=float, help="seconds that an owner on an object store holds an index"
     )
     parser.add_argument("--file-limit", type=int, help="no file may grow beyond this many bytes")
+    parser.add_argument("--compaction-limit", type=int, help="the same, while tables are compacted")
     parser.add_argument("--wait", help="create this file, and go on when it is gone")
     parser.add_argument("--failpoint", action="append", default=[])
     arguments = parser.parse_args()
@@ -231,6 +246,8 @@ def main() -> int:
     lease.LEASE_S = arguments.lease or lease.LEASE_S
     if arguments.file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.file_limit, arguments.file_limit))
+    if arguments.compaction_limit:
+        lifecycle.compact = limited(lifecycle.compact, arguments.compaction_limit)
     points = [parse_failpoint(word) for word in arguments.failpoint]
     try:
         names = shard_names(arguments.shards)

@@ -9,7 +9,7 @@ from vault import SPECS, committed, manifest, verify_all, write_shard
 
 from danbooru_index.index.commit import commit, sweep_orphans
 from danbooru_index.index.completion import CompletionRecord, complete, read_records, record_path
-from danbooru_index.index.lance_io import table_path
+from danbooru_index.index.schema import table_path
 
 
 def test_the_first_completion_record_wins_and_a_loser_keeps_its_hands_off(index):

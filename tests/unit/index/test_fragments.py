@@ -8,8 +8,7 @@ from vault import SPECS, make_encoding, make_records, manifest, verify_all, writ
 
 from danbooru_index.errors import StorageError
 from danbooru_index.index.fragments import ShardWriter
-from danbooru_index.index.lance_io import table_path
-from danbooru_index.index.schema import TableDigest, count_non_finite, to_rows
+from danbooru_index.index.schema import TableDigest, count_non_finite, table_path, to_rows
 from danbooru_index.storage import local as durable
 from danbooru_index.storage.local import LocalStorage
 

@@ -9,10 +9,10 @@ from vault import SPECS, committed, manifest, write_shard
 from danbooru_index.errors import RejectedRecordsError, StorageError, UsageError
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.commit import commit
-from danbooru_index.index.lance_io import table_path
 from danbooru_index.index.lifecycle import open_generation
 from danbooru_index.index.manifest import Fingerprint, Seal, describe_difference
 from danbooru_index.index.publish import prune, publish, rollback
+from danbooru_index.index.schema import table_path
 from danbooru_index.index.status import status
 from danbooru_index.storage.base import from_checked_json, to_checked_json
 

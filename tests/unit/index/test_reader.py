@@ -19,12 +19,11 @@ def test_rows_are_the_inputs_in_each_table(reader):
     assert reader.counts() == dict.fromkeys(("dense", "sparse", "colbert"), reader.rows)
     assert reader.id_problems() == []
     rows = np.array([reader.rows - 1, 0, 1])
-    found = reader.records(rows)
+    found = reader.files.records(rows.tolist())
     assert [reader.row_of(record["id"]) for record in found] == rows.tolist()
     assert [record["tag"] for record in found] == [reader.tags()[row] for row in rows]
     assert [record["text"] for record in found] == [reader.texts()[row] for row in rows]
     assert reader.row_of("no such id") is None
-    assert reader.records(rows[:0]) == []
 
 
 def test_blocks_are_the_whole_table_in_row_order(reader):
@@ -40,7 +39,7 @@ def test_blocks_are_the_whole_table_in_row_order(reader):
 def test_the_nearest_rows_are_those_of_highest_cosine_that_a_filter_lets_through(reader):
     vectors = reader.dense_vectors(np.arange(reader.rows))
     assert reader.nearest(vectors[3], 1, None).tolist() == [3]
-    nsfw = reader.known["nsfw"].to_numpy()
+    nsfw = reader.files.nsfw
     allowed = reader.nearest(vectors[3], reader.rows, pc.field("nsfw") == pc.scalar(bool(nsfw[0])))
     assert sorted(allowed.tolist()) == np.flatnonzero(nsfw == nsfw[0]).tolist()
     scores = vectors[allowed] @ vectors[3]

@@ -11,8 +11,7 @@ from vault import DIM, SPECS, make_encoding, verify_all
 
 from danbooru_index.index.commit import commit
 from danbooru_index.index.completion import read_records
-from danbooru_index.index.lance_io import table_path
-from danbooru_index.index.schema import table_specs
+from danbooru_index.index.schema import table_path, table_specs
 
 
 def test_schemas_are_the_contract():

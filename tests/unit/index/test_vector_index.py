@@ -8,8 +8,8 @@ from vault import DIM, manifest, write_shard
 
 from danbooru_index.config import Filter
 from danbooru_index.index.completion import read_records
-from danbooru_index.index.lance_io import table_path
 from danbooru_index.index.reader import GenerationReader
+from danbooru_index.index.schema import table_path
 from danbooru_index.search.dense import DenseRetriever
 from danbooru_index.search.filters import allowed
 from danbooru_index.search.retriever import EncodedQuery
@@ -40,8 +40,8 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
     monkeypatch.setattr(vector_index, "ROWS_PER_PARTITION", 10)
     seal_and_publish(index, generation, records, [], check_tables)
     reader = GenerationReader(index.current())
-    dense, everything = DenseRetriever(reader), allowed(reader, Filter(nsfw=True))
-    rare_ones = allowed(reader, Filter(("rare",), nsfw=True))
+    dense, everything = DenseRetriever(reader), allowed(reader.files, Filter(nsfw=True))
+    rare_ones = allowed(reader.files, Filter(("rare",), nsfw=True))
     as_query = lambda vector: EncodedQuery(vector, {}, np.zeros((0, DIM)))  # noqa: E731
     chance = np.random.default_rng(3)
     vectors = (

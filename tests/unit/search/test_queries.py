@@ -11,6 +11,7 @@ from checkpoints import Shape, make_checkpoint
 from processes import CLI, ROOT
 
 from danbooru_index.errors import UsageError
+from danbooru_index.search.hit import format_hits
 from danbooru_index.search.query import (
     LONGEST_QUERY_BYTES,
     checked_query,
@@ -18,7 +19,6 @@ from danbooru_index.search.query import (
     query_lines,
     shortened,
 )
-from danbooru_index.search.tag_index import format_hits
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_retrievers_score_exactly(built):
             for e in encodings for row in range(20)
         ]),
     }  # fmt: skip
-    everything = allowed(reader, Filter(nsfw=True))
+    everything = allowed(reader.files, Filter(nsfw=True))
     for mode, retriever in retrievers(reader).items():
         expected = by_hand[mode]
         assert np.allclose(retriever.score(query, np.arange(60)), expected, atol=1e-3), mode

@@ -1,0 +1,17 @@
+"""What a generation gets beside its tables before it is sealed: the arrays that a search reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from danbooru_index.index.arrays import FOLDER
+from danbooru_index.index.catalog import Generation
+from danbooru_index.index.checks import folder_checksums
+from danbooru_index.index.reader import GenerationReader
+from danbooru_index.index.search_files import write_search_files
+
+
+def derive(generation: Generation, versions: Mapping[str, int]) -> dict[str, str]:
+    """Make the arrays from the tables at these versions; return their checksums by path."""
+    write_search_files(generation.path, GenerationReader(generation, versions).record_batches())
+    return folder_checksums(generation.path, FOLDER)

@@ -1,0 +1,153 @@
+"""What a search reads beside the three tables: names, sounds, and what is known of each row.
+
+Made from the dense table before a generation is published; of a generation without them (an earlier
+version made it) they are made when it is opened, and kept in memory.
+
+    row_posts          [rows] posts, -1 where unknown
+    row_nsfw           [rows]
+    row_categories     [rows] its category's place in `category_names`
+    record_json, record_starts     each record as it is answered: the values of `ANSWERED`, as a
+                       JSON array; where each begins
+    name_*, sound_*    see `names`, `trigrams`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from danbooru_index.embeddings import Array
+from danbooru_index.failpoints import reach
+from danbooru_index.index.arrays import FOLDER, SavedArrays, Strings, save_array
+from danbooru_index.index.catalog import Generation
+from danbooru_index.index.names import Named, NameTable, name_arrays
+from danbooru_index.index.schema import RECORD_COLUMNS
+from danbooru_index.index.trigrams import SoundIndex, trigram_arrays
+from danbooru_index.storage.base import Storage
+
+ANSWERED = ("id", *RECORD_COLUMNS)
+LAST = "record_starts"  # a generation that has this file of them has all
+
+
+class SearchFiles:
+    """The arrays of a generation, and what reads them."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = arrays
+
+    @property
+    def rows(self) -> int:
+        return len(self.posts)
+
+    @cached_property
+    def posts(self) -> npt.NDArray[np.int64]:
+        """The posts of every row, -1 where unknown."""
+        return self._arrays["row_posts"]
+
+    @cached_property
+    def popularity(self) -> npt.NDArray[np.float32]:
+        """log10(posts + 1) of every row, [rows]."""
+        known: npt.NDArray[np.float32] = np.log10(np.maximum(self.posts, 0) + 1).astype(np.float32)
+        return known
+
+    @cached_property
+    def nsfw(self) -> npt.NDArray[np.bool_]:
+        return self._arrays["row_nsfw"]
+
+    @cached_property
+    def categories(self) -> npt.NDArray[np.uint16]:
+        """The category of every row, as its place in `category_names`."""
+        return self._arrays["row_categories"]
+
+    @cached_property
+    def category_names(self) -> list[str]:
+        return [str(name) for name in self._arrays["category_names"]]
+
+    @cached_property
+    def names(self) -> NameTable:
+        return NameTable(self._arrays)
+
+    @cached_property
+    def sounds(self) -> SoundIndex:
+        return SoundIndex(self._arrays)
+
+    def records(self, rows: Iterable[int]) -> list[dict[str, Any]]:
+        """What is known of the tags in the given rows, in that order."""
+        return [dict(zip(ANSWERED, json.loads(self._records[row]), strict=True)) for row in rows]
+
+    @cached_property
+    def _records(self) -> Strings:
+        return Strings(self._arrays["record_json"], self._arrays["record_starts"])
+
+
+def make_search_arrays(batches: Iterable[pa.RecordBatch]) -> dict[str, Array]:
+    """All arrays, from the records of the dense table (`ANSWERED`), in row order."""
+    records = _Records()
+    arrays = name_arrays(records.read(batches))
+    return arrays | trigram_arrays(arrays) | records.arrays()
+
+
+class _Records:
+    """Collects what is known of each row while the records pass by."""
+
+    def __init__(self) -> None:
+        self._posts: list[int] = []
+        self._nsfw: list[bool] = []
+        self._categories: list[int] = []
+        self._known: dict[str, int] = {}
+        self._json: list[bytes] = []
+
+    def read(self, batches: Iterable[pa.RecordBatch]) -> Iterator[Named]:
+        """The names of each record."""
+        for batch in batches:
+            for record in batch.to_pylist():
+                posts = record["post_count"]
+                self._posts.append(-1 if posts is None else posts)
+                self._nsfw.append(bool(record["nsfw"]))
+                category = self._known.setdefault(record["category"] or "", len(self._known))
+                self._categories.append(category)
+                answered = [record[name] for name in ANSWERED]
+                self._json.append(
+                    json.dumps(answered, ensure_ascii=False, separators=(",", ":")).encode()
+                )
+                yield Named(
+                    record["tag"] or "",
+                    tuple(record["aliases"] or ()),
+                    record["text"],
+                    max(self._posts[-1], 0),
+                    bool(record["deprecated"]),
+                )
+
+    def arrays(self) -> dict[str, Array]:
+        lengths = [len(one) for one in self._json]
+        return {
+            "row_posts": np.array(self._posts, np.int64),
+            "row_nsfw": np.array(self._nsfw, np.bool_),
+            "row_categories": np.array(self._categories, np.uint32),
+            "category_names": np.array(list(self._known), np.str_),
+            "record_json": np.frombuffer(b"".join(self._json), np.uint8),
+            "record_starts": np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+        }
+
+
+def write_search_files(generation: Storage, batches: Iterable[pa.RecordBatch]) -> None:
+    """Make the arrays of a generation that is about to be sealed; what was there is replaced."""
+    folder = generation / FOLDER
+    folder.make_folder()
+    arrays = make_search_arrays(batches)
+    for name in sorted(arrays, key=lambda name: name == LAST):
+        save_array(folder, name, arrays[name])
+        reach("search.array")
+
+
+def saved_search_files(generation: Generation) -> SearchFiles | None:
+    """The arrays of a sealed generation, mapped; None where it has none of this format."""
+    if f"{FOLDER}/{LAST}.npy" in generation.manifest.need_seal().search_files:
+        return SearchFiles(SavedArrays(generation.path / FOLDER))
+    return None

@@ -1,0 +1,148 @@
+"""Searching a published index by the command line: names and reasons, a model that is missing,
+arrays that are damaged, a build that is killed while it makes them.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import vault
+from checkpoints import Shape, make_checkpoint
+from processes import one_line, run_cli
+
+from danbooru_index.index.arrays import FOLDER
+from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.status import verify
+from danbooru_index.search.tag_index import TagIndex
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A small index and the model that built it, as vectors of chance."""
+    folder = tmp_path_factory.mktemp("search")
+    model = make_checkpoint(
+        folder / "model", Shape(layers=1, hidden=vault.DIM, heads=2, intermediate=32)
+    )
+    vault.build(folder / "index", vault.shard_names(2), path=str(model))
+    return folder / "index", model
+
+
+@pytest.fixture
+def copy(published, tmp_path):
+    """The index, for a test that changes it."""
+    shutil.copytree(published[0], tmp_path / "index")
+    return tmp_path / "index"
+
+
+def tag_of(index):
+    return next(iter(TagIndex.open(index)._open.files.records([3])))["tag"]
+
+
+def test_a_lexical_search_needs_no_model(published):
+    index, _ = published
+    tag = tag_of(index)
+    done = run_cli(
+        "search", index, tag, "--mode", "lexical", "--json", "--nsfw", "--model", "no/where/"
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["mode"] == "lexical"
+    hit = answer["hits"][0]
+    assert (hit["tag"], hit["reason"], hit["matched"]) == (tag, "exact", tag)
+    assert (hit["score"], hit["dense"], hit["sparse"], hit["colbert"]) == (1.0, None, None, None)
+
+
+def test_without_the_model_hybrid_answers_by_names_and_says_so(published):
+    index, _ = published
+    done = run_cli("search", index, tag_of(index), "--json", "--nsfw", "--model", "no/where/")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["mode"] == "lexical"
+    (said,) = done.stderr.splitlines()
+    assert "by names alone" in said
+    assert "--model no/where/: no such folder" in said
+    for mode in ("dense", "sparse", "colbert"):
+        done = run_cli("search", index, "x", "--mode", mode, "--model", "no/where/")
+        assert done.returncode == 1
+        assert "no such folder" in one_line(done, 1)
+
+
+def test_another_model_is_an_error_that_names_both(published, tmp_path):
+    index, _ = published
+    other = make_checkpoint(
+        tmp_path / "other", Shape(layers=1, hidden=vault.DIM, heads=2, intermediate=32), seed=7
+    )
+    done = run_cli("search", index, "x", "--model", other)
+    assert done.returncode == 1
+    built = IndexRoot(index).current().manifest.model
+    assert built.id[:12] in one_line(done, 1)
+    assert str(other) in done.stderr
+
+
+def test_a_hybrid_search_puts_names_first_and_its_score_is_that_of_the_model(published):
+    index, model = published
+    tag = tag_of(index)
+    done = run_cli("search", index, tag, "--json", "--nsfw", "--model", model, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    hits = json.loads(done.stdout)["hits"]
+    assert hits[0]["tag"] == tag
+    exact = [hit["reason"] == "exact" for hit in hits]
+    assert exact[0]
+    assert exact == sorted(exact, reverse=True)
+    for hit in hits:
+        mean = 0.4 * hit["dense"] + 0.2 * hit["sparse"] + 0.4 * hit["colbert"]
+        assert hit["score"] == pytest.approx(mean, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--popularity", "-1"], "--popularity must be"),
+        (["--popularity", "x"], "--popularity"),
+        (["--mode", "lexicon"], "unknown mode 'lexicon'"),
+        (["--category", "nosuch"], "--category 'nosuch': no record has it"),
+    ],
+)
+def test_a_bad_argument_is_one_line(published, options, words):
+    done = run_cli("search", published[0], "x", "--mode", "lexical", *options)
+    assert done.returncode == 2
+    assert words in one_line(done, 2)
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
+def test_a_damaged_array_is_told_by_verify(copy, harm):
+    path = next(copy.glob(f"generations/*/{FOLDER}/name_keys.npy"))
+    content = bytearray(path.read_bytes())
+    if harm == "flip":
+        content[-3] ^= 1
+        path.write_bytes(content)
+    elif harm == "cut":
+        path.write_bytes(content[:-5])
+    else:
+        path.unlink()
+    problems = verify(str(copy)).problems
+    assert len(problems) == 1
+    assert f"{FOLDER}/name_keys.npy: not as it was written" in problems[0]
+    if harm != "flip":
+        done = run_cli("search", copy, "x", "--mode", "lexical")
+        assert done.returncode == 1
+        assert "danbooru-index verify says what is wrong" in one_line(done, 1)
+
+
+def test_a_build_killed_between_two_arrays_makes_them_anew(tmp_path):
+    command = ["--failpoint", f"search.array:kill:{tmp_path / 'token'}:4"]
+    first = vault_process(tmp_path / "index", *command)
+    assert first.returncode == -signal.SIGKILL
+    assert IndexRoot(tmp_path / "index").current_id() is None
+    assert vault_process(tmp_path / "index").returncode == 0
+    assert verify(str(tmp_path / "index")).problems == []
+    assert TagIndex.open(tmp_path / "index").search(
+        tag_of(tmp_path / "index"), mode="lexical", nsfw=True
+    )
+
+
+def vault_process(index, *options):
+    command = [sys.executable, vault.__file__, str(index), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
