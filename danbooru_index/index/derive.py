@@ -13,5 +13,6 @@ from danbooru_index.index.search_files import write_search_files
 
 def derive(generation: Generation, versions: Mapping[str, int]) -> dict[str, str]:
     """Make the arrays from the tables at these versions; return their checksums by path."""
-    write_search_files(generation.path, GenerationReader(generation, versions).record_batches())
+    reader = GenerationReader(generation, versions)
+    write_search_files(generation.path, reader.record_batches(), reader.sparse_batches())
     return folder_checksums(generation.path, FOLDER)

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import csc_matrix, csr_matrix
 
 from danbooru_index.embeddings import Array, Matrices
 from danbooru_index.index.catalog import Generation
+from danbooru_index.index.inverted import InvertedIndex, inverted_arrays
 from danbooru_index.index.lance_io import open_table
 from danbooru_index.index.search_files import (
     ANSWERED,
@@ -148,19 +148,18 @@ class GenerationReader:
 
     # ---- sparse ----
 
+    def sparse_batches(self) -> Iterator[pa.RecordBatch]:
+        """The tokens and weights of every record, in row order."""
+        columns = ["token_ids", "weights"]
+        yield from self._sparse.to_batches(columns=columns, batch_size=BLOCK_ROWS)
+
     @cached_property
-    def inverted(self) -> csc_matrix:
-        """The sparse weights by token, [rows, tokens]: 167 MB for 1.4M tags."""
-        table = self._sparse.to_table(columns=["token_ids", "weights"])
-        tokens, weights = table["token_ids"].combine_chunks(), table["weights"].combine_chunks()
-        lengths = np.asarray(tokens.value_lengths())  # entries of each row
-        columns = tokens.flatten().to_numpy()
-        indptr = np.concatenate(([0], np.cumsum(lengths)))  # CSR: where each row begins
-        width = int(columns.max(initial=-1)) + 1  # the largest token that occurs
-        matrix = csr_matrix(
-            (weights.flatten().to_numpy(), columns, indptr), shape=(len(lengths), width)
-        )
-        return matrix.tocsc()
+    def inverted(self) -> InvertedIndex:
+        """The sparse weights by token; made now where the generation has no index of them."""
+        saved = saved_search_files(self._generation)
+        if saved is not None and saved.inverted is not None:
+            return saved.inverted
+        return InvertedIndex(inverted_arrays(self.sparse_batches()), self.rows)
 
     # ---- ColBERT ----
 

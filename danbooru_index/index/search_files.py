@@ -8,7 +8,7 @@ version made it) they are made when it is opened, and kept in memory.
     row_categories     [rows] its category's place in `category_names`
     record_json, record_starts     each record as it is answered: the values of `ANSWERED`, as a
                        JSON array; where each begins
-    name_*, sound_*    see `names`, `trigrams`
+    name_*, sound_*, sparse_*      see `names`, `trigrams`, `inverted`
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from danbooru_index.embeddings import Array
 from danbooru_index.failpoints import reach
 from danbooru_index.index.arrays import FOLDER, SavedArrays, Strings, save_array
 from danbooru_index.index.catalog import Generation
+from danbooru_index.index.inverted import InvertedIndex, inverted_arrays
 from danbooru_index.index.names import Named, NameTable, name_arrays
 from danbooru_index.index.schema import RECORD_COLUMNS
 from danbooru_index.index.trigrams import SoundIndex, trigram_arrays
@@ -72,6 +73,12 @@ class SearchFiles:
     @cached_property
     def names(self) -> NameTable:
         return NameTable(self._arrays)
+
+    @cached_property
+    def inverted(self) -> InvertedIndex | None:
+        """The index of the sparse weights, where it was made with the others."""
+        known = "sparse_tokens" in self._arrays
+        return InvertedIndex(self._arrays, self.rows) if known else None
 
     @cached_property
     def sounds(self) -> SoundIndex:
@@ -136,18 +143,23 @@ class _Records:
         }
 
 
-def write_search_files(generation: Storage, batches: Iterable[pa.RecordBatch]) -> None:
-    """Make the arrays of a generation that is about to be sealed; what was there is replaced."""
+def write_search_files(
+    generation: Storage, records: Iterable[pa.RecordBatch], sparse: Iterable[pa.RecordBatch]
+) -> None:
+    """Make the arrays of a generation that is about to be sealed, from its dense and its sparse
+    table; what was there is replaced.
+    """
     folder = generation / FOLDER
     folder.make_folder()
-    arrays = make_search_arrays(batches)
+    arrays = inverted_arrays(sparse) | make_search_arrays(records)
     for name in sorted(arrays, key=lambda name: name == LAST):
         save_array(folder, name, arrays[name])
         reach("search.array")
 
 
 def saved_search_files(generation: Generation) -> SearchFiles | None:
-    """The arrays of a sealed generation, mapped; None where it has none of this format."""
-    if f"{FOLDER}/{LAST}.npy" in generation.manifest.need_seal().search_files:
+    """The arrays of a generation, mapped; None where it has none of this format (yet)."""
+    seal = generation.manifest.seal
+    if seal is not None and f"{FOLDER}/{LAST}.npy" in seal.search_files:
         return SearchFiles(SavedArrays(generation.path / FOLDER))
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,16 +25,24 @@ from danbooru_index.model.vocabulary import (
 UNWEIGHTED_TOKENS = ("cls_token", "eos_token", "pad_token", "unk_token")
 # of a tokenizer, for each embedding: a vocabulary is padded to a round number, never doubled
 FEWEST_ENTRIES = 0.5
+# Settings of a tokenizer that name its tokens, and change nothing.
+PLAIN_SETTINGS = {"tokenizer_class", "model_max_length"} | {
+    f"{name}_token" for name in ("bos", "eos", "cls", "sep", "pad", "unk", "mask")
+}
 PROBE = "a\ue000"  # a letter, and a character that no vocabulary has
 
 
 class Tokenizer:
-    """The checkpoint's tokenizer, as FlagEmbedding gets it. Raises `ModelError`."""
+    """The checkpoint's tokenizer, as FlagEmbedding gets it; `plain`: without transformers where the
+    files alone say all, a second sooner. Raises `ModelError`.
+    """
 
     @uncollected()
-    def __init__(self, path: str, max_length: int) -> None:
-        with quiet_loading(), as_model_error(f"{path}: cannot load the tokenizer ({{}})"):
-            tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
+    def __init__(self, path: str, max_length: int, *, plain: bool = False) -> None:
+        tokenizer = _plain_tokenizer(Path(path)) if plain else None
+        if tokenizer is None:
+            with quiet_loading(), as_model_error(f"{path}: cannot load the tokenizer ({{}})"):
+                tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
         self._max_length = max_length
         # Called without transformers' own wrapping, which costs two thirds as much again.
         self.backend = tokenizer.backend_tokenizer
@@ -50,6 +59,29 @@ class Tokenizer:
         full = np.flatnonzero(lengths >= self._max_length)
         truncated = sum(1 for row in full if encodings[int(row)].overflowing)
         return TokenBatch(token_ids, lengths, self._special, truncated)
+
+
+def _plain_tokenizer(folder: Path) -> Any | None:
+    """What `PreTrainedTokenizerFast` would be, from `tokenizer.json`; None for another class, or
+    settings that may change it.
+    """
+    settings = read_tokenizer_settings(folder)
+    named = {name: settings.get(name) for name in UNWEIGHTED_TOKENS}
+    known = settings.keys() <= PLAIN_SETTINGS and all(isinstance(v, str) for v in named.values())
+    fast = TOKENIZER_CLASSES.get(str(settings.get("tokenizer_class")).removesuffix("Fast"))
+    more = [
+        name
+        for name in ("special_tokens_map.json", "added_tokens.json")
+        if (folder / name).exists()
+    ]
+    if not known or more or fast != "PreTrainedTokenizerFast":
+        return None
+    from tokenizers import Tokenizer as Backend
+
+    with as_model_error(f"{folder}: cannot load the tokenizer ({{}})"):
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+    ids = {f"{name}_id": backend.token_to_id(str(token)) for name, token in named.items()}
+    return SimpleNamespace(backend_tokenizer=backend, truncation_side="right", **ids)
 
 
 def _tokenizer_class(path: str) -> Any:

@@ -123,10 +123,7 @@ def complete_weights(model: Any, folder: Path) -> None:
     layout = check_weights(folder, settings)
     if layout.regular:
         return
-    tensors: dict[str, torch.Tensor] = {}
-    for path in _tensor_files(folder):
-        tensors |= load_tensors(path)
-    backbone, beside = _split(tensors, layout.prefix)
+    backbone, beside = _split(_stored_tensors(folder), layout.prefix)
     model.model.load_state_dict(
         {name: backbone[name] for name in backbone_shapes(settings)}, strict=False
     )
@@ -134,6 +131,19 @@ def complete_weights(model: Any, folder: Path) -> None:
         getattr(model, name).load_state_dict(
             {part: beside[f"{name}.{part}"] for part in ("weight", "bias")}
         )
+
+
+def stored_backbone(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint's backbone by transformers' names, as they are stored."""
+    tensors = _stored_tensors(folder)
+    return _split(tensors, _prefix_of(folder, tensors))[0]
+
+
+def _stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for path in _tensor_files(folder):
+        tensors |= load_tensors(path)
+    return tensors
 
 
 def _stored_shapes(folder: Path) -> Shapes:

@@ -33,11 +33,12 @@ class QueryEncoder:
             )
         info = probe_device(device, Precision.AUTO)
         precision = Precision.FP16 if info.kind == "cuda" else Precision.FP32
-        self._tokenizer = Tokenizer(checkpoint.path, generation.manifest.fingerprint.max_length)
+        longest = generation.manifest.fingerprint.max_length
+        self._tokenizer = Tokenizer(checkpoint.path, longest, plain=True)
         codec = generation.load_codec()
         matrix = None if codec is None else codec.matrix
         device = Device(info.kind)
-        self._encoder = Encoder(checkpoint.path, device, precision, projection=matrix)
+        self._encoder = Encoder(checkpoint.path, device, precision, projection=matrix, plain=True)
         self._instruction = (
             generation.manifest.query_instruction if instruction is None else instruction
         )
