@@ -24,12 +24,12 @@ import pyarrow as pa
 
 from danbooru_index.embeddings import Array
 
-COMMON = 0.125  # share of rows from which a token gets a column
+COMMON_FROM = 0.125  # share of rows from which a token gets a column
 ROUNDING = 1.00001  # single precision adds up to another sum in another order
 JUDGED_FROM = 4096  # postings: before a list as long as that it is asked whether it is needed
 
-Rows = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float32]
+RowNumbers = npt.NDArray[np.int64]
+RowScores = npt.NDArray[np.float32]
 
 
 def inverted_arrays(batches: Iterable[pa.RecordBatch]) -> dict[str, Array]:
@@ -40,7 +40,7 @@ def inverted_arrays(batches: Iterable[pa.RecordBatch]) -> dict[str, Array]:
     tokens, rows, weights = tokens[order], rows[order], weights[order]
     known, firsts, counts = np.unique(tokens, return_index=True, return_counts=True)
     bounds = np.maximum.reduceat(weights, firsts) if len(known) else np.empty(0, np.float32)
-    common = counts > COMMON * max(len(lengths), 1)
+    common = counts > COMMON_FROM * max(len(lengths), 1)
     columns = np.zeros((int(common.sum()), len(lengths)), np.float32)
     for column, place in zip(columns, np.flatnonzero(common).tolist(), strict=True):
         span = slice(firsts[place], firsts[place] + counts[place])
@@ -86,10 +86,10 @@ class Postings:
     def length(self) -> int:
         return len(self.rows) if self.column is None else len(self.column)
 
-    def added(self, rows: Rows) -> Scores:
+    def added(self, rows: RowNumbers) -> RowScores:
         """What it adds to each of these rows."""
         if self.column is not None:
-            found: Scores = self.weight * self.column[rows]
+            found: RowScores = self.weight * self.column[rows]
             return found
         if not len(self.rows):
             return np.zeros(len(rows), np.float32)
@@ -100,7 +100,7 @@ class Postings:
 
 
 class InvertedIndex:
-    """Rows by the sum of weight products over the tokens that they share with a query."""
+    """RowNumbers by the sum of weight products over the tokens that they share with a query."""
 
     def __init__(self, arrays: Mapping[str, Array], rows: int) -> None:
         self._count = rows
@@ -111,7 +111,7 @@ class InvertedIndex:
             zip(arrays["sparse_common"].tolist(), arrays["sparse_columns"], strict=True)
         )
 
-    def score(self, query: Mapping[int, float], rows: Rows) -> Scores:
+    def score(self, query: Mapping[int, float], rows: RowNumbers) -> RowScores:
         """The score of each given row."""
         scores = np.zeros(len(rows), np.float32)
         for postings in self._of(query):
@@ -120,7 +120,7 @@ class InvertedIndex:
 
     def top(
         self, query: Mapping[int, float], k: int, mask: npt.NDArray[np.bool_]
-    ) -> tuple[Rows, Scores]:
+    ) -> tuple[RowNumbers, RowScores]:
         """The `k` allowed rows of the highest scores above 0, best first, ties in row order."""
         lists = self._of(query)
         sums = np.zeros(self._count, np.float32)
@@ -164,7 +164,9 @@ class InvertedIndex:
         return sorted(found, key=lambda postings: postings.length)
 
 
-def _with(rows: Rows, postings: Postings, sums: Scores, mask: npt.NDArray[np.bool_]) -> Rows:
+def _with(
+    rows: RowNumbers, postings: Postings, sums: RowScores, mask: npt.NDArray[np.bool_]
+) -> RowNumbers:
     """Adds what a token gives to `sums`; the allowed rows that have a token so far, each once."""
     if postings.column is not None:
         sums += postings.weight * postings.column
@@ -174,7 +176,7 @@ def _with(rows: Rows, postings: Postings, sums: Scores, mask: npt.NDArray[np.boo
     return np.concatenate([rows, new])
 
 
-def _kth(scores: Scores, k: int) -> float:
+def _kth(scores: RowScores, k: int) -> float:
     """The k-th highest of scores; nothing where there are fewer."""
     if len(scores) < k:
         return 0.0

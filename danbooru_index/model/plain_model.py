@@ -91,7 +91,7 @@ class _Embeddings:
             tensors[f"embeddings.{name}_embeddings.weight"]
             for name in ("word", "token_type", "position")
         )
-        self._norm = _norm(tensors, "embeddings.LayerNorm.", epsilon)
+        self._norm = _layer_norm(tensors, "embeddings.LayerNorm.", epsilon)
 
     def __call__(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """[1, P] each -> [1, P, D], added in transformers' order."""
@@ -104,7 +104,8 @@ class _Embeddings:
 
 def _closing(tensors: Tensors, at: str, epsilon: float) -> SimpleNamespace:
     return SimpleNamespace(
-        dense=_linear(tensors, f"{at}dense."), LayerNorm=_norm(tensors, f"{at}LayerNorm.", epsilon)
+        dense=_linear(tensors, f"{at}dense."),
+        LayerNorm=_layer_norm(tensors, f"{at}LayerNorm.", epsilon),
     )
 
 
@@ -118,7 +119,7 @@ def _linear(tensors: Tensors, at: str) -> Any:
     return module
 
 
-def _norm(tensors: Tensors, at: str, epsilon: float) -> Any:
+def _layer_norm(tensors: Tensors, at: str, epsilon: float) -> Any:
     from torch import nn
 
     module = nn.LayerNorm(len(tensors[f"{at}weight"]), eps=epsilon, device="meta")

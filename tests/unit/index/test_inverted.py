@@ -57,7 +57,9 @@ QUERIES = [
 @pytest.mark.parametrize("query", QUERIES, ids=str)
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.01, 0.0])
 @pytest.mark.parametrize("k", [1, 10, 500])
-def test_the_best_rows_are_those_of_the_dot_product(made, monkeypatch, judged_from, query, share, k):
+def test_the_best_rows_are_those_of_the_dot_product(
+    made, monkeypatch, judged_from, query, share, k
+):
     monkeypatch.setattr(inverted, "JUDGED_FROM", judged_from)
     index, matrix = made
     vector = np.zeros(TOKENS, np.float32)
