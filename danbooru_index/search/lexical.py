@@ -20,6 +20,7 @@ from danbooru_index.index.folding import fold, has_kana, is_cjk, unescaped, with
 from danbooru_index.index.names import Entries, NameKind, names_of
 from danbooru_index.index.search_files import SearchFiles
 from danbooru_index.index.transliteration import latin, pinyin, romaji, simplified, squeezed
+from danbooru_index.records import parse_text
 
 SURE = {
     NameKind.TAG: MatchReason.EXACT,
@@ -182,9 +183,12 @@ class LexicalRetriever:
 
 
 def _spellings(query: str) -> Iterable[str]:
-    """The keys by which a query may be a name, the most literal first."""
-    key, plain = fold(query), fold(unescaped(query))
-    forms = (key, plain, simplified(key), simplified(plain), without_parentheses(simplified(plain)))
+    """The keys by which a query may be a name, the most literal first; the tag of a whole text
+    (`【通用】long_hair - 长发`) is one.
+    """
+    key, plain, text = fold(query), fold(unescaped(query)), parse_text(query)
+    forms = [key, plain, simplified(key), simplified(plain), without_parentheses(simplified(plain))]
+    forms += [fold(text.tag)] if text.category else []
     return [form for form in dict.fromkeys(forms) if form]
 
 

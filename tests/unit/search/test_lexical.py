@@ -75,6 +75,7 @@ def answers(files, query, limit=5, **wanted):
         ("akagi", "akagi_(kancolle)", "exact"),
         (r"akagi \(kancolle\)", "akagi_(kancolle)", "exact"),
         ("赤城", "akagi_(kancolle)", "other name"),
+        ("【人物】cat_ears - 猫耳。", "cat_ears", "exact"),
         ("hair ov", "hair_over_one_eye", "prefix"),
         ("*_over_*", "hair_over_one_eye", "prefix"),
         ("schol uniform", "school_uniform", "spelling"),
