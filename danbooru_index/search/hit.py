@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+import pyarrow as pa
 
 from danbooru_index.choices import MatchReason, Mode
 from danbooru_index.index.search_files import SearchFiles
@@ -12,6 +14,15 @@ from danbooru_index.search.lexical import LexicalRetriever
 from danbooru_index.search.query import shortened
 from danbooru_index.search.ranking import Ranking
 
+COLUMN_TYPES: dict[str, pa.DataType] = {
+    "rank": pa.int64(),
+    **dict.fromkeys(("score", "dense", "sparse", "colbert"), pa.float64()),
+    **dict.fromkeys(("id", "tag", "category", "text", "source"), pa.string()),
+    "post_count": pa.int64(),
+    "aliases": pa.list_(pa.string()),
+    **dict.fromkeys(("nsfw", "deprecated"), pa.bool_()),
+    **dict.fromkeys(("reason", "matched"), pa.string()),
+}
 LEAST_TOLD = 0.5  # similarity of a name from which it is a reason
 
 
@@ -46,9 +57,24 @@ class Hit:
         return asdict(self)
 
 
-def make_hits(files: SearchFiles, query: str, ranking: Ranking) -> list[Hit]:
+class Hits(list[Hit]):
+    """The answers to a query, best first; as a table, too."""
+
+    def to_arrow(self) -> pa.Table:
+        """A column for each field of `Hit`, a row for each answer."""
+        columns = {f.name: [getattr(hit, f.name) for hit in self] for f in fields(Hit)}
+        return pa.table(
+            {name: pa.array(values, COLUMN_TYPES[name]) for name, values in columns.items()}
+        )
+
+    def to_pandas(self) -> Any:
+        """`to_arrow` as a `pandas.DataFrame`."""
+        return self.to_arrow().to_pandas()
+
+
+def make_hits(files: SearchFiles, query: str, ranking: Ranking) -> Hits:
     """The rows of a ranking with all that is known of them."""
-    names, hits = LexicalRetriever(files), []
+    names, hits = LexicalRetriever(files), Hits()
     for place, record in enumerate(files.records(ranking.rows.tolist())):
         parts: dict[str, Any] = {
             mode.value: None if ranking.parts is None else float(ranking.parts[mode][place])

@@ -7,55 +7,46 @@ with TagIndex.open("my-index") as index:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 import pyarrow as pa
 
 from danbooru_index.choices import Device, Mode
 from danbooru_index.config import Filter, Fusion, Weights
-from danbooru_index.errors import ModelError, StorageError, UsageError
+from danbooru_index.errors import StorageError, UsageError
 from danbooru_index.index.catalog import Generation, IndexRoot
-from danbooru_index.index.search_files import SearchFiles, saved_search_files
 from danbooru_index.search.hit import Hit as Hit
-from danbooru_index.search.hit import make_hits
+from danbooru_index.search.hit import Hits, make_hits
+from danbooru_index.search.open_generation import OpenGeneration, QueryModel
 from danbooru_index.search.query import checked_query
 from danbooru_index.search.ranking import rank_names
-
-if TYPE_CHECKING:  # Lance takes 0.8 s to import: not for a lexical search
-    from danbooru_index.index.reader import GenerationReader
-    from danbooru_index.search.query_encoder import QueryEncoder
 
 LARGEST_LIMIT = 1000
 REFRESH_S = 1.0
 
-log = logging.getLogger(__name__)
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """How queries are to be answered."""
 
-class OpenGeneration:
-    """A generation that answers: what lies beside its tables; the tables when they are asked."""
-
-    def __init__(self, generation: Generation) -> None:
-        self.generation = generation
-
-    @cached_property
-    def files(self) -> SearchFiles:
-        return saved_search_files(self.generation) or self.tables.files
-
-    @cached_property
-    def tables(self) -> GenerationReader:
-        from danbooru_index.index.reader import GenerationReader
-
-        return GenerationReader(self.generation)
+    mode: Mode
+    limit: int
+    weights: Weights
+    fusion: Fusion
+    wanted: Filter
 
 
 class TagIndex:
-    """The published generation of an index, and its model, loaded when a query needs it."""
+    """The published generation of an index, and its model, loaded when a query needs it.
+
+    Any number of threads may search at once; all of a search's answers are of one generation.
+    """
 
     def __init__(
         self,
@@ -65,10 +56,8 @@ class TagIndex:
         *,
         root: IndexRoot | None = None,
     ) -> None:
-        self._open = OpenGeneration(generation)
         self._model, self._device = model, device
-        self._encode: QueryEncoder | None = None
-        self._missing: ModelError | None = None
+        self._open = OpenGeneration(generation, self._model_of(generation))
         self._root, self._looked = root, time.monotonic()
 
     @classmethod
@@ -81,6 +70,9 @@ class TagIndex:
         """
         place = IndexRoot(root)
         return cls(place.current(), model, device, root=place)
+
+    def _model_of(self, generation: Generation) -> QueryModel:
+        return QueryModel(generation, self._model, self._device)
 
     @property
     def generation(self) -> Generation:
@@ -100,20 +92,21 @@ class TagIndex:
         `prune`.
         """
         self._looked = time.monotonic()
-        if self._root is None or self._root.current_id() in (None, self.generation.id):
+        opened = self._open
+        if self._root is None or self._root.current_id() in (None, opened.generation.id):
             return False
         latest = self._root.current()
-        opened = OpenGeneration(latest)
-        if _asked_by(latest) != _asked_by(self.generation):
-            self._encode, self._missing = None, None
-        self._open = opened
+        known = opened.model.serves(latest)
+        self._open = OpenGeneration(latest, opened.model if known else self._model_of(latest))
         return True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._encode = None
+        """Let go of the model; a later search loads it again."""
+        generation = self.generation
+        self._open = OpenGeneration(generation, self._model_of(generation))
 
     def search(
         self,
@@ -126,7 +119,7 @@ class TagIndex:
         category: str | Sequence[str] = (),
         min_post_count: int | None = None,
         nsfw: bool = False,
-    ) -> list[Hit]:
+    ) -> Hits:
         """The `limit` best tags for a query in any language, best first: of these categories, with
         at least so many posts; NSFW tags only where `nsfw`.
 
@@ -134,64 +127,88 @@ class TagIndex:
         `UsageError` for an empty query, an unknown mode, a limit out of range or a category that no
         record has, `ModelError` when the model is another.
         """
-        query = checked_query(query)
-        chosen = Mode.parse(mode)
+        return self.search_many(
+            [query],
+            mode=mode,
+            limit=limit,
+            weights=weights,
+            fusion=fusion,
+            category=category,
+            min_post_count=min_post_count,
+            nsfw=nsfw,
+        )[0]
+
+    async def search_async(self, query: str, **options: Any) -> Hits:
+        """`search` in a thread, with its options, for programs that run an event loop."""
+        return await asyncio.to_thread(self.search, query, **options)
+
+    def search_many(
+        self,
+        queries: Sequence[str],
+        *,
+        mode: Mode | str = Mode.HYBRID,
+        limit: int = 10,
+        weights: Weights = Weights(),
+        fusion: Fusion = Fusion(),
+        category: str | Sequence[str] = (),
+        min_post_count: int | None = None,
+        nsfw: bool = False,
+    ) -> list[Hits]:
+        """`search` of each query, all encoded in one pass and answered by one generation."""
+        texts = [checked_query(query) for query in queries]
         if not (isinstance(limit, int) and 1 <= limit <= LARGEST_LIMIT):
             raise UsageError(f"--limit must be between 1 and {LARGEST_LIMIT}, not {limit}")
+        categories = (category,) if isinstance(category, str) else tuple(category)
+        wanted = Filter(categories, min_post_count, nsfw)
+        asked = _Asked(Mode.parse(mode), limit, weights, fusion, wanted)
         if time.monotonic() - self._looked > REFRESH_S:
             with contextlib.suppress(StorageError):  # the one that is open still answers
                 self.refresh()
-        wanted = Filter(
-            (category,) if isinstance(category, str) else tuple(category), min_post_count, nsfw
-        )
         try:
-            return self._answer(query, chosen, limit, (weights, fusion), wanted)
+            return _answers(self._open, texts, asked)
         except StorageError:
             if not self.refresh():
                 raise
-            # what was open is gone: replaced long ago
-            return self._answer(query, chosen, limit, (weights, fusion), wanted)
+            return _answers(self._open, texts, asked)  # what was open is gone: replaced long ago
 
     def answering_mode(self, asked: Mode) -> Mode:
         """The mode in which a search is answered: lexical instead of hybrid without the model.
 
         Loads the model where the mode needs it; raises `ModelError`.
         """
-        if asked is Mode.LEXICAL or self._encode is not None:
-            return asked
-        if self._missing is None:
-            from danbooru_index.search.query_encoder import QueryEncoder
+        return Mode.LEXICAL if self._open.model.encoder(asked) is None else asked
 
-            try:
-                self._encode = QueryEncoder(self.generation, self._model, self._device)
-                return asked
-            except ModelError as error:
-                if not error.missing:
-                    raise
-                self._missing = error
-                if asked is Mode.HYBRID:
-                    log.warning(f"danbooru-index: by names alone, without the model: {error}")
-        if asked is not Mode.HYBRID:
-            raise self._missing
-        return Mode.LEXICAL
 
-    def _answer(
-        self, query: str, asked: Mode, limit: int, by: tuple[Weights, Fusion], wanted: Filter
-    ) -> list[Hit]:
-        """One search on one generation."""
-        opened, mode = self._open, self.answering_mode(asked)
-        encoder = self._encode
-        with _unreadable():
-            if mode is Mode.LEXICAL or encoder is None:
-                ranking = rank_names(opened.files, query, limit, wanted)
-            else:
-                from danbooru_index.index.lance_io import panics_as_errors
-                from danbooru_index.search.hybrid import rank
+def _answers(opened: OpenGeneration, queries: list[str], asked: _Asked) -> list[Hits]:
+    """Searches on one generation."""
+    encoder = opened.model.encoder(asked.mode)
+    with _unreadable():
+        if encoder is None:
+            rankings = [
+                rank_names(opened.files, query, asked.limit, asked.wanted) for query in queries
+            ]
+        else:
+            from danbooru_index.index.lance_io import panics_as_errors
+            from danbooru_index.search.hybrid import rank
 
-                encoded = encoder([query])[0]
-                with panics_as_errors():
-                    ranking = rank(opened.tables, encoded, mode, limit, by[0], wanted, by[1])
-            return make_hits(opened.files, query, ranking)
+            encoded = encoder(queries) if queries else []
+            with panics_as_errors():
+                rankings = [
+                    rank(
+                        opened.tables,
+                        query,
+                        asked.mode,
+                        asked.limit,
+                        asked.weights,
+                        asked.wanted,
+                        asked.fusion,
+                    )
+                    for query in encoded
+                ]
+        return [
+            make_hits(opened.files, query, ranking)
+            for query, ranking in zip(queries, rankings, strict=True)
+        ]
 
 
 @contextlib.contextmanager
@@ -204,8 +221,3 @@ def _unreadable() -> Iterator[None]:
         raise StorageError(
             f"the index cannot be read ({reason}); danbooru-index verify says what is wrong"
         ) from None
-
-
-def _asked_by(generation: Generation) -> tuple[str, str]:
-    """What the encoding of a query depends on."""
-    return generation.manifest.fingerprint_digest, generation.manifest.query_instruction

@@ -2,11 +2,13 @@
 arrays that are damaged, a build that is killed while it makes them.
 """
 
+import asyncio
 import json
 import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import vault
@@ -146,3 +148,63 @@ def test_a_build_killed_between_two_arrays_makes_them_anew(tmp_path):
 def vault_process(index, *options):
     command = [sys.executable, vault.__file__, str(index), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+QUERIES = ["school uniform", "猫耳", "ツインテール", "hair ov", "lng hair", "akagi", "水手服", "x"]
+
+
+def answers_of(tags, number):
+    mode = ("hybrid", "dense", "sparse", "colbert", "lexical")[number % 5]
+    hits = tags.search(QUERIES[number % len(QUERIES)], mode=mode, limit=5, nsfw=number % 2 == 0)
+    return [(hit.id, hit.score, hit.reason) for hit in hits]
+
+
+def threads_agree(index, model, count):
+    """Every answer of eight threads is the one of a single thread."""
+    with TagIndex.open(index, model=str(model), device="cpu") as tags:
+        expected = [answers_of(tags, number) for number in range(len(QUERIES) * 5 * 2)]
+    fresh = TagIndex.open(index, model=str(model), device="cpu")  # nothing is loaded yet
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda number: answers_of(fresh, number), range(count)))
+    return all(
+        [one[:1] + one[2:] for one in answer]
+        == [one[:1] + one[2:] for one in expected[number % len(expected)]]
+        and [one[1] for one in answer]
+        == pytest.approx([one[1] for one in expected[number % len(expected)]], abs=1e-5)
+        for number, answer in enumerate(found)
+    )
+
+
+def test_eight_threads_get_the_answers_of_one(published):
+    assert threads_agree(*published, 160)
+
+
+@pytest.mark.long
+def test_ten_thousand_queries_of_eight_threads(published):
+    assert threads_agree(*published, 10_000)
+
+
+def test_many_queries_at_once_as_tables_and_asynchronously(published):
+    index, model = published
+    with TagIndex.open(index, model=str(model), device="cpu") as tags:
+        together = tags.search_many(QUERIES, limit=5)
+        alone = [tags.search(query, limit=5) for query in QUERIES]
+        assert [[hit.id for hit in hits] for hits in together] == [
+            [hit.id for hit in hits] for hits in alone
+        ]
+        assert tags.search_many([]) == []
+        hits = asyncio.run(tags.search_async(QUERIES[0], limit=5))
+        assert [hit.id for hit in hits] == [hit.id for hit in alone[0]]
+        table = hits.to_arrow()
+        assert table.to_pylist() == [hit.to_dict() for hit in hits]
+        assert hits.to_pandas()["tag"].tolist() == [hit.tag for hit in hits]
+        nothing = tags.search("🙂🙂", mode="lexical").to_arrow()
+        assert (nothing.num_rows, nothing.schema) == (0, table.schema)
+
+
+def test_a_closed_index_opens_its_model_again(published):
+    index, model = published
+    tags = TagIndex.open(index, model=str(model), device="cpu")
+    with tags:
+        first = tags.search("x", limit=1)
+    assert tags.search("x", limit=1) == first
