@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from danbooru_index.choices import Device, Mode
 from danbooru_index.cli.options import add_query_options, asked_fusion, verb
 from danbooru_index.config import Weights
+
+if TYPE_CHECKING:
+    from danbooru_index.search.tag_index import TagIndex
 
 
 def add_search(verbs: Any) -> None:
@@ -43,19 +46,23 @@ def add_search(verbs: Any) -> None:
     parser.add_argument(
         "--nsfw", action="store_true", help="also answer with tags that are not safe for work"
     )
+    parser.add_argument(
+        "--resolve",
+        action="store_true",
+        help="QUERY is a prompt or a list of names: say which are tags, aliases, nearly tags",
+    )
 
 
 def _search(arguments: argparse.Namespace, out: TextIO) -> int:
-    mode, weights = Mode.parse(arguments.mode), Weights.parse(arguments.weights)
-    fusion = asked_fusion(arguments)
-    from danbooru_index.search.hit import format_hits
+    asked = _asked(arguments)
     from danbooru_index.search.query import query_lines
     from danbooru_index.search.tag_index import TagIndex
 
+    answer = _names if arguments.resolve else _hits
     with TagIndex.open(
         arguments.index, model=arguments.model, device=Device.parse(arguments.device)
     ) as index:
-        failed, headed = 0, False
+        failed, headed = 0, arguments.json
         queries = (
             query_lines(sys.stdin.buffer) if arguments.query == "-" else [(arguments.query, "")]
         )
@@ -64,30 +71,48 @@ def _search(arguments: argparse.Namespace, out: TextIO) -> int:
                 failed = 1
                 print(f"danbooru-index: {problem}", file=sys.stderr)
                 continue
-            hits = index.search(
-                query,
-                mode=mode,
-                limit=arguments.limit,
-                weights=weights,
-                fusion=fusion,
-                category=arguments.category,
-                min_post_count=arguments.min_post_count,
-                nsfw=arguments.nsfw,
-            )
-            if arguments.json:
-                manifest = index.generation.manifest
-                named = {"model": manifest.model.name, "model_id": manifest.model.id}
-                named |= {"nsfw_marks": manifest.nsfw_marks}
-                answer = {
-                    "query": query,
-                    "mode": index.answering_mode(mode).value,
-                    **named,
-                    "hits": [hit.to_dict() for hit in hits],
-                }
-                print(json.dumps(answer, ensure_ascii=False), file=out, flush=True)
-            else:
-                if not headed:
-                    headed = True
-                    print(f"{arguments.index}, by {index.model}", file=out)
-                print(format_hits(query, hits), file=out, flush=True)
+            document, text = answer(index, query, asked)
+            if not headed:
+                headed = True
+                print(f"{arguments.index}, by {index.model}", file=out)
+            shown = json.dumps(document, ensure_ascii=False) if arguments.json else text
+            print(shown, file=out, flush=True)
     return failed
+
+
+def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of `TagIndex.search`; raise `UsageError`."""
+    return {
+        "mode": Mode.parse(arguments.mode),
+        "weights": Weights.parse(arguments.weights),
+        "fusion": asked_fusion(arguments),
+        "limit": arguments.limit,
+        "category": arguments.category,
+        "min_post_count": arguments.min_post_count,
+        "nsfw": arguments.nsfw,
+    }
+
+
+def _hits(index: TagIndex, query: str, asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    from danbooru_index.search.hit import format_hits
+
+    hits = index.search(query, **asked)
+    manifest = index.generation.manifest
+    document = {
+        "query": query,
+        "mode": index.answering_mode(asked["mode"]).value,
+        "model": manifest.model.name,
+        "model_id": manifest.model.id,
+        "nsfw_marks": manifest.nsfw_marks,
+        "hits": [hit.to_dict() for hit in hits],
+    }
+    return document, format_hits(query, hits)
+
+
+def _names(index: TagIndex, names: str, asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    from danbooru_index.search.resolve import format_resolved
+
+    filters = {name: asked[name] for name in ("category", "min_post_count")}
+    resolved = index.resolve(names, **filters)
+    document = {"query": names, "names": [one.to_dict() for one in resolved]}
+    return document, format_resolved(resolved)

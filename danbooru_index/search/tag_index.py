@@ -21,11 +21,13 @@ from danbooru_index.choices import Device, Mode
 from danbooru_index.config import Filter, Fusion, Weights
 from danbooru_index.errors import StorageError, UsageError
 from danbooru_index.index.catalog import Generation, IndexRoot
+from danbooru_index.search.filters import allowed
 from danbooru_index.search.hit import Hit as Hit
 from danbooru_index.search.hit import Hits, make_hits
 from danbooru_index.search.open_generation import OpenGeneration, QueryModel
 from danbooru_index.search.query import checked_query
 from danbooru_index.search.ranking import rank_names
+from danbooru_index.search.resolve import Resolved, resolve_names
 
 LARGEST_LIMIT = 1000
 REFRESH_S = 1.0
@@ -46,6 +48,7 @@ class TagIndex:
     """The published generation of an index, and its model, loaded when a query needs it.
 
     Any number of threads may search at once; all of a search's answers are of one generation.
+    Its length is that of the options, which each way of asking has.
     """
 
     def __init__(
@@ -170,6 +173,24 @@ class TagIndex:
             if not self.refresh():
                 raise
             return _answers(self._open, texts, asked)  # what was open is gone: replaced long ago
+
+    def resolve(
+        self,
+        names: str,
+        *,
+        category: str | Sequence[str] = (),
+        min_post_count: int | None = None,
+        nsfw: bool = True,
+    ) -> list[Resolved]:
+        """What each name of a prompt or a list is: a tag, an alias of one, nearly one, unknown. No
+        model is asked. NSFW tags count unless `nsfw` is False. Raises `UsageError`.
+        """
+        text = checked_query(names)
+        categories = (category,) if isinstance(category, str) else tuple(category)
+        files = self._open.files
+        with _unreadable():
+            mask = allowed(files, Filter(categories, min_post_count, nsfw)).mask
+            return resolve_names(files, text, mask)
 
     def answering_mode(self, asked: Mode) -> Mode:
         """The mode in which a search is answered: lexical instead of hybrid without the model.

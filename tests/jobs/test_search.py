@@ -208,3 +208,20 @@ def test_a_closed_index_opens_its_model_again(published):
     with tags:
         first = tags.search("x", limit=1)
     assert tags.search("x", limit=1) == first
+
+
+def test_a_list_of_names_is_resolved_without_a_model(published):
+    index, _ = published
+    tag = tag_of(index)
+    done = run_cli("search", index, f"({tag}:1.2), qqqqqq", "--resolve", "--json", "--model", "no/")
+    assert done.returncode == 0, done.stderr
+    names = json.loads(done.stdout)["names"]
+    assert names == [
+        {"name": tag, "standing": "confirmed", "tag": tag, "candidates": []},
+        {"name": "qqqqqq", "standing": "unknown", "tag": None, "candidates": []},
+    ]
+    done = run_cli("search", index, "-", "--resolve", stdin=f"{tag}\n\nqqqqqq\n")
+    assert done.stdout.splitlines()[1:] == [
+        f"  confirmed   {tag}  ->  {tag}",
+        "  unknown     qqqqqq",
+    ]
