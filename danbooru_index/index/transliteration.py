@@ -11,6 +11,7 @@ from typing import Any
 
 from danbooru_index.index.folding import HAN, is_chinese, is_cjk
 
+QUESTION, UNREAD = re.compile("[?？]"), "?"  # what cutlet writes for a character it cannot read
 NOT_LETTERS = re.compile(r"[^a-z0-9]+")
 # Long vowels and doubled consonants, which people write in several ways: toukyou, tokyo.
 LONG = [(re.compile(pattern), short) for pattern, short in (("ou", "o"), (r"(.)\1+", r"\1"))]
@@ -31,10 +32,15 @@ def pinyin(key: str) -> list[str]:
 
 
 def romaji(key: str) -> str:
-    """A Japanese key in Latin letters, its readings by dictionary: `seeraafuku` of せーらー服."""
+    """A Japanese name in Latin letters, its readings by dictionary: `seeraafuku` of セーラー服.
+
+    Empty where a character has no Japanese reading: 黑丝 is Chinese, and what can be read of it
+    would be another word.
+    """
     if not is_cjk(key):
         return ""
-    return NOT_LETTERS.sub("", str(_cutlet().romaji(key, capitalize=False)).lower())
+    letters = str(_cutlet().romaji(QUESTION.sub("", key), capitalize=False)).lower()
+    return "" if UNREAD in letters else NOT_LETTERS.sub("", letters)
 
 
 def squeezed(letters: str) -> str:

@@ -66,6 +66,8 @@ def test_scripts():
     assert squeezed(romaji("セーラー服")) == "serafuku"
     assert squeezed(romaji("トウキョウ")) == squeezed("tokyo")
     assert romaji("cat") == ""
+    assert romaji("黑丝") == "", "not read in part: kuro is another word"
+    assert romaji("なに？") == "nani"
 
 
 def test_the_names_of_a_record():
