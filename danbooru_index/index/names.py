@@ -13,9 +13,11 @@ folded (`folding`), without its parentheses, in simplified Chinese, or in Latin 
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -181,6 +183,20 @@ class NameTable:
         start = bisect.bisect_left(self.keys, wanted)
         # No UTF-8 text has the byte 0xFF.
         return self.entries(start, bisect.bisect_left(self.keys, wanted + b"\xff", lo=start))
+
+    def matching(self, pattern: re.Pattern[bytes]) -> Iterator[Entries]:
+        """The entries of each key that a pattern of whole lines finds, in key order."""
+        lines, starts = self._lines
+        for found in pattern.finditer(lines):
+            number = int(np.searchsorted(starts, found.start()))
+            yield self.entries(number, number + 1)
+
+    @cached_property
+    def _lines(self) -> tuple[bytes, npt.NDArray[np.int64]]:
+        """All keys, a line each, and where each line begins: made once, for wildcards alone."""
+        lines = b"".join(self.keys[number] + b"\n" for number in range(len(self.keys)))
+        lengths = np.diff(self.keys.starts) + 1
+        return lines, np.concatenate(([0], np.cumsum(lengths)))
 
     def entries(self, start: int, stop: int) -> Entries:
         """The entries of the keys of these numbers."""

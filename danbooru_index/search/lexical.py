@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ class LexicalRetriever:
         key = fold(query)
         if not key or len(key) > LONGEST_COMPARED:
             return
-        if "*" in key.strip("*") or (key.strip("*") and "*" in key):
+        if "*" in key and key.strip("*"):
             yield from self._wildcard(key, mask)
         yield from self._beginning(simplified(key), k, mask)
         if is_cjk(key):
@@ -153,26 +152,13 @@ class LexicalRetriever:
         pattern = re.compile(b"(?m)^" + form + b"$")
         rows: list[int] = []
         places: list[int] = []
-        for found in pattern.finditer(self._lines):
-            number = int(np.searchsorted(self._line_starts, found.start()))
-            entries = self._files.names.entries(number, number + 1)
+        for entries in self._files.names.matching(pattern):
             entries = _only(entries, (entries.kinds <= NameKind.OTHER_NAME) & mask[entries.rows])
             rows += entries.rows.tolist()
             places += entries.places.tolist()
         order = sorted(range(len(rows)), key=lambda at: -self._files.posts[rows[at]])
         for at in order[:WILDCARD_ROWS]:
             yield Match(rows[at], MatchReason.PREFIX, 1.0, places[at])
-
-    @cached_property
-    def _lines(self) -> bytes:
-        """All keys, a line each."""
-        keys = self._files.names.keys
-        return b"".join(keys[number] + b"\n" for number in range(len(keys)))
-
-    @cached_property
-    def _line_starts(self) -> npt.NDArray[np.int64]:
-        lengths = np.diff(self._files.names.keys.starts) + 1
-        return np.concatenate(([0], np.cumsum(lengths)))
 
     def name(self, query: str, match: Match, record: dict[str, Any]) -> str:
         """The name of a record that a match is about."""

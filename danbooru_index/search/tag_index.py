@@ -187,8 +187,8 @@ class TagIndex:
         """
         text = checked_query(names)
         categories = (category,) if isinstance(category, str) else tuple(category)
-        files = self._open.files
         with _unreadable():
+            files = self._open.files
             mask = allowed(files, Filter(categories, min_post_count, nsfw)).mask
             return resolve_names(files, text, mask)
 
