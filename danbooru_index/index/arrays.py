@@ -13,7 +13,7 @@ from danbooru_index.embeddings import Array
 from danbooru_index.errors import StorageError
 from danbooru_index.storage.base import Storage
 
-FOLDER = "search-1"  # the number is that of the format
+FOLDER = "search-2"  # the number is that of the format
 
 
 class SavedArrays(Mapping[str, Array]):

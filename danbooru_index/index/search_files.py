@@ -5,7 +5,8 @@ version made it) they are made when it is opened, and kept in memory.
 
     row_posts          [rows] posts, -1 where unknown
     row_nsfw           [rows]
-    row_categories     [rows] its category's place in `category_names`
+    row_categories     [rows] its category's place in `category_names`, a JSON array: NumPy's
+                       strings would lose a NUL at the end
     record_json, record_starts     each record as it is answered: the values of `ANSWERED`, as a
                        JSON array; where each begins
     name_*, sound_*, sparse_*      see `names`, `trigrams`, `inverted`
@@ -68,7 +69,8 @@ class SearchFiles:
 
     @cached_property
     def category_names(self) -> list[str]:
-        return [str(name) for name in self._arrays["category_names"]]
+        names: list[str] = json.loads(bytes(self._arrays["category_names"]))
+        return names
 
     @cached_property
     def names(self) -> NameTable:
@@ -137,7 +139,7 @@ class _Records:
             "row_posts": np.array(self._posts, np.int64),
             "row_nsfw": np.array(self._nsfw, np.bool_),
             "row_categories": np.array(self._categories, np.uint32),
-            "category_names": np.array(list(self._known), np.str_),
+            "category_names": np.frombuffer(json.dumps(list(self._known)).encode(), np.uint8),
             "record_json": np.frombuffer(b"".join(self._json), np.uint8),
             "record_starts": np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
         }

@@ -743,7 +743,7 @@ def filters(seed_: int, count: int, folder: Path) -> Outcome:
         least = chance.choice([None, 0, chance.randrange(0, 2_000_000), 2**62])
         try:
             wanted = Filter((value,), least, chance.random() < 0.5)
-            among = allowed(reader, wanted)
+            among = allowed(reader.files, wanted)
             rows = (
                 DenseRetriever(reader).candidates(query, 80, among)[0]
                 if among.mask.any()

@@ -121,18 +121,23 @@ def _race_for_an_index(outcome, number, expected):
         all("is at work on this index" in word and "\n" not in word for word in words), f"{words}"
     )
     Path(token).unlink(missing_ok=True)
+    longest = 0.0  # of the commands that were refused: how long one takes on this machine
     while True:
+        began = time.monotonic()
         following = start(_command(index))
         code = finish(following)
-        if code == 0 or time.monotonic() - died > 20 or "is at work" not in said(following):
+        if code == 0 or began - died > LEASE_S + 20 or "is at work" not in said(following):
             break
-    waited = time.monotonic() - died
+        longest = max(longest, time.monotonic() - began)
+    # The command that owns the index began before the lease had run out, or right after the last
+    # refusal: no command that began later than the lease's end was refused.
+    late = began - died - LEASE_S
     outcome.expect(
-        code == 0 and waited < LEASE_S + 3,
-        f"race {number}: {code} after {waited:.1f} s: {said(following)}",
+        code == 0 and late < longest + 1,
+        f"race {number}: {code}, {late:.1f} s after the lease's end: {said(following)}",
     )
-    outcome.counts["slowest replacement (s)"] = round(
-        max(outcome.counts.get("slowest replacement (s)", 0), waited), 1
+    outcome.counts["latest replacement, after the lease's end (s)"] = round(
+        max(outcome.counts.get("latest replacement, after the lease's end (s)", -LEASE_S), late), 1
     )
     outcome.problems += [f"race {number}: {problem}" for problem in compare(index, expected)]
 

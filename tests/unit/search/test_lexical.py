@@ -120,6 +120,20 @@ def test_an_unknown_category_names_the_near_ones(files):
         allowed(files, Filter(("x",)))
 
 
+def test_a_category_is_compared_to_its_last_character():
+    rows = [
+        {
+            "id": category, "tag": "a", "category": category, "text": "a", "source": "",
+            "post_count": None, "aliases": [], "nsfw": False, "deprecated": False,
+        }
+        for category in ("通用", "通用\0", "通用 ", "")
+    ]  # fmt: skip
+    files = SearchFiles(make_search_arrays(pa.Table.from_pylist(rows).to_batches()))
+    for row, record in enumerate(rows):
+        mask = allowed(files, Filter((record["category"],))).mask
+        assert np.flatnonzero(mask).tolist() == [row]
+
+
 def test_masks_are_those_of_the_records(files):
     records = files.records(range(files.rows))
     for wanted in (Filter(), Filter(("人物", "角色"), 1000, True), Filter(min_post_count=0)):
