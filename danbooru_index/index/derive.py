@@ -9,10 +9,18 @@ from danbooru_index.index.catalog import Generation
 from danbooru_index.index.checks import folder_checksums
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.search_files import write_search_files
+from danbooru_index.index.vector_files import write_vector_files
 
 
 def derive(generation: Generation, versions: Mapping[str, int]) -> dict[str, str]:
     """Make the arrays from the tables at these versions; return their checksums by path."""
     reader = GenerationReader(generation, versions)
     write_search_files(generation.path, reader.record_batches(), reader.sparse_batches())
+    write_vector_files(
+        generation.path,
+        reader.dense_halves(),
+        generation.manifest.dim,
+        reader.colbert_blocks(),
+        generation.manifest.colbert_dim,
+    )
     return folder_checksums(generation.path, FOLDER)

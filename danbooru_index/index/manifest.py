@@ -29,7 +29,7 @@ from danbooru_index.index.schema import (
 from danbooru_index.storage.base import Storage, from_checked_json
 
 TABLE_FILE = re.compile(r"(dense|sparse|colbert)\.lance/_[a-z]+/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
-SEARCH_FILE = re.compile(r"search-[0-9]+/[a-z_]+\.npy")
+SEARCH_FILE = re.compile(r"search-[0-9]+/[a-z_]+\.(npy|f16)")
 T = TypeVar("T")
 
 

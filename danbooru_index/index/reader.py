@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from danbooru_index.embeddings import Array, Matrices
+from danbooru_index.embeddings import Array, Matrices, to_float32
 from danbooru_index.index.catalog import Generation
 from danbooru_index.index.inverted import InvertedIndex, inverted_arrays
 from danbooru_index.index.lance_io import open_table
@@ -24,6 +24,7 @@ from danbooru_index.index.search_files import (
     make_search_arrays,
     saved_search_files,
 )
+from danbooru_index.index.vector_files import VectorFiles
 from danbooru_index.index.vector_index import probes
 
 BLOCK_ROWS = 8192
@@ -33,6 +34,8 @@ SCAN_ROWS = 512  # of 512 tokens at full width: half a gigabyte
 class GenerationReader:
     """The three tables of a generation, each at the version that was sealed, or at the `versions`
     given before the seal.
+
+    Its length is that of what is read of each table.
     """
 
     def __init__(self, generation: Generation, versions: Mapping[str, int] | None = None) -> None:
@@ -99,6 +102,11 @@ class GenerationReader:
         column = self._dense.to_table(columns=["id"])["id"].to_pylist()
         return {record_id: row for row, record_id in enumerate(column)}
 
+    @cached_property
+    def vectors(self) -> VectorFiles:
+        """The vectors beside the tables, as far as the generation has them."""
+        return VectorFiles(self._generation)
+
     # ---- dense ----
 
     def nearest(
@@ -123,12 +131,20 @@ class GenerationReader:
 
     def dense_vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """The dense vectors of the given rows, [rows, D]."""
-        return _dense(self._dense.take(rows, columns=["vector"])["vector"].combine_chunks())
+        mapped = self.vectors.dense_vectors(rows)
+        if mapped is not None:
+            return mapped
+        column = self._dense.take(rows, columns=["vector"])["vector"].combine_chunks()
+        return to_float32(_halves(column))
 
     def dense_blocks(self) -> Iterator[npt.NDArray[np.float32]]:
         """The dense vectors in row order, [rows of a block, D]."""
+        yield from map(to_float32, self.dense_halves())
+
+    def dense_halves(self) -> Iterator[Array]:
+        """`dense_blocks` as they are stored, float16."""
         for batch in self._dense.to_batches(columns=["vector"], batch_size=BLOCK_ROWS):
-            yield _dense(batch.column("vector"))
+            yield _halves(batch.column("vector"))
 
     def _row_numbers(self, row_ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Lance row ids (fragment number, place in it) -> rows of the table."""
@@ -165,6 +181,9 @@ class GenerationReader:
 
     def colbert_matrices(self, rows: npt.NDArray[np.int64]) -> Matrices:
         """The ColBERT matrices of the given rows."""
+        mapped = self.vectors.colbert_matrices(rows)
+        if mapped is not None:
+            return mapped
         return _matrices(self._colbert.take(rows, columns=["vectors"])["vectors"].combine_chunks())
 
     def colbert_blocks(self) -> Iterator[Matrices]:
@@ -173,10 +192,8 @@ class GenerationReader:
             yield _matrices(batch.column("vectors"))
 
 
-def _dense(column: pa.FixedSizeListArray) -> npt.NDArray[np.float32]:
-    matrix: npt.NDArray[np.float32] = (
-        column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)
-    )
+def _halves(column: pa.FixedSizeListArray) -> Array:
+    matrix: Array = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     return matrix
 
 

@@ -15,9 +15,9 @@ version made it) they are made when it is opened, and kept in memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,8 @@ from danbooru_index.storage.base import Storage
 
 ANSWERED = ("id", *RECORD_COLUMNS)
 LAST = "record_starts"  # a generation that has this file of them has all
+KEPT = 32
+Made = TypeVar("Made")
 
 
 class SearchFiles:
@@ -42,6 +44,7 @@ class SearchFiles:
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self._arrays = arrays
+        self._kept: dict[Any, Any] = {}
 
     @property
     def rows(self) -> int:
@@ -85,6 +88,18 @@ class SearchFiles:
     @cached_property
     def sounds(self) -> SoundIndex:
         return SoundIndex(self._arrays)
+
+    def kept(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gave when it was last asked for: of a few keys, what costs a pass over all
+        rows.
+        """
+        found: Made | None = self._kept.get(key)
+        if found is None:
+            found = make()
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            self._kept[key] = found
+        return found
 
     def records(self, rows: Iterable[int]) -> list[dict[str, Any]]:
         """What is known of the tags in the given rows, in that order."""

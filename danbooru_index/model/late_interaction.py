@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from danbooru_index.embeddings import Array, Matrices
+from danbooru_index.embeddings import Array, Matrices, to_float32
 
 QUERIES_PER_PRODUCT = 64
 
@@ -19,7 +19,7 @@ def max_sim(queries: Matrices, records: Matrices) -> npt.NDArray[np.float32]:
     scores = np.zeros((len(queries.lengths), len(records.lengths)), dtype=np.float32)
     if not len(records.vectors):
         return scores
-    vectors = records.vectors.astype(np.float32)  # [T, C]
+    vectors = to_float32(records.vectors)  # [T, C]
     filled = np.flatnonzero(records.lengths)  # records with vectors
     starts = (np.cumsum(records.lengths) - records.lengths)[filled]  # of each in `vectors`
     ends = np.cumsum(queries.lengths)  # of each query in its vectors

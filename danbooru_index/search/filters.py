@@ -21,12 +21,21 @@ SHOWN_CATEGORIES = 20
 
 
 def allowed(files: SearchFiles, wanted: Filter) -> Allowed:
-    """Apply a filter to a generation. Raises `UsageError` for a category that no record has."""
+    """Apply a filter to a generation: once for many searches.
+
+    Raises `UsageError` for a category that no record has.
+    """
+    return files.kept(wanted, lambda: _allowed(files, wanted))
+
+
+def _allowed(files: SearchFiles, wanted: Filter) -> Allowed:
     mask = np.ones(files.rows, dtype=bool)
     if not wanted.nsfw:
         mask &= ~files.nsfw
     if wanted.categories:
-        mask &= np.isin(files.categories, _places(files.category_names, wanted))
+        asked = np.zeros(len(files.category_names), dtype=bool)  # by place
+        asked[_places(files.category_names, wanted)] = True
+        mask &= asked[files.categories]
     if wanted.min_post_count is not None:
         mask &= files.posts >= wanted.min_post_count
     return Allowed(mask, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +16,30 @@ Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Allowed:
     """The rows that a filter lets through: `mask` [rows]."""
 
     mask: npt.NDArray[np.bool_]
     wanted: Filter
+
+    @cached_property
+    def count(self) -> int:
+        return int(np.count_nonzero(self.mask))
+
+    @cached_property
+    def all(self) -> bool:
+        return self.count == len(self.mask)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Their numbers, ascending."""
+        return np.flatnonzero(self.mask)
+
+    @cached_property
+    def bits(self) -> npt.NDArray[np.uint8]:
+        """The mask, eight rows a byte, from the lowest bit on."""
+        return np.packbits(self.mask, bitorder="little")
 
 
 @dataclass(frozen=True, slots=True)

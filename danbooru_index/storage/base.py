@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
@@ -64,6 +65,9 @@ class Storage(Protocol):
 
     def replace(self, content: bytes) -> None:
         """Replace a file, atomically."""
+
+    def replace_from(self, blocks: Iterable[bytes | memoryview]) -> None:
+        """`replace`, with content that comes in blocks: on a disk no more than one is held."""
 
     def rename(self, name: str) -> None:
         """Give a file another name in its folder."""

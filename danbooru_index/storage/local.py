@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +27,10 @@ WORTH_UNCACHING = 8 << 20  # bytes
 
 @dataclass(frozen=True, slots=True, order=True)
 class LocalStorage:
-    """A file or a folder of a file system; what the verbs mean says `base.Storage`."""
+    """A file or a folder of a file system; what the verbs mean says `base.Storage`.
+
+    Its length is that of the protocol.
+    """
 
     path: Path
 
@@ -97,7 +100,7 @@ class LocalStorage:
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL))
                 return True
             return False
-        temporary = self._temporary(content)
+        temporary = self._temporary([content])
         reach("create.before_link")
         try:
             os.link(temporary, self.path)
@@ -110,16 +113,20 @@ class LocalStorage:
         return True
 
     def replace(self, content: bytes) -> None:
-        temporary = self._temporary(content)
+        self.replace_from([content])
+
+    def replace_from(self, blocks: Iterable[bytes | memoryview]) -> None:
+        temporary = self._temporary(blocks)
         reach("replace.before_rename")
         os.replace(temporary, self.path)
         reach("replace.after_rename")
         self.parent.sync()
 
-    def _temporary(self, content: bytes) -> Path:
+    def _temporary(self, blocks: Iterable[bytes | memoryview]) -> Path:
         temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
         with temporary.open("xb") as file:
-            file.write(content)
+            for block in blocks:
+                file.write(block)
             file.flush()
             os.fsync(file.fileno())
         return temporary

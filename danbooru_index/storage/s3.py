@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -126,6 +126,9 @@ class S3Storage:
         with as_os_errors(self):
             obstore.put(bucket_store(self.bucket), self.key, content, use_multipart=False)
         reach("replace.after_rename")
+
+    def replace_from(self, blocks: Iterable[bytes | memoryview]) -> None:
+        self.replace(b"".join(blocks))
 
     def swap(self, content: bytes, version: str) -> str | None:
         """Replace the object if its e-tag is `version`; return the new one, None if it is not."""

@@ -42,7 +42,7 @@ BUGS = {
     "the fsync of data skipped": Bug("index/fragments", "    for path in fragment_files(folder, part.fragments):\n        path.sync()\n", "    for path in fragment_files(folder, part.fragments):\n", "power-loss", 80),
     "the fsync of folders skipped": Bug("index/fragments", '        for inner in (folder / "data", folder, folder.parent):\n            inner.sync()\n', "        pass\n", "power-loss", 80),
     "the fsync of documents skipped": Bug("storage/local", "            file.flush()\n            os.fsync(file.fileno())\n", "            file.flush()\n", "power-loss", 80),
-    "documents written in place": Bug("storage/local", "        os.replace(temporary, self.path)\n", "        self.path.write_bytes(content); temporary.unlink()\n", "power-loss", 120),
+    "documents written in place": Bug("storage/local", "        os.replace(temporary, self.path)\n", "        self.path.write_bytes(temporary.read_bytes()); temporary.unlink()\n", "power-loss", 120),
     "Lance's manifests not synced": Bug("index/commit", "        sync_manifests(folder)\n", "", "power-loss", 80),
     "a compaction that is not synced": Bug("index/compaction", "    sync_manifests(folder)\n", "", "power-loss", 120),
     "the record before the fragments": Bug("pipeline/encode_stage", "                parts = work.writer.finish()\n", "                parts = work.writer.parts\n                complete(self._settings.generation, CompletionRecord(shard.id, self._settings.fingerprint, work.writer.attempt, work.kept, shard.rows, parts, work.rejects))\n                parts = work.writer.finish()\n", "failpoints", 1, "shard.flushed"),

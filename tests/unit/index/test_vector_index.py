@@ -1,9 +1,12 @@
-"""The dense index: it finds what exact search finds; a small table has none."""
+"""The dense indices, Lance's and the codes beside the tables: they find what exact search finds; a
+small table has none.
+"""
 
 from pathlib import Path
 
 import lance
 import numpy as np
+import pytest
 from vault import DIM, manifest, write_shard
 
 from danbooru_index.config import Filter
@@ -15,13 +18,15 @@ from danbooru_index.search.filters import allowed
 from danbooru_index.search.retriever import EncodedQuery
 
 
-def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, monkeypatch):
-    """IVF_RQ over every row, durable and in the seal; small tables have none and are searched
-    exactly.
+@pytest.mark.parametrize("beside", [True, False], ids=["by codes", "by Lance"])
+def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, monkeypatch, beside):
+    """Codes beside the tables, or Lance's IVF_RQ where no file can be mapped; over every row,
+    durable and in the seal; small tables have none and are searched exactly.
     """
-    from danbooru_index.index import vector_index
+    from danbooru_index.index import vector_files, vector_index
     from danbooru_index.index.lifecycle import seal_and_publish
     from danbooru_index.pipeline.self_check import check_tables
+    from danbooru_index.search import dense as dense_search
 
     shards = [f"s{number}" for number in range(8)]
     generation = index.start(manifest(shards))
@@ -39,7 +44,12 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
     monkeypatch.setattr(vector_index, "INDEX_ROWS", 1000)
     monkeypatch.setattr(vector_index, "ROWS_PER_PARTITION", 10)
     seal_and_publish(index, generation, records, [], check_tables)
+    monkeypatch.setattr(dense_search, "FEW_ALLOWED", 4)
+    monkeypatch.setattr(dense_search, "SCANNED", 200)
+    if not beside:
+        monkeypatch.setattr(vector_files.VectorFiles, "_has", lambda self, name: False)
     reader = GenerationReader(index.current())
+    assert (reader.vectors.scan is not None) == beside
     dense, everything = DenseRetriever(reader), allowed(reader.files, Filter(nsfw=True))
     rare_ones = allowed(reader.files, Filter(("rare",), nsfw=True))
     as_query = lambda vector: EncodedQuery(vector, {}, np.zeros((0, DIM)))  # noqa: E731
