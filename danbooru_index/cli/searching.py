@@ -47,6 +47,9 @@ def add_search(verbs: Any) -> None:
         "--nsfw", action="store_true", help="also answer with tags that are not safe for work"
     )
     parser.add_argument(
+        "--explain", action="store_true", help="say of each hit why it stands where it stands"
+    )
+    parser.add_argument(
         "--resolve",
         action="store_true",
         help="QUERY is a prompt or a list of names: say which are tags, aliases, nearly tags",
@@ -90,6 +93,7 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
         "category": arguments.category,
         "min_post_count": arguments.min_post_count,
         "nsfw": arguments.nsfw,
+        "explain": arguments.explain,
     }
 
 
@@ -105,6 +109,7 @@ def _hits(index: TagIndex, query: str, asked: dict[str, Any]) -> tuple[dict[str,
         "model_id": manifest.model.id,
         "nsfw_marks": manifest.nsfw_marks,
         "hits": [hit.to_dict() for hit in hits],
+        "parts": [part.to_dict() for part in hits.parts],
     }
     return document, format_hits(query, hits)
 

@@ -76,6 +76,7 @@ class Postings:
     where it is common.
     """
 
+    token: int
     weight: np.float32
     bound: float
     rows: npt.NDArray[np.int32]
@@ -118,6 +119,10 @@ class InvertedIndex:
             scores += postings.added(rows)
         return scores
 
+    def by_token(self, query: Mapping[int, float], rows: RowNumbers) -> dict[int, RowScores]:
+        """What each token of a query adds to the score of each given row."""
+        return {postings.token: postings.added(rows) for postings in self._of(query)}
+
     def top(
         self, query: Mapping[int, float], k: int, mask: npt.NDArray[np.bool_]
     ) -> tuple[RowNumbers, RowScores]:
@@ -154,6 +159,7 @@ class InvertedIndex:
                 bound = float(weight) * float(self._bounds[place])
                 found.append(
                     Postings(
+                        token,
                         weight,
                         bound,
                         self._rows[span],

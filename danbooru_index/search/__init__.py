@@ -3,6 +3,7 @@
 A query -> candidates and exact scores over one generation.
 
 query -> query_encoder -> filters -> retriever (the protocol) -> dense, sparse, colbert, lexical ->
-ranking, prompt -> resolve; hybrid -> batch -> hit -> open_generation -> tag_index.
+prompt -> resolve, description -> ranking; hybrid -> batch; hit -> explain, by_part -> by_model;
+open_generation -> answering -> tag_index.
 Imports storage, model and index.
 """

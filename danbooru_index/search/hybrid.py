@@ -18,8 +18,9 @@ from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.search_files import SearchFiles
 from danbooru_index.search.colbert import ColbertRetriever
 from danbooru_index.search.dense import DenseRetriever
+from danbooru_index.search.description import find_names
 from danbooru_index.search.filters import allowed
-from danbooru_index.search.lexical import LexicalRetriever, Match
+from danbooru_index.search.lexical import Match
 from danbooru_index.search.ranking import Ranking, matched_rows, rank_names
 from danbooru_index.search.retriever import EncodedQuery, Retriever, Rows, Scores
 from danbooru_index.search.sparse import SparseRetriever
@@ -47,8 +48,12 @@ def rank(
     weights: Weights = Weights(),
     wanted: Filter = Filter(),
     fusion: Fusion = Fusion(),
+    also: Sequence[Match] = (),
 ) -> Ranking:
-    """Order rows by a mode; hybrid scores the union of candidates exactly in all three."""
+    """Order rows by a mode; hybrid scores the union of candidates exactly in all three.
+
+    `also`: what parts of the query mean, for a hybrid search: behind the rows that it names.
+    """
     if mode is Mode.LEXICAL:
         return rank_names(reader.files, query.text, limit, wanted)
     among, known = allowed(reader.files, wanted), retrievers(reader)
@@ -57,7 +62,7 @@ def rank(
         parts = {p: scores if p is mode else known[p].score(query, rows) for p in PARTS}
         return Ranking(rows, scores, parts, [None] * len(rows))
     count = candidates(limit)
-    matches = matched(reader.files, query.text, count, among.mask, [fusion])
+    matches = with_parts(matched(reader.files, query.text, count, among.mask, [fusion]), also)
     found = [known[source].candidates(query, count, among)[0] for source in SOURCES]
     rows = union([*found, matched_rows(matches)])
     parts = {part: known[part].score(query, rows) for part in PARTS}
@@ -81,7 +86,19 @@ def matched(
 ) -> list[Match]:
     """The rows that a query names or nearly names; none where no fusion asks for them."""
     asked = any(f.names or f.transliteration or f.spelling or f.prefix for f in fusions)
-    return LexicalRetriever(files).find(query, count, mask) if query and asked else []
+    return find_names(files, query, count, mask) if query and asked else []
+
+
+def with_parts(matches: Sequence[Match], also: Sequence[Match]) -> list[Match]:
+    """Matches with those of parts behind the sure ones; of a row the surest."""
+    sure = [match for match in matches if match.sure]
+    named = {match.row for match in sure}
+    more: dict[int, Match] = {}
+    for match in also:
+        if match.row not in named:
+            more.setdefault(match.row, match)
+    sure += more.values()
+    return sure + [match for match in matches if not match.sure and match.row not in more]
 
 
 def fuse(
@@ -92,20 +109,36 @@ def fuse(
     Sure matches first, in their order. Then by the M3 score, what a likeness of names adds (its
     weight times similarity squared), and `popularity` times log10(posts + 1); ties in row order.
     """
+    total = m3 + sum(added(files, rows, matches, fusion).values())
+    return np.lexsort((rows, -total, places_of_names(rows, matches, fusion)))
+
+
+def places_of_names(rows: Rows, matches: Sequence[Match], fusion: Fusion) -> Rows:
+    """Where each row stands among those that the query names surely; behind all, where it does
+    not.
+    """
+    first = np.full(len(rows), len(matches))
+    for number, match in enumerate(matches):
+        if match.sure and fusion.names:
+            first[np.searchsorted(rows, match.row)] = number
+    return first
+
+
+def added(
+    files: SearchFiles, rows: Rows, matches: Sequence[Match], fusion: Fusion
+) -> dict[str, Scores]:
+    """What each sort of likeness, and popularity, add to the score of rows (ascending)."""
     weight = {
         MatchReason.TRANSLITERATION: fusion.transliteration,
         MatchReason.SPELLING: fusion.spelling,
         MatchReason.PREFIX: fusion.prefix,
     }
-    total = m3 + np.float32(fusion.popularity) * files.popularity[rows]
-    first = np.full(len(rows), len(matches))  # the place of a sure match, else behind all
-    for number, match in enumerate(matches):
-        at = int(np.searchsorted(rows, match.row))
-        if match.sure and fusion.names:
-            first[at] = number
-        elif not match.sure:
-            total[at] += weight[match.reason] * match.similarity**2
-    return np.lexsort((rows, -total, first))
+    found = {reason.value: np.zeros(len(rows), np.float32) for reason in weight}
+    for match in matches:
+        if not match.sure:
+            at = int(np.searchsorted(rows, match.row))
+            found[match.reason.value][at] += weight[match.reason] * match.similarity**2
+    return found | {"popularity": np.float32(fusion.popularity) * files.popularity[rows]}
 
 
 def candidates(limit: int) -> int:

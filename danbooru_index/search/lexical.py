@@ -41,7 +41,8 @@ WILDCARD_ROWS = 1000
 @dataclass(frozen=True, slots=True)
 class Match:
     """A row that a query names: why, how nearly (0 to 1), and which of the record's names it is,
-    -1 where that is not known. `sure`: it stands before all that is found by meaning.
+    -1 where that is not known. `sure`: it stands before all that is found by meaning. `part`: what
+    of the query it is about, empty for the whole.
     """
 
     row: int
@@ -49,6 +50,7 @@ class Match:
     similarity: float
     place: int
     sure: bool = False
+    part: str = ""
 
 
 class LexicalRetriever:

@@ -5,13 +5,17 @@ Each is opened when a query first needs it, by one thread, however many ask.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from danbooru_index.choices import Device, Mode
-from danbooru_index.errors import ModelError
+from danbooru_index.errors import ModelError, StorageError
 from danbooru_index.index.catalog import Generation
 from danbooru_index.index.search_files import SearchFiles, saved_search_files
 
@@ -93,3 +97,15 @@ class OpenGeneration:
 def _asked_by(generation: Generation) -> tuple[str, str]:
     """What the encoding of a query depends on."""
     return generation.manifest.fingerprint_digest, generation.manifest.query_instruction
+
+
+@contextlib.contextmanager
+def as_storage_errors() -> Iterator[None]:
+    """What Lance, Arrow and the system say of an index that is damaged or gone: `StorageError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StorageError(
+            f"the index cannot be read ({reason}); danbooru-index verify says what is wrong"
+        ) from None

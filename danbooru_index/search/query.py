@@ -6,7 +6,10 @@ Called by `search` for every query, and by the command line for the lines of its
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
+from danbooru_index.choices import Mode
+from danbooru_index.config import Filter, Fusion, Weights
 from danbooru_index.encodings import likely_encoding
 from danbooru_index.errors import UsageError
 from danbooru_index.records import is_blank
@@ -14,6 +17,18 @@ from danbooru_index.records import is_blank
 LONGEST_QUERY_BYTES = 1 << 16  # a hundred times what the model reads
 SHOWN = 60
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How queries are to be answered."""
+
+    mode: Mode
+    limit: int
+    weights: Weights
+    fusion: Fusion
+    wanted: Filter
+    explain: bool = False
 
 
 def checked_query(query: str) -> str:

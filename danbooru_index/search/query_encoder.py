@@ -43,6 +43,10 @@ class QueryEncoder:
             generation.manifest.query_instruction if instruction is None else instruction
         )
 
+    def piece(self, token: int) -> str:
+        """A token as the tokenizer writes it; a word begins with `▁`."""
+        return str(self._tokenizer.backend.id_to_token(token))
+
     def __call__(self, queries: list[str]) -> list[EncodedQuery]:
         """Encode queries, the index's query instruction before each."""
         embeddings = self._encoder.encode(

@@ -10,8 +10,9 @@ import numpy as np
 from danbooru_index.choices import Mode
 from danbooru_index.config import Filter
 from danbooru_index.index.search_files import SearchFiles
+from danbooru_index.search.description import find_names
 from danbooru_index.search.filters import allowed
-from danbooru_index.search.lexical import LexicalRetriever, Match
+from danbooru_index.search.lexical import Match
 from danbooru_index.search.retriever import Rows, Scores
 
 
@@ -30,7 +31,7 @@ class Ranking:
 
 def rank_names(files: SearchFiles, query: str, limit: int, wanted: Filter) -> Ranking:
     """Order rows by their names alone: no model is asked, no table read."""
-    found = LexicalRetriever(files).find(query, limit, allowed(files, wanted).mask)
+    found = find_names(files, query, limit, allowed(files, wanted).mask)
     scores = np.array([match.similarity for match in found], np.float32)
     return Ranking(matched_rows(found), scores, None, list(found))
 

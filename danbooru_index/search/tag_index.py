@@ -10,38 +10,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
-
-import pyarrow as pa
 
 from danbooru_index.choices import Device, Mode
 from danbooru_index.config import Filter, Fusion, Weights
 from danbooru_index.errors import StorageError, UsageError
 from danbooru_index.index.catalog import Generation, IndexRoot
+from danbooru_index.search.answering import answers
 from danbooru_index.search.filters import allowed
 from danbooru_index.search.hit import Hit as Hit
-from danbooru_index.search.hit import Hits, make_hits
-from danbooru_index.search.open_generation import OpenGeneration, QueryModel
-from danbooru_index.search.query import checked_query
-from danbooru_index.search.ranking import rank_names
+from danbooru_index.search.hit import Hits
+from danbooru_index.search.open_generation import OpenGeneration, QueryModel, as_storage_errors
+from danbooru_index.search.query import Asked, checked_query
 from danbooru_index.search.resolve import Resolved, resolve_names
 
 LARGEST_LIMIT = 1000
 REFRESH_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """How queries are to be answered."""
-
-    mode: Mode
-    limit: int
-    weights: Weights
-    fusion: Fusion
-    wanted: Filter
 
 
 class TagIndex:
@@ -122,11 +108,14 @@ class TagIndex:
         category: str | Sequence[str] = (),
         min_post_count: int | None = None,
         nsfw: bool = False,
+        explain: bool = False,
     ) -> Hits:
         """The `limit` best tags for a query in any language, best first: of these categories, with
-        at least so many posts; NSFW tags only where `nsfw`.
+        at least so many posts; NSFW tags only where `nsfw`. `explain`: each hit says why it stands
+        where it stands.
 
-        A hybrid search whose model is missing answers by names alone, and warns once. Raises
+        A prompt or a description is answered by part, too: what its parts name stands first. A
+        hybrid search whose model is missing answers by names alone, and warns once. Raises
         `UsageError` for an empty query, an unknown mode, a limit out of range or a category that no
         record has, `ModelError` when the model is another.
         """
@@ -139,6 +128,7 @@ class TagIndex:
             category=category,
             min_post_count=min_post_count,
             nsfw=nsfw,
+            explain=explain,
         )[0]
 
     async def search_async(self, query: str, **options: Any) -> Hits:
@@ -156,6 +146,7 @@ class TagIndex:
         category: str | Sequence[str] = (),
         min_post_count: int | None = None,
         nsfw: bool = False,
+        explain: bool = False,
     ) -> list[Hits]:
         """`search` of each query, all encoded in one pass and answered by one generation."""
         texts = [checked_query(query) for query in queries]
@@ -163,16 +154,16 @@ class TagIndex:
             raise UsageError(f"--limit must be between 1 and {LARGEST_LIMIT}, not {limit}")
         categories = (category,) if isinstance(category, str) else tuple(category)
         wanted = Filter(categories, min_post_count, nsfw)
-        asked = _Asked(Mode.parse(mode), limit, weights, fusion, wanted)
+        asked = Asked(Mode.parse(mode), limit, weights, fusion, wanted, explain)
         if time.monotonic() - self._looked > REFRESH_S:
             with contextlib.suppress(StorageError):  # the one that is open still answers
                 self.refresh()
         try:
-            return _answers(self._open, texts, asked)
+            return answers(self._open, texts, asked)
         except StorageError:
             if not self.refresh():
                 raise
-            return _answers(self._open, texts, asked)  # what was open is gone: replaced long ago
+            return answers(self._open, texts, asked)  # what was open is gone: replaced long ago
 
     def resolve(
         self,
@@ -187,7 +178,7 @@ class TagIndex:
         """
         text = checked_query(names)
         categories = (category,) if isinstance(category, str) else tuple(category)
-        with _unreadable():
+        with as_storage_errors():
             files = self._open.files
             mask = allowed(files, Filter(categories, min_post_count, nsfw)).mask
             return resolve_names(files, text, mask)
@@ -198,47 +189,3 @@ class TagIndex:
         Loads the model where the mode needs it; raises `ModelError`.
         """
         return Mode.LEXICAL if self._open.model.encoder(asked) is None else asked
-
-
-def _answers(opened: OpenGeneration, queries: list[str], asked: _Asked) -> list[Hits]:
-    """Searches on one generation."""
-    encoder = opened.model.encoder(asked.mode)
-    with _unreadable():
-        if encoder is None:
-            rankings = [
-                rank_names(opened.files, query, asked.limit, asked.wanted) for query in queries
-            ]
-        else:
-            from danbooru_index.index.lance_io import panics_as_errors
-            from danbooru_index.search.hybrid import rank
-
-            encoded = encoder(queries) if queries else []
-            with panics_as_errors():
-                rankings = [
-                    rank(
-                        opened.tables,
-                        query,
-                        asked.mode,
-                        asked.limit,
-                        asked.weights,
-                        asked.wanted,
-                        asked.fusion,
-                    )
-                    for query in encoded
-                ]
-        return [
-            make_hits(opened.files, query, ranking)
-            for query, ranking in zip(queries, rankings, strict=True)
-        ]
-
-
-@contextlib.contextmanager
-def _unreadable() -> Iterator[None]:
-    """What Lance, Arrow and the system say of an index that is damaged or gone: `StorageError`."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StorageError(
-            f"the index cannot be read ({reason}); danbooru-index verify says what is wrong"
-        ) from None

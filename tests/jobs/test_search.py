@@ -225,3 +225,49 @@ def test_a_list_of_names_is_resolved_without_a_model(published):
         f"  confirmed   {tag}  ->  {tag}",
         "  unknown     qqqqqq",
     ]
+
+
+def test_an_explanation_adds_up(published):
+    """What is added to the score orders the hits that no name puts first; tokens give `sparse`."""
+    index, model = published
+    with TagIndex.open(index, model=str(model)) as tags:
+        hits = tags.search("1gir", limit=10, nsfw=True, explain=True)
+        for hit in hits:
+            told = hit.explanation
+            assert told.total == pytest.approx(hit.score + sum(told.added.values()), abs=1e-5)
+            assert sum(told.tokens.values()) == pytest.approx(hit.sparse, abs=1e-5)
+            assert told.found
+        rest = [h.explanation.total for h in hits if h.reason not in ("exact", "alias")]
+        assert rest == sorted(rest, reverse=True)
+        assert any("popularity" in hit.explanation.added for hit in hits)
+        plain = tags.search("1gir", limit=10, nsfw=True)
+        assert [hit.id for hit in plain] == [hit.id for hit in hits]
+        assert plain[0].explanation is None
+        assert "explanation" not in plain[0].to_dict()
+        by_name = tags.search("1girl", mode="lexical", explain=True)
+        assert by_name[0].explanation.found == {"lexical": 1}
+    done = run_cli("search", index, "1gir", "--explain", "--model", model, "--device", "cpu")
+    assert "found by" in done.stdout
+    assert "popularity" in done.stdout
+
+
+def test_a_prompt_is_answered_by_part(published):
+    """Each part that is a name stands first, in order; what no name covers is told, with what it
+    means.
+    """
+    index, model = published
+    query = "(1girl:1.2), qqqq xyz, two boys"
+    done = run_cli("search", index, query, "--json", "--model", model, "--device", "cpu")
+    answer = json.loads(done.stdout)
+    parts = [(part["part"], part["covered"]) for part in answer["parts"]]
+    assert parts == [("1girl", True), ("qqqq xyz", False), ("two boys", True)]
+    assert answer["parts"][0]["tags"] == ["1girl"]
+    assert len(answer["parts"][1]["tags"]) == 3
+    first = [(hit["tag"], hit["part"], hit["reason"]) for hit in answer["hits"][:3]]
+    assert first[:2] == [("1girl", "1girl", "exact"), ("2boys", "two boys", "alias")]
+    assert first[2] == (answer["parts"][1]["tags"][0], "qqqq xyz", "meaning")
+    done = run_cli("search", index, query, "--mode", "lexical")
+    assert "by part" in done.stdout
+    assert "qqqq xyz  ?>  no tag" in done.stdout
+    answer = json.loads(run_cli("search", index, "1girl", "--mode", "lexical", "--json").stdout)
+    assert answer["parts"] == []

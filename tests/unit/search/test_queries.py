@@ -11,7 +11,7 @@ from checkpoints import Shape, make_checkpoint
 from processes import CLI, ROOT
 
 from danbooru_index.errors import UsageError
-from danbooru_index.search.hit import format_hits
+from danbooru_index.search.hit import Hits, format_hits
 from danbooru_index.search.query import (
     LONGEST_QUERY_BYTES,
     checked_query,
@@ -78,7 +78,7 @@ def test_a_terminal_gets_one_short_line():
     assert shortened("a" * 60) == "a" * 60
     assert shortened("a" * 61) == "a" * 59 + "…"
     assert shortened("a\x1b[2J\nb\u202eb") == "a [2J b b"
-    assert len(format_hits("猫" * 10_000, []).splitlines()[0]) == 60
+    assert len(format_hits("猫" * 10_000, Hits()).splitlines()[0]) == 60
 
 
 @pytest.mark.slow
