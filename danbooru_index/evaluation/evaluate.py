@@ -19,6 +19,7 @@ from danbooru_index.choices import Device, Mode
 from danbooru_index.config import Filter, Fusion, Weights
 from danbooru_index.errors import UsageError
 from danbooru_index.evaluation.baselines import bm25, char_tfidf
+from danbooru_index.evaluation.latency import encoding_latency, mode_latencies
 from danbooru_index.evaluation.metrics import (
     DEPTH,
     MEASURES,
@@ -104,17 +105,16 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         sum(not known.intersection(query.relevant) for query in queries),
         len({tag for query in queries for tag in query.relevant} - known),
     )
-    encoded = _encoded(
-        QueryEncoder(generation, config.model, config.device, config.instruction), queries
-    )
+    encoder = QueryEncoder(generation, config.model, config.device, config.instruction)
+    encoded = _encoded(encoder, queries)
     runs = _runs(config, reader, encoded, ABLATED if config.ablation else ())
     scored = {name: per_query(queries, run) for name, run in runs.items()}
     counterparts = {name: Mode.HYBRID.value for name in scored if name.startswith(WITHOUT)}
     if config.against is not None:
         other_generation = IndexRoot(config.against).current()
         other_reader = GenerationReader(other_generation)
-        encoded = _encoded(QueryEncoder(other_generation, None, config.device), queries)
-        for name, run in _runs(config, other_reader, encoded).items():
+        others = _encoded(QueryEncoder(other_generation, None, config.device), queries)
+        for name, run in _runs(config, other_reader, others).items():
             other = f"{name} of {config.against}"
             scored[other], counterparts[name] = per_query(queries, run), other
     if config.baselines:
@@ -123,6 +123,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         scored["char tf-idf"] = per_query(queries, char_tfidf(texts, tags, queries))
     for name, values in scored.items():
         report.systems.append(_system(name, values, queries, counterparts.get(name), scored))
+    wanted = Filter(nsfw=config.nsfw)
+    latencies = mode_latencies(reader, encoded, config.modes, config.weights, config.fusion, wanted)
+    for system in report.systems:
+        system.latency_ms = latencies.get(system.name)
+    report.encoding_ms = encoding_latency(encoder, encoded)
     return report
 
 

@@ -26,7 +26,7 @@ class System:
     95% interval.
 
     `better`, `worse`: the measures in which it differs from its counterpart beyond chance (paired
-    bootstrap).
+    bootstrap). `latency_ms`: of one query at a time, median and 95th percentile, if it was timed.
     """
 
     name: str
@@ -35,6 +35,7 @@ class System:
     counterpart: str = ""
     better: list[str] = field(default_factory=list)
     worse: list[str] = field(default_factory=list)
+    latency_ms: list[float] | None = None
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class EvaluationReport:
     unknown_tags: int = 0
     systems: list[System] = field(default_factory=list)
     picture: str | None = None
+    encoding_ms: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in self.__slots__ if name != "systems"}
@@ -89,7 +91,18 @@ class EvaluationReport:
                 "  + better, - worse than its counterpart (the same mode of the other index; the"
                 " whole hybrid), beyond chance (paired bootstrap, 95%)"
             )
-        return "\n".join(lines)
+        return "\n".join(lines + self._latencies())
+
+    def _latencies(self) -> list[str]:
+        timed = {s.name: s.latency_ms for s in self.systems if s.latency_ms}
+        told = ", ".join(f"{name} {ms[0]:.1f} / {ms[1]:.1f}" for name, ms in timed.items())
+        if not timed:
+            return []
+        encoding = " / ".join(f"{ms:.1f}" for ms in self.encoding_ms)
+        return [
+            f"milliseconds a query, median / 95th percentile, one at a time: {told};"
+            f" encoding it {encoding}"
+        ]
 
 
 def _mark(system: System, measure: str) -> str:

@@ -6,6 +6,6 @@ generation to the next.
 schema, codec -> fragments -> completion -> commit -> checks -> compaction, vector_index ->
 manifest -> catalog -> lifecycle -> publish; reader, status, estimate; lance_io under them all.
 Beside the tables, what a search reads: folding, transliteration, words -> names, trigrams;
-inverted -> search_files, dense_scan -> vector_files (in arrays), made by derive.
+inverted, spread -> search_files, dense_scan -> vector_files (in arrays), made by derive.
 Imports storage.
 """

@@ -112,6 +112,13 @@ def keys_of(name: str, kind: NameKind) -> Iterator[tuple[str, int]]:
 
 def name_arrays(records: Iterable[Named]) -> dict[str, Array]:
     """The table of the names of records, in row order."""
+    return sorted_names(name_entries(records))
+
+
+def name_entries(records: Iterable[Named]) -> pa.Table:
+    """Every name of records, unsorted: its `key`; its row, counted from the first record; its kind
+    in `ranks`; its number among the record's names in `places`; minus the posts in `posts`.
+    """
     keys: list[bytes] = []
     columns: dict[str, list[int]] = {"rows": [], "ranks": [], "places": [], "posts": []}
     for row, record in enumerate(records):
@@ -126,15 +133,14 @@ def name_arrays(records: Iterable[Named]) -> dict[str, Array]:
                 columns["ranks"].append(rank + DEPRECATED * record.deprecated)
                 columns["places"].append(min(place, 0xFFFF))
                 columns["posts"].append(-record.post_count)
-    return _sorted(keys, columns)
-
-
-def _sorted(keys: list[bytes], columns: dict[str, list[int]]) -> dict[str, Array]:
-    """By key; within one by what the name is, then by posts."""
-    table = pa.table(
+    return pa.table(
         {"key": pa.array(keys, pa.large_binary())}
         | {name: pa.array(values, pa.int64()) for name, values in columns.items()}
     )
+
+
+def sorted_names(table: pa.Table) -> dict[str, Array]:
+    """Entries by key; within one by what the name is, then by posts."""
     import pyarrow.compute as pc  # 50 ms: not for a search
 
     order = [(name, "ascending") for name in ("key", "ranks", "posts", "rows")]

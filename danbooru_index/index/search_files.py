@@ -15,7 +15,7 @@ version made it) they are made when it is opened, and kept in memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -28,8 +28,9 @@ from danbooru_index.failpoints import reach
 from danbooru_index.index.arrays import FOLDER, SavedArrays, Strings, save_array
 from danbooru_index.index.catalog import Generation
 from danbooru_index.index.inverted import InvertedIndex, inverted_arrays
-from danbooru_index.index.names import Named, NameTable, name_arrays
+from danbooru_index.index.names import Named, NameTable, name_entries, sorted_names
 from danbooru_index.index.schema import RECORD_COLUMNS
+from danbooru_index.index.spread import spread
 from danbooru_index.index.trigrams import SoundIndex, trigram_arrays
 from danbooru_index.storage.base import Storage
 
@@ -110,65 +111,81 @@ class SearchFiles:
         return Strings(self._arrays["record_json"], self._arrays["record_starts"])
 
 
-def make_search_arrays(batches: Iterable[pa.RecordBatch]) -> dict[str, Array]:
-    """All arrays, from the records of the dense table (`ANSWERED`), in row order."""
-    records = _Records()
-    arrays = name_arrays(records.read(batches))
-    return arrays | trigram_arrays(arrays) | records.arrays()
+def make_search_arrays(batches: Iterable[pa.RecordBatch], workers: int = 1) -> dict[str, Array]:
+    """All arrays, from the records of the dense table (`ANSWERED`), in row order; by so many
+    processes.
+    """
+    names, rows = [], [read_records_batch(_NO_RECORDS)[1]]
+    first = 0  # row of a batch
+    for entries, known in spread(f"{__name__}:{read_records_batch.__name__}", batches, workers):
+        at = entries.schema.get_field_index("rows")
+        moved = pa.chunked_array([entries["rows"].to_numpy() + first])
+        names.append(entries.set_column(at, "rows", moved))
+        rows.append(known)
+        first += len(known)
+    arrays = sorted_names(pa.concat_tables([name_entries([]), *names]))
+    return arrays | trigram_arrays(arrays) | _row_arrays(pa.concat_tables(rows))
 
 
-class _Records:
-    """Collects what is known of each row while the records pass by."""
+def read_records_batch(batch: pa.RecordBatch) -> tuple[pa.Table, pa.Table]:
+    """The names of the records of a batch (`name_entries`), and what is known of each row."""
+    records = batch.to_pylist()
+    known: dict[str, list[Any]] = {name: [] for name in _KNOWN.names}
+    for record in records:
+        posts = record["post_count"]
+        known["posts"].append(-1 if posts is None else posts)
+        known["nsfw"].append(bool(record["nsfw"]))
+        known["category"].append(record["category"] or "")
+        answered = [record[name] for name in ANSWERED]
+        known["json"].append(
+            json.dumps(answered, ensure_ascii=False, separators=(",", ":")).encode()
+        )
+    named = (
+        Named(
+            record["tag"] or "",
+            tuple(record["aliases"] or ()),
+            record["text"],
+            max(record["post_count"] or 0, 0),
+            bool(record["deprecated"]),
+        )
+        for record in records
+    )
+    return name_entries(named), pa.table(known, _KNOWN)
 
-    def __init__(self) -> None:
-        self._posts: list[int] = []
-        self._nsfw: list[bool] = []
-        self._categories: list[int] = []
-        self._known: dict[str, int] = {}
-        self._json: list[bytes] = []
 
-    def read(self, batches: Iterable[pa.RecordBatch]) -> Iterator[Named]:
-        """The names of each record."""
-        for batch in batches:
-            for record in batch.to_pylist():
-                posts = record["post_count"]
-                self._posts.append(-1 if posts is None else posts)
-                self._nsfw.append(bool(record["nsfw"]))
-                category = self._known.setdefault(record["category"] or "", len(self._known))
-                self._categories.append(category)
-                answered = [record[name] for name in ANSWERED]
-                self._json.append(
-                    json.dumps(answered, ensure_ascii=False, separators=(",", ":")).encode()
-                )
-                yield Named(
-                    record["tag"] or "",
-                    tuple(record["aliases"] or ()),
-                    record["text"],
-                    max(self._posts[-1], 0),
-                    bool(record["deprecated"]),
-                )
+_KNOWN = pa.schema(
+    {"posts": pa.int64(), "nsfw": pa.bool_(), "category": pa.string(), "json": pa.large_binary()}
+)
+_NO_RECORDS = pa.RecordBatch.from_pylist([], pa.schema({"id": pa.string()}))
 
-    def arrays(self) -> dict[str, Array]:
-        lengths = [len(one) for one in self._json]
-        return {
-            "row_posts": np.array(self._posts, np.int64),
-            "row_nsfw": np.array(self._nsfw, np.bool_),
-            "row_categories": np.array(self._categories, np.uint32),
-            "category_names": np.frombuffer(json.dumps(list(self._known)).encode(), np.uint8),
-            "record_json": np.frombuffer(b"".join(self._json), np.uint8),
-            "record_starts": np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-        }
+
+def _row_arrays(known: pa.Table) -> dict[str, Array]:
+    categories = known["category"].combine_chunks().dictionary_encode()
+    names = json.dumps(categories.dictionary.to_pylist()).encode()
+    records = known["json"].to_pylist()
+    lengths = np.fromiter(map(len, records), np.int64, len(records))
+    return {
+        "row_posts": known["posts"].to_numpy(),
+        "row_nsfw": known["nsfw"].to_numpy(),
+        "row_categories": categories.indices.to_numpy().astype(np.uint32),
+        "category_names": np.frombuffer(names, np.uint8),
+        "record_json": np.frombuffer(b"".join(records), np.uint8),
+        "record_starts": np.concatenate(([0], np.cumsum(lengths))),
+    }
 
 
 def write_search_files(
-    generation: Storage, records: Iterable[pa.RecordBatch], sparse: Iterable[pa.RecordBatch]
+    generation: Storage,
+    records: Iterable[pa.RecordBatch],
+    sparse: Iterable[pa.RecordBatch],
+    workers: int = 1,
 ) -> None:
     """Make the arrays of a generation that is about to be sealed, from its dense and its sparse
-    table; what was there is replaced.
+    table, by so many processes; what was there is replaced.
     """
     folder = generation / FOLDER
     folder.make_folder()
-    arrays = inverted_arrays(sparse) | make_search_arrays(records)
+    arrays = inverted_arrays(sparse) | make_search_arrays(records, workers)
     for name in sorted(arrays, key=lambda name: name == LAST):
         save_array(folder, name, arrays[name])
         reach("search.array")

@@ -13,7 +13,7 @@ either end. Similarity is the cosine of trigrams weighted by rarity (TF-IDF, eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,8 @@ SOUNDS = (
     *(("c", "k"), ("q", "k"), ("l", "r"), ("v", "b"), ("x", "ks"), ("j", "z")),
     *(("y", "i"), ("w", "u"), ("h", "f")),
 )
-MOST_POSTINGS = 2_000_000  # of a query: trigrams beyond are too common to tell names apart
+MOST_POSTINGS = 80_000  # of a query's rarest trigrams
+KEPT_PER_NAME = 5  # names that are compared by all trigrams, for each one asked for
 
 _CODES = np.zeros(256, np.int64)
 _CODES[np.frombuffer(LETTERS.encode(), np.uint8)] = np.arange(BASE)
@@ -124,21 +125,43 @@ class SoundIndex:
         unknown = len(asked) - len(trigrams)  # as rare as can be
         norm = np.sqrt(np.sum(weights**2) + unknown * _rarity(np.zeros(1), len(self.names))[0] ** 2)
         lengths = self._starts[trigrams + 1] - self._starts[trigrams]
-        order = np.argsort(lengths, kind="stable")
-        order = order[np.cumsum(lengths[order]) <= MOST_POSTINGS]
-        if not len(order):
-            return np.empty(0, np.int64), np.empty(0, np.float32)
+        order = np.argsort(lengths, kind="stable")  # the rarest trigram first
         lists = [
             self._postings[self._starts[trigram] : self._starts[trigram + 1]]
             for trigram in trigrams[order]
         ]
-        scores = np.bincount(
-            np.concatenate(lists), weights=np.repeat(weights[order] ** 2, lengths[order])
-        )
-        touched = np.flatnonzero(scores)
-        cosines = scores[touched] / (self._norms[touched] * norm)
-        if len(touched) > count:
-            best = np.argpartition(-cosines, count - 1)[:count]
-            touched, cosines = touched[best], cosines[best]
-        best = np.lexsort((touched, -cosines))
-        return touched[best], cosines[best].astype(np.float32)
+        found, sums = _sums(lists, weights[order] ** 2, count * KEPT_PER_NAME, self._norms)
+        cosines = sums / (self._norms[found] * norm)
+        best = np.lexsort((found, -cosines))[:count]
+        return found[best], cosines[best].astype(np.float32)
+
+
+def _sums(
+    lists: Sequence[Array], squares: Array, count: int, norms: Array
+) -> tuple[npt.NDArray[np.int64], Array]:
+    """The likely best `count` names, ascending, and for each the sum of its trigrams' squares.
+
+    They are chosen by the rarest trigrams, `MOST_POSTINGS` together: those tell names apart. The
+    others are looked up for the names chosen.
+    """
+    read = np.cumsum([len(postings) for postings in lists])
+    taken = max(1, int(np.searchsorted(read, MOST_POSTINGS, side="right")))
+    marked = [
+        postings.astype(np.int64) * len(lists) + number
+        for number, postings in enumerate(lists[:taken])
+    ]
+    if not marked:
+        return np.empty(0, np.int64), np.empty(0)
+    keys = np.sort(np.concatenate(marked))  # by name: a scatter into all names misses every cache
+    names, numbers = np.divmod(keys, len(lists))
+    firsts = np.flatnonzero(np.diff(names, prepend=-1))
+    sums, names = np.add.reduceat(squares[numbers], firsts), names[firsts]
+    if len(names) > count:
+        chosen = np.argpartition(-sums / norms[names], count - 1)[:count]
+        chosen.sort()
+        names, sums = names[chosen], sums[chosen]
+    for postings, square in zip(lists[taken:], squares[taken:], strict=True):
+        places = np.searchsorted(postings, names)
+        places[places == len(postings)] = 0
+        sums += square * (postings[places] == names)
+    return names, sums

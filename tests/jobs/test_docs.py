@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from processes import bare_environment
 
+from danbooru_index.choices import Device
 from danbooru_index.cli.entry import make_parser
+from danbooru_index.search.tag_index import TagIndex
 
 ROOT = Path(__file__).parents[2]
 READMES = ["README.md", "README.zh-CN.md"]
@@ -132,15 +134,29 @@ def test_the_walk_through_runs_as_it_stands(tmp_path):
     assert "every table is whole" in done.stdout
     assert done.stdout.count('"query"') == 2
     (python,) = blocks("README.md", "python")
+    assert len(run_python(python, tmp_path).splitlines()) == 5
+    (plain,) = blocks("danbooru_index/README.md", "python")
+    lines = [line.split() for line in run_python(plain, tmp_path).splitlines()]
+    with TagIndex.open(tmp_path / "data" / "my-index", device=Device.CPU) as index:
+        for mode, found in (("dense", lines[:3]), ("colbert", lines[3:])):
+            hits = index.search("穿水手服的女孩", mode=mode, limit=3, nsfw=True)
+            assert [hit.id for hit in hits] == [line[0] for line in found]
+            scores = [float(line[-1]) for line in found]
+            assert [hit.score for hit in hits] == pytest.approx(scores, abs=2e-3)
+
+
+def run_python(code, folder):
+    """What a program of a README prints."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", python],
-        cwd=tmp_path,
-        env=bare_environment(tmp_path),
+        [sys.executable, "-P", "-c", code],
+        cwd=folder,
+        env=bare_environment(folder),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert len(done.stdout.splitlines()) == 5, done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.long

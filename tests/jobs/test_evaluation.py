@@ -207,6 +207,11 @@ def test_the_verb_reports_every_mode_the_baselines_and_the_other_index(
     assert systems["dense"]["kinds"]["text"]["R@1"][0] > 0.9, "a text finds itself"
     assert systems["dense"]["counterpart"] == f"dense of {index}"
     assert systems["dense"]["better"] == systems["dense"]["worse"] == []
+    for mode in modes:
+        median, most = systems[mode]["latency_ms"]
+        assert 0 < median <= most
+    assert systems["bm25"]["latency_ms"] is None
+    assert 0 < document["encoding_ms"][0] <= document["encoding_ms"][1]
     assert document["unknown"] == 1
     assert document["queries"] == {"name": 31, "text": 60}
     assert (tmp_path / "quality.svg").stat().st_size > 5000
@@ -217,6 +222,7 @@ def test_the_verb_reports_every_mode_the_baselines_and_the_other_index(
     )
     assert [system.name for system in report.systems] == ["sparse"]
     assert "Recall@10" in report.to_text()
+    assert "median / 95th percentile, one at a time: sparse " in report.to_text()
     assert main(["evaluate", str(index), str(path), "--picture", "x.pdf"]) == 2
     assert main(["evaluate", str(index), "/nowhere.jsonl"]) == 1
     assert main(["evaluate", str(index), str(path), "--mode", "dense", "--ablation"]) == 2
