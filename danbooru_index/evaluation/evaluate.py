@@ -34,7 +34,6 @@ from danbooru_index.evaluation.report import EvaluationReport, System
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.search.batch import rank_hybrids, rank_many
-from danbooru_index.search.filters import allowed
 from danbooru_index.search.query_encoder import QueryEncoder
 from danbooru_index.search.retriever import EncodedQuery, Rows
 
@@ -92,8 +91,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     queries = read_queries(config.queries)
     generation = IndexRoot(config.index).current()
     reader = GenerationReader(generation)
-    safe = allowed(reader.files, Filter(nsfw=config.nsfw)).mask
-    tags = [tag if keep else "" for tag, keep in zip(reader.tags(), safe.tolist(), strict=True)]
+    hidden = reader.files.nsfw & (not config.nsfw)
+    tags = ["" if gone else tag for tag, gone in zip(reader.tags(), hidden.tolist(), strict=True)]
     known = set(tags)
     manifest = generation.manifest
     report = EvaluationReport(

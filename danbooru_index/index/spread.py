@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from queue import SimpleQueue
-from typing import IO
+from typing import IO, cast
 
 import pyarrow as pa
 
@@ -23,7 +23,7 @@ from danbooru_index.errors import StorageError
 
 Tables = tuple[pa.Table, ...]
 LENGTH_BYTES = 8
-AHEAD = 2  # batches a process
+BATCHES_AHEAD = 2  # batches a process
 
 
 def spread(function: str, batches: Iterable[pa.RecordBatch], workers: int) -> Iterator[Tables]:
@@ -50,7 +50,7 @@ def spread(function: str, batches: Iterable[pa.RecordBatch], workers: int) -> It
         waiting: deque[Future[Tables]] = deque()
         for batch in batches:
             waiting.append(pool.submit(ask, batch))
-            if len(waiting) > AHEAD * workers:
+            if len(waiting) > BATCHES_AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -68,11 +68,9 @@ class _Worker:
         )
 
     def ask(self, batch: pa.RecordBatch) -> Tables:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            _send(self._process.stdin, (pa.Table.from_batches([batch]),))
-            return _received(self._process.stdout)
+            _send(cast(IO[bytes], self._process.stdin), (pa.Table.from_batches([batch]),))
+            return _received(cast(IO[bytes], self._process.stdout))
         except (OSError, EOFError):
             raise StorageError(
                 f"a process that reads names ended with {self._process.wait()}: run the same"

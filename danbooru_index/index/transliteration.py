@@ -6,6 +6,7 @@ Libraries are loaded at the first name that needs them: OpenCC, pypinyin, cutlet
 from __future__ import annotations
 
 import re
+import threading
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from danbooru_index.index.folding import HAN, is_chinese, is_cjk
 QUESTION, UNREAD = re.compile("[?？]"), "?"  # what cutlet writes for a character it cannot read
 NOT_LETTERS = re.compile(r"[^a-z0-9]+")
 # Long vowels and doubled consonants, which people write in several ways: toukyou, tokyo.
+_reading = threading.Lock()
 LONG = [(re.compile(pattern), short) for pattern, short in (("ou", "o"), (r"(.)\1+", r"\1"))]
 
 
@@ -39,7 +41,8 @@ def romaji(key: str) -> str:
     """
     if not is_cjk(key):
         return ""
-    letters = str(_cutlet().romaji(QUESTION.sub("", key), capitalize=False)).lower()
+    with _reading:  # MeCab writes into its tagger as it reads
+        letters = str(_cutlet().romaji(QUESTION.sub("", key), capitalize=False)).lower()
     return "" if UNREAD in letters else NOT_LETTERS.sub("", letters)
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +214,11 @@ def test_every_name_of_the_real_tags_finds_its_tag_first():
         wrong += int(names.exactly(key).rows[0]) != row
     assert len(first) > 160_000
     assert wrong == 0
+
+
+def test_threads_read_names_as_one_does():
+    """MeCab's tagger is one thread's: two at once read each other's characters."""
+    words = ["横目でちらっと見る", "両手で刀の柄", "出口を探す", "縦縞ドレス", "高齢者"] * 40
+    alone = [romaji(word) for word in words]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(romaji, words)) == alone
