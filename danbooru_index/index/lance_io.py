@@ -6,7 +6,6 @@ before that.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -22,19 +21,10 @@ from lance.fragment import FragmentMetadata as FragmentMetadata
 from lance.fragment import write_fragments as write_fragments
 
 from danbooru_index.errors import StorageError
+from danbooru_index.index.lance_errors import lance_reason as lance_reason
+from danbooru_index.index.lance_errors import panics_as_errors as panics_as_errors
 from danbooru_index.index.schema import table_path
 from danbooru_index.storage.base import Storage
-
-
-@contextlib.contextmanager
-def panics_as_errors() -> Iterator[None]:
-    """A panic inside Lance (rotten bytes, a failing disk) as `OSError`; it is no Exception."""
-    try:
-        yield
-    except BaseException as error:  # a panic is no Exception, and its class cannot be imported
-        if type(error).__name__ != "PanicException":
-            raise
-        raise OSError(f"Lance panicked: {lance_reason(error)}") from None
 
 
 def fragment_files(folder: Storage, fragments: list[dict[str, Any]]) -> list[Storage]:
@@ -74,17 +64,3 @@ def open_table(generation: Storage, name: str, version: int) -> lance.LanceDatas
         raise StorageError(
             f"{table_path(generation, name)}: cannot be opened ({lance_reason(error)})"
         ) from None
-
-
-def lance_reason(error: BaseException | None) -> str:
-    """The first words of an error of Lance's, without its source location."""
-    text = str(error).splitlines()[0] if error and str(error) else type(error).__name__
-    for word in (
-        "No space left on device",
-        "Read-only file system",
-        "Permission denied",
-        "File too large",
-    ):
-        if word in str(error):
-            return word
-    return text.split(", /home/")[0][:300]

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from danbooru_index.embeddings import Array, Matrices, to_float32
 from danbooru_index.index.catalog import Generation
 from danbooru_index.index.inverted import InvertedIndex, inverted_arrays
-from danbooru_index.index.lance_io import open_table
 from danbooru_index.index.search_files import (
     ANSWERED,
     SearchFiles,
@@ -27,32 +25,52 @@ from danbooru_index.index.search_files import (
 from danbooru_index.index.vector_files import VectorFiles
 from danbooru_index.index.vector_index import probes
 
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
+
 BLOCK_ROWS = 8192
 SCAN_ROWS = 512  # of 512 tokens at full width: half a gigabyte
 
 
 class GenerationReader:
     """The three tables of a generation, each at the version that was sealed, or at the `versions`
-    given before the seal.
+    given before the seal. Each is opened when it is first read: a search of an index on a disk
+    reads none.
 
     Its length is that of what is read of each table.
     """
 
     def __init__(self, generation: Generation, versions: Mapping[str, int] | None = None) -> None:
         self.manifest, self._generation = generation.manifest, generation
-        versions = versions or generation.manifest.need_seal().versions
-        self._dense = open_table(generation.path, "dense", versions["dense"])
-        self._sparse = open_table(generation.path, "sparse", versions["sparse"])
-        self._colbert = open_table(generation.path, "colbert", versions["colbert"])
+        self._versions = versions
+
+    def _table(self, name: str) -> Any:
+        from danbooru_index.index.lance_io import open_table
+
+        versions = self._versions or self.manifest.need_seal().versions
+        return open_table(self._generation.path, name, versions[name])
+
+    @cached_property
+    def _dense(self) -> Any:
+        return self._table("dense")
+
+    @cached_property
+    def _sparse(self) -> Any:
+        return self._table("sparse")
+
+    @cached_property
+    def _colbert(self) -> Any:
+        return self._table("colbert")
 
     @cached_property
     def rows(self) -> int:
-        return int(self._dense.count_rows())
+        mapped = self.vectors.dense
+        return int(self._dense.count_rows()) if mapped is None else len(mapped)
 
     def counts(self) -> dict[str, int]:
         """The rows of each table."""
         return {
-            "dense": self.rows,
+            "dense": self._dense.count_rows(),
             "sparse": self._sparse.count_rows(),
             "colbert": self._colbert.count_rows(),
         }

@@ -115,7 +115,7 @@ def make_search_arrays(batches: Iterable[pa.RecordBatch], workers: int = 1) -> d
     """All arrays, from the records of the dense table (`ANSWERED`), in row order; by so many
     processes.
     """
-    names, rows = [], [read_records_batch(_NO_RECORDS)[1]]
+    names, rows = [], [_KNOWN.empty_table()]
     first = 0  # row of a batch
     for entries, known in spread(f"{__name__}:{read_records_batch.__name__}", batches, workers):
         at = entries.schema.get_field_index("rows")
@@ -156,7 +156,6 @@ def read_records_batch(batch: pa.RecordBatch) -> tuple[pa.Table, pa.Table]:
 _KNOWN = pa.schema(
     {"posts": pa.int64(), "nsfw": pa.bool_(), "category": pa.string(), "json": pa.large_binary()}
 )
-_NO_RECORDS = pa.RecordBatch.from_pylist([], pa.schema({"id": pa.string()}))
 
 
 def _row_arrays(known: pa.Table) -> dict[str, Array]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from danbooru_index.errors import StorageError, first_line
-from danbooru_index.index.commit import sync_manifests
-from danbooru_index.index.lance_io import lance, open_table, panics_as_errors
+from danbooru_index.index.lance_errors import panics_as_errors
 from danbooru_index.index.schema import table_path
 from danbooru_index.storage.base import Storage
 
@@ -28,6 +27,9 @@ def build_index(generation: Storage, version: int, rows: int) -> int:
     """
     if rows < INDEX_ROWS:
         return version
+    from danbooru_index.index.commit import sync_manifests
+    from danbooru_index.index.lance_io import open_table
+
     folder = table_path(generation, "dense")
     (folder / "_indices").remove_tree()  # of an attempt that was killed: this commit names none
     dataset = open_table(generation, "dense", version)
@@ -48,7 +50,7 @@ def build_index(generation: Storage, version: int, rows: int) -> int:
     return int(dataset.version)
 
 
-def probes(dataset: lance.LanceDataset) -> dict[str, Any]:
+def probes(dataset: Any) -> dict[str, Any]:
     """How a nearest-neighbour search reads this table: through its index, or all of it."""
     indexed = any(index.name == NAME for index in dataset.describe_indices())
     return dict(PROBES) if indexed else {"use_index": False}

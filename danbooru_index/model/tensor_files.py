@@ -7,10 +7,13 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from danbooru_index.embeddings import Array
 from danbooru_index.errors import ModelError, as_model_error
 
 if TYPE_CHECKING:
@@ -20,6 +23,19 @@ if TYPE_CHECKING:
 # what is not a float of its own accord has its type before the sizes
 Shapes = dict[str, tuple[int | str, ...]]
 FLOATS = ("F64", "F32", "F16", "BF16")
+NUMPY_FLOATS = ("F64", "F32", "F16")
+STORED = {"DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16}
+# What reading an archive that is none, or holds something else, raises.
+NOT_PLAIN = (
+    OSError,
+    ValueError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    EOFError,
+    TypeError,
+    LookupError,
+    AttributeError,
+)
 FLOAT_STORAGES = ("DoubleStorage", "FloatStorage", "HalfStorage", "BFloat16Storage")
 
 
@@ -65,6 +81,33 @@ class _ShapeReader(pickle.Unpickler):
         return pid[1]
 
 
+class _ArrayReader(_ShapeReader):
+    """Reads the index of a torch archive: each tensor as an array, and nothing else."""
+
+    read: Callable[[str], bytes]
+
+    def find_class(self, module: str, name: str) -> Any:
+        """As of shapes; storages of NumPy's types alone."""
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _array
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        _, kind, key, *_ = pid
+        return np.frombuffer(self.read(str(key)), STORED[kind])
+
+
+def _array(
+    storage: Array, offset: int, sizes: Sequence[int], strides: Sequence[int], *_: Any
+) -> Array:
+    """A tensor of a storage, as torch rebuilds it: contiguous ones alone."""
+    contiguous = [int(np.prod(sizes[axis + 1 :])) for axis in range(len(sizes))]
+    count = int(np.prod(sizes))
+    if list(strides) != contiguous or offset < 0 or offset + count > len(storage):
+        raise pickle.UnpicklingError("a view")
+    return storage[offset : offset + count].reshape(sizes)
+
+
 def _archived_shapes(path: Path) -> Shapes | None:
     """The shapes in an archive of plain tensors, as torch writes it since 1.6, without importing
     torch (a second of a build's start); None for any other file, of which torch knows what it is.
@@ -73,16 +116,7 @@ def _archived_shapes(path: Path) -> Shapes | None:
         with zipfile.ZipFile(path) as archive:
             (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             found = _ShapeReader(io.BytesIO(archive.read(index))).load()
-    except (
-        OSError,
-        ValueError,
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        EOFError,
-        TypeError,
-        LookupError,
-        AttributeError,
-    ):
+    except NOT_PLAIN:
         return None
     plain = isinstance(found, dict) and all(
         isinstance(k, str) and isinstance(v, tuple) for k, v in found.items()
@@ -92,6 +126,48 @@ def _archived_shapes(path: Path) -> Shapes | None:
 
 def _typed(kind: str, is_float: bool, sizes: Iterable[int]) -> tuple[int | str, ...]:
     return tuple(sizes) if is_float else (kind, *sizes)
+
+
+class NotForNumPyError(Exception):
+    """A file of tensors that only torch reads, or of a type that NumPy lacks."""
+
+
+def load_arrays(path: Path) -> dict[str, Array]:
+    """The tensors of one file as NumPy's arrays, without importing torch, never running code.
+
+    Raises `NotForNumPyError`.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with (
+            as_model_error(f"{path}: cannot be read as tensors ({{}}): fetch it again"),
+            safe_open(path, framework="numpy") as file,
+        ):
+            names = list(file.keys())
+            known = all(file.get_slice(name).get_dtype() in NUMPY_FLOATS for name in names)
+            arrays = {name: file.get_tensor(name) for name in names if known}
+        if not known:
+            raise NotForNumPyError(path)
+        return arrays
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            folder = index.removesuffix("data.pkl")
+            order = [n for n in archive.namelist() if n == f"{folder}byteorder"]
+            if order and archive.read(order[0]) != b"little":
+                raise NotForNumPyError(path)
+            reader = _ArrayReader(io.BytesIO(archive.read(index)))
+            reader.read = lambda key: archive.read(f"{folder}data/{key}")
+            found = reader.load()
+    except NOT_PLAIN:
+        raise NotForNumPyError(path) from None
+    plain = isinstance(found, dict) and all(
+        isinstance(k, str) and isinstance(v, np.ndarray) for k, v in found.items()
+    )
+    if not plain:
+        raise NotForNumPyError(path)
+    return dict(found)
 
 
 def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:

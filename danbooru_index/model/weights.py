@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from danbooru_index.model.checkpoint_files import HEADS, first_few, read_setting
 from danbooru_index.model.tensor_files import Shapes, load_tensors, read_shapes
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
+Load = Callable[[Path], dict[str, Any]]  # reads the tensors of one file
 ANCHOR = "embeddings.word_embeddings.weight"  # the one tensor by which a prefix is recognised
 # As DDP, DeepSpeed, torch.compile, FlagEmbedding, sentence-transformers and models with a head on
 # top put before names.
@@ -133,16 +134,16 @@ def complete_weights(model: Any, folder: Path) -> None:
         )
 
 
-def stored_backbone(folder: Path) -> dict[str, torch.Tensor]:
+def stored_backbone(folder: Path, load: Load = load_tensors) -> dict[str, Any]:
     """The tensors of a checkpoint's backbone by transformers' names, as they are stored."""
-    tensors = _stored_tensors(folder)
+    tensors = _stored_tensors(folder, load)
     return _split(tensors, _prefix_of(folder, tensors))[0]
 
 
-def _stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
+def _stored_tensors(folder: Path, load: Load = load_tensors) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
     for path in _tensor_files(folder):
-        tensors |= load_tensors(path)
+        tensors |= load(path)
     return tensors
 
 

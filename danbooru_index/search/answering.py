@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from danbooru_index.choices import Mode
+from danbooru_index.index.lance_errors import panics_as_errors
 from danbooru_index.index.search_files import SearchFiles
 from danbooru_index.search.by_part import part_answer, query_parts
 from danbooru_index.search.hit import Explanation, Hits, make_hits
@@ -17,7 +18,6 @@ def answers(opened: OpenGeneration, queries: list[str], asked: Asked) -> list[Hi
     with as_storage_errors():
         if encoder is None:
             return [_by_names(opened.files, query, asked) for query in queries]
-        from danbooru_index.index.lance_io import panics_as_errors
         from danbooru_index.search.by_model import answer_by_model
 
         encoded = encoder(queries) if queries else []

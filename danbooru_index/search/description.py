@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from danbooru_index.index.folding import KANA_OR_HAN, fold, has_kana, is_cjk
+from danbooru_index.index.folding import KANA_OR_HAN, fold, is_cjk
 from danbooru_index.index.search_files import SearchFiles
 from danbooru_index.index.words import Word, words_of
 from danbooru_index.search.lexical import LexicalRetriever, Match
@@ -22,12 +22,12 @@ from danbooru_index.search.prompt import split_prompt
 
 CLAUSE_ENDS = re.compile(r"[。．；;！!？?]+")
 LONGEST_NAME = 8  # words
-SHORTEST_SENTENCE = 7  # kana and Han characters
+SHORTEST_SENTENCE = 8  # kana and Han characters
 FEWEST_WORDS = 4  # of a sentence in Latin letters
 NAMED_IN_A_SENTENCE = 3  # parts that are names, at least: black pantyhose are one tag, not two
 LONG_SENTENCE, MANY_WORDS = 10, 6  # from which two are enough
 MOST_NAMED = 20
-SHORTEST_KANA, SOUNDS_THE_SAME = 4, 0.95  # characters, similarity
+SHORTEST_KANA = 4  # characters of a word that is looked up by its reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,11 @@ def parts_of(files: SearchFiles, query: str, mask: npt.NDArray[np.bool_]) -> lis
     for piece in listed:
         # `:)` is a tag: brackets are taken off only where the whole is none.
         text = piece.written if named(piece.written) else piece.name
-        single = len(listed) > 1 and not _is_sentence(text)  # `blue eyse` is one part of a list
-        found = [QueryPart(text, named(text))] if single else _in_piece(text, named)
+        short = len(listed) > 1 and not _is_sentence(text)  # `blue eyse` is one part of a list
+        plain = text if named(text) else text.replace("的", "")  # 白色的头发
+        known = named(plain)
+        alone = [QueryPart(plain if known else text, known)]
+        found = alone if short or known else _in_piece(text, named)
         for part in found:
             parts.setdefault(fold(part.text), part)
     covered = sum(part.covered for part in parts.values())
@@ -72,8 +75,8 @@ def tags_of_part(files: SearchFiles, text: str, k: int, mask: npt.NDArray[np.boo
     """
     names = LexicalRetriever(files)
     matches = names.named(text, MOST_NAMED, mask)
-    if not matches and has_kana(text) and len(text) >= SHORTEST_KANA:
-        matches = [m for m in names.find(text, k, mask) if m.similarity >= SOUNDS_THE_SAME]
+    if not matches and len(text) >= SHORTEST_KANA:
+        matches = names.read_alike(text, k, mask)
     tags = [record["tag"] for record in files.records(match.row for match in matches)]
     key = fold(text)
     return [
@@ -90,7 +93,7 @@ def find_names(files: SearchFiles, query: str, k: int, mask: npt.NDArray[np.bool
     first: dict[int, Match] = {}
     for part in parts_of(files, query, mask):
         for match in tags_of_part(files, part.text, 1, mask) if part.covered else ():
-            first.setdefault(match.row, replace(match, part=part.text, sure=True))
+            first.setdefault(match.row, replace(match, part=part.text))
     found = LexicalRetriever(files).find(query, k, mask)
     return [*first.values(), *(match for match in found if match.row not in first)][:k]
 

@@ -81,6 +81,13 @@ class LexicalRetriever:
                 return list(_each_once(entries, lambda kind: SURE[kind], sure=True))[:k]
         return []
 
+    def read_alike(self, query: str, k: int, mask: npt.NDArray[np.bool_]) -> list[Match]:
+        """The rows whose Latin name is how a word in kana is read: serafuku of セーラー服."""
+        letters = squeezed(romaji(query)) if has_kana(query) else ""
+        entries = self._files.names.exactly(letters)
+        entries = _only(entries, (entries.kinds <= NameKind.ALIAS) & mask[entries.rows])
+        return list(_each_once(entries, lambda _: MatchReason.TRANSLITERATION, sure=True))[:k]
+
     def _likely(self, query: str, k: int, mask: npt.NDArray[np.bool_]) -> Iterator[Match]:
         key = fold(query)
         if not key or len(key) > LONGEST_COMPARED:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from danbooru_index.choices import Device, Precision
+from danbooru_index.embeddings import Array
 from danbooru_index.errors import ModelError
 from danbooru_index.index.catalog import Generation
 from danbooru_index.model.checkpoint import resolve_model
 from danbooru_index.model.device import probe_device
-from danbooru_index.model.encoder import Encoder
+from danbooru_index.model.numpy_model import NumpyEncoder
 from danbooru_index.model.tokenizer import Tokenizer
 from danbooru_index.search.query import shortened
 from danbooru_index.search.retriever import EncodedQuery, query_of
+
+if TYPE_CHECKING:
+    from danbooru_index.model.encoder import Encoder
 
 
 class QueryEncoder:
@@ -37,8 +43,7 @@ class QueryEncoder:
         self._tokenizer = Tokenizer(checkpoint.path, longest, plain=True)
         codec = generation.load_codec()
         matrix = None if codec is None else codec.matrix
-        device = Device(info.kind)
-        self._encoder = Encoder(checkpoint.path, device, precision, projection=matrix, plain=True)
+        self._encoder = _loaded(checkpoint.path, Device(info.kind), precision, matrix)
         self._instruction = (
             generation.manifest.query_instruction if instruction is None else instruction
         )
@@ -58,3 +63,15 @@ class QueryEncoder:
                 f" {shortened(queries[int(embeddings.non_finite[0])])!r}"
             )
         return [query_of(embeddings, row, query) for row, query in enumerate(queries)]
+
+
+def _loaded(
+    path: str, device: Device, precision: Precision, projection: Array | None
+) -> Encoder | NumpyEncoder:
+    """The model: by NumPy alone where it is small and runs on the CPU, else by torch."""
+    small = NumpyEncoder.load(path, projection) if device is Device.CPU else None
+    if small is not None:
+        return small
+    from danbooru_index.model.encoder import Encoder
+
+    return Encoder(path, device, precision, projection=projection, plain=True)
