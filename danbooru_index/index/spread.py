@@ -65,6 +65,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,  # Ctrl-C is for who asks; it ends this process
         )
 
     def ask(self, batch: pa.RecordBatch) -> Tables:

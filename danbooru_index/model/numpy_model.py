@@ -46,7 +46,8 @@ class NumpyEncoder:
         """
         folder = Path(path)
         settings = read_settings(folder)
-        small = sum(file.stat().st_size for file in folder.iterdir()) <= LARGEST_BYTES
+        sizes = [file.stat().st_size for file in folder.iterdir() if file.is_file()]
+        small = sum(sizes) <= LARGEST_BYTES
         known = settings.get("hidden_act", "gelu") == "gelu"
         if not small or not known or not check_weights(folder, settings).regular:
             return None

@@ -157,6 +157,8 @@ def load_arrays(path: Path) -> dict[str, Array]:
             order = [n for n in archive.namelist() if n == f"{folder}byteorder"]
             if order and archive.read(order[0]) != b"little":
                 raise NotForNumPyError(path)
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise NotForNumPyError(path)  # torch writes none; what it unpacks to is not known
             reader = _ArrayReader(io.BytesIO(archive.read(index)))
             reader.read = lambda key: archive.read(f"{folder}data/{key}")
             found = reader.load()

@@ -15,7 +15,7 @@ from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.schema import table_path
 from danbooru_index.search.dense import DenseRetriever
 from danbooru_index.search.filters import allowed
-from danbooru_index.search.retriever import EncodedQuery
+from danbooru_index.search.retriever import Allowed, EncodedQuery
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["by codes", "by Lance"])
@@ -70,6 +70,20 @@ def test_a_large_table_gets_an_index_that_finds_what_exact_search_finds(index, m
         )
         found += len(set(rows.tolist()) & set(np.argsort(-(vectors @ query))[:10].tolist()))
     assert found >= 190
+    found = 0
+    for _ in range(20 if beside else 0):  # Lance takes no mask
+        query = chance.normal(size=DIM).astype(np.float32)
+        scores = vectors @ query
+        half = Allowed(chance.random(1600) < 0.5, Filter(nsfw=True))
+        rows, _ = dense.candidates(as_query(query), 10, half)
+        found += len(np.intersect1d(rows, np.argsort(-np.where(half.mask, scores, -9))[:10]))
+        # None of the nearest rows is allowed: dropping them leaves nothing.
+        far = Allowed(scores < np.median(scores), Filter(nsfw=True))
+        rows, _ = dense.candidates(as_query(query), 10, far)
+        assert far.mask[rows].all()
+        assert len(rows) == 10
+        assert scores[rows].min() > np.sort(scores[far.mask])[-100]
+    assert found >= 190 or not beside
     # of 1,600 rows in 160 partitions, of which 80 are looked into
     rare = [f"s{number}-7" for number in range(8)]
     ids = (
