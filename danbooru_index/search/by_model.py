@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from danbooru_index.choices import Mode
-from danbooru_index.search.by_part import TAGS_A_PART, meant_by, part_answer, query_parts
+from danbooru_index.search.by_part import (
+    MOST_MEANT,
+    TAGS_A_PART,
+    meant_by,
+    part_answer,
+    query_parts,
+)
 from danbooru_index.search.explain import explain
 from danbooru_index.search.hit import Explanation, Hits, make_hits
 from danbooru_index.search.hybrid import rank
@@ -28,7 +34,7 @@ def answer_by_model(
         parts = query_parts(files, query.text, asked.wanted)
     meant: dict[str, Ranking] = {}
     unnamed = replace(asked.fusion, names=False)  # no name that it may have is meant
-    texts = [part.text for part in parts if not part.covered]
+    texts = [part.text for part in parts if not part.covered][:MOST_MEANT]
     for text, one in zip(texts, encoder(texts) if texts else (), strict=True):
         meant[text] = rank(reader, one, Mode.HYBRID, TAGS_A_PART, *ways[:2], unnamed)
     ranking = rank(reader, query, asked.mode, asked.limit, *ways, also=meant_by(meant))

@@ -14,6 +14,7 @@ from danbooru_index.search.lexical import Match
 from danbooru_index.search.ranking import Ranking
 
 TAGS_A_PART = 3
+MOST_MEANT = 16  # parts of a query that the model is asked for: each is a search
 
 
 def query_parts(files: SearchFiles, query: str, wanted: Filter) -> list[QueryPart]:

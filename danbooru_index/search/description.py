@@ -21,6 +21,7 @@ from danbooru_index.search.lexical import LexicalRetriever, Match
 from danbooru_index.search.prompt import split_prompt
 
 CLAUSE_ENDS = re.compile(r"[。．；;！!？?]+")
+LONGEST_SPLIT = 4000  # characters: longer than any prompt
 LONGEST_NAME = 8  # words
 SHORTEST_SENTENCE = 8  # kana and Han characters
 FEWEST_WORDS = 4  # of a sentence in Latin letters
@@ -43,7 +44,7 @@ def parts_of(files: SearchFiles, query: str, mask: npt.NDArray[np.bool_]) -> lis
     tag.
     """
     whole = LexicalRetriever(files).named(query, 1, mask)
-    if whole or not _may_hold_several(query):
+    if whole or len(query) > LONGEST_SPLIT or not _may_hold_several(query):
         return []
 
     @cache

@@ -18,6 +18,7 @@ from processes import one_line, run_cli
 from danbooru_index.index.arrays import FOLDER
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.status import verify
+from danbooru_index.search.by_part import MOST_MEANT
 from danbooru_index.search.tag_index import TagIndex
 
 
@@ -271,3 +272,12 @@ def test_a_prompt_is_answered_by_part(published):
     assert "qqqq xyz  ?>  no tag" in done.stdout
     answer = json.loads(run_cli("search", index, "1girl", "--mode", "lexical", "--json").stdout)
     assert answer["parts"] == []
+
+
+def test_the_model_is_asked_for_a_few_parts_only(published):
+    """Each is a search: a prompt of hundreds of unknown words would take seconds."""
+    index, model = published
+    with TagIndex.open(index, model=str(model)) as tags:
+        hits = tags.search(", ".join(["1girl", *(f"qq{n}" for n in range(40))]))
+    asked = [bool(part.tags) for part in hits.parts if not part.covered]
+    assert asked == [True] * MOST_MEANT + [False] * (40 - MOST_MEANT)

@@ -95,6 +95,11 @@ def test_what_asks_for_one_tag_is_not_split(files, query):
     assert parts(files, query) == {}
 
 
+def test_what_is_longer_than_any_prompt_is_not_split(files):
+    assert len(parts(files, ", ".join(["twintails", *(f"x{n}" for n in range(500))]))) == 501
+    assert parts(files, ", ".join(["twintails", *(f"x{n}" for n in range(5000))])) == {}
+
+
 def test_a_filter_holds_for_parts(files):
     safe = np.array([tag != "maid" for tag, *_ in TAGS])
     query = "猫耳，女仆，长发"
