@@ -8,6 +8,7 @@ queries are few and short.
 from __future__ import annotations
 
 import math
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from danbooru_index.model.tensor_files import NotForNumPyError, load_arrays
 from danbooru_index.model.weights import check_weights, stored_backbone
 
 LARGEST_BYTES = 64 << 20  # of weights: beyond, torch's matrix products earn their import
+MANY_TOKENS = 512  # from which scipy's import pays
 NORM_FLOOR = np.float32(1e-12)  # torch's, where a vector is normalised
 
 Floats = npt.NDArray[np.float32]
@@ -63,6 +65,8 @@ class NumpyEncoder:
 
     def encode(self, batch: TokenBatch) -> Embeddings:
         """The three outputs of every text, in order."""
+        if batch.tokens > MANY_TOKENS:
+            import scipy.special  # noqa: F401 (see `_erf`)
         starts = np.concatenate(([0], np.cumsum(batch.lengths)))
         texts = [self._encode_one(batch.token_ids[a:b], batch.special) for a, b in pairwise(starts)]
         dense = np.stack([text[0] for text in texts]) if texts else np.empty((0, 0), np.float32)
@@ -138,13 +142,21 @@ class NumpyEncoder:
 
 
 def _gelu(values: Floats) -> Floats:
-    # A query has some ten thousand values: an import of scipy takes longer.
-    error = _erf(values * np.float32(np.sqrt(0.5))).astype(np.float32)
+    error = _erf(values * np.float32(np.sqrt(0.5)))
     activated: Floats = values * np.float32(0.5) * (1 + error)
     return activated
 
 
-_erf = np.frompyfunc(math.erf, 1, 1)
+def _erf(values: Floats) -> Floats:
+    """The error function: by scipy where it is loaded, whose import takes longer than a query has
+    values.
+    """
+    if "scipy.special" in sys.modules:
+        from scipy.special import erf
+
+        found: Floats = erf(values)
+        return found
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(values), np.float32)
 
 
 def _normalised(vectors: Floats) -> Floats:

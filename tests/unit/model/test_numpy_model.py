@@ -53,6 +53,16 @@ def test_the_numbers_are_the_encoders(small, bundled, projected):
         assert np.allclose(getattr(found, name), getattr(expected, name), atol=2e-5), name
 
 
+def test_the_error_function_is_the_same_with_scipy_and_without(monkeypatch):
+    values = np.linspace(-6, 6, 1001, dtype=np.float32)
+    import scipy.special
+
+    by_scipy = numpy_model._erf(values)
+    monkeypatch.delitem(sys.modules, "scipy.special")
+    assert np.allclose(numpy_model._erf(values), by_scipy, atol=1e-7)
+    assert scipy.special.erf(0) == 0
+
+
 def test_arrays_are_the_tensors_of_a_file(small, tmp_path):
     for name in ("model.safetensors", "colbert_linear.pt", "sparse_linear.pt"):
         arrays, tensors = load_arrays(small / name), load_tensors(small / name)
