@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from danbooru_index.embeddings import Array, to_float32
-from danbooru_index.index.dense_scan import DenseScan
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.search.filters import expression
 from danbooru_index.search.retriever import Allowed, EncodedQuery, Rows, Scores, top
 
 FEW_ALLOWED = 4096  # so many allowed rows are all scored
 SCANNED, SCANNED_PER_HIT = 2000, 10  # rows that are scored exactly after a scan of the codes
-DROPPED_AFTER = 0.2  # share of rows allowed from which others are dropped after the scan
 CACHED_ROWS = 512  # that stay in a core's cache
 
 
@@ -39,7 +37,9 @@ class DenseRetriever:
         if vectors.dense is not None and allowed.count <= FEW_ALLOWED:
             return allowed.rows
         if vectors.scan is not None:
-            return np.sort(_scanned(vectors.scan, query.dense, k, allowed))
+            count = max(SCANNED, SCANNED_PER_HIT * k)
+            bits = None if allowed.all else allowed.bits
+            return np.sort(vectors.scan.nearest(query.dense, count, bits))
         if vectors.dense is not None:
             return _best(vectors.dense, query.dense, k, allowed)
         return np.sort(self.reader.nearest(query.dense, k, expression(allowed.wanted)))
@@ -49,21 +49,6 @@ class DenseRetriever:
             return np.empty(0, np.float32)
         scores: Scores = self.reader.dense_vectors(rows) @ query.dense.astype(np.float32)
         return scores
-
-
-def _scanned(scan: DenseScan, query: Array, k: int, allowed: Allowed) -> Rows:
-    """Allowed rows that are near by their codes, in no order.
-
-    Where many rows are allowed, more are asked for and the others dropped: that costs less than a
-    filter inside the scan, which is used where too few are left.
-    """
-    count, share = max(SCANNED, SCANNED_PER_HIT * k), allowed.count / len(allowed.mask)
-    if share >= DROPPED_AFTER:
-        found = scan.nearest(query, int(count / share), None)
-        kept = found[allowed.mask[found]]
-        if len(kept) >= min(count, allowed.count) / 2:
-            return kept
-    return scan.nearest(query, count, allowed.bits)
 
 
 def _best(vectors: Array, query: Array, k: int, allowed: Allowed) -> Rows:
