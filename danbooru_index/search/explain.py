@@ -37,8 +37,8 @@ def explain(
         source.value: known[source].candidates(query, count, among)[0].tolist()
         for source in SOURCES
     } | {Mode.LEXICAL.value: matched_rows(matches).tolist()}
-    order = np.argsort(rows)
-    hits = [match for match in matches if match.row in set(rows.tolist())]
+    order, shown = np.argsort(rows), set(rows.tolist())
+    hits = [match for match in matches if match.row in shown]
     plus: dict[str, Any] = {}
     if mode is Mode.HYBRID:
         plus = added(reader.files, rows[order], hits, fusion)

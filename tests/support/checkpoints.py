@@ -21,6 +21,19 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 SAMPLE = Path(__file__).parents[2] / "danbooru_index" / "sample_tags.jsonl"
 SHARED = Path(__file__).parents[3] / "shared"
 
+# Texts in three scripts, an emoji, one that is truncated, words that repeat, a character that no
+# vocabulary has: what two ways of computing a model must agree on.
+MIXED_TEXTS = [
+    "猫耳",
+    "long_hair",
+    "【通用】^_^ - 微笑",
+    "セーラー服の女の子",
+    "a " * 200,
+    "🙂",
+    "猫 猫 猫",
+    "a\ue000b",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:

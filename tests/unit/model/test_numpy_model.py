@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import vault
-from checkpoints import Shape, make_checkpoint
+from checkpoints import MIXED_TEXTS, Shape, make_checkpoint
 from safetensors.torch import load_file, save_file
 
 from danbooru_index.choices import Device, Precision
@@ -19,16 +19,6 @@ from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.numpy_model import NumpyEncoder
 from danbooru_index.model.tensor_files import NotForNumPyError, load_arrays, load_tensors
 from danbooru_index.model.tokenizer import Tokenizer
-
-TEXTS = [
-    "猫耳",
-    "long_hair",
-    "【通用】^_^ - 微笑",
-    "セーラー服の女の子",
-    "a " * 200,
-    "🙂",
-    "猫 猫 猫",
-]
 
 
 @pytest.fixture
@@ -41,7 +31,7 @@ def small(tmp_path):
 @pytest.mark.parametrize("bundled", [False, True])
 def test_the_numbers_are_the_encoders(small, bundled, projected):
     path = str(BUNDLED_FOLDER if bundled else small)
-    batch = Tokenizer(path, 64)(TEXTS)
+    batch = Tokenizer(path, 64)(MIXED_TEXTS)
     dim = json.loads((BUNDLED_FOLDER if bundled else small).joinpath("config.json").read_text())
     matrix = np.random.default_rng(0).normal(size=(dim["hidden_size"], 8)).astype(np.float32)
     matrix = matrix if projected else None

@@ -7,23 +7,13 @@ import sys
 
 import numpy as np
 import pytest
-from checkpoints import Shape, make_checkpoint
+from checkpoints import MIXED_TEXTS, Shape, make_checkpoint
 
 from danbooru_index.choices import Device, Precision
 from danbooru_index.model.checkpoint import BUNDLED_FOLDER
 from danbooru_index.model.encoder import Encoder
 from danbooru_index.model.plain_model import load_plain_model
 from danbooru_index.model.tokenizer import Tokenizer, _plain_tokenizer
-
-TEXTS = [
-    "猫耳",
-    "long_hair",
-    "【通用】^_^ - 微笑",
-    "セーラー服の女の子",
-    "a " * 200,
-    "🙂",
-    "a\ue000b",
-]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +28,7 @@ def small(tmp_path_factory):
 @pytest.mark.parametrize("bundled", [False, True])
 def test_the_numbers_are_the_same_to_the_bit(small, precision, bundled):
     path = str(BUNDLED_FOLDER if bundled else small)
-    batch = Tokenizer(path, 64)(TEXTS)
+    batch = Tokenizer(path, 64)(MIXED_TEXTS)
     assert load_plain_model(path, "cpu", precision) is not None
     expected = Encoder(path, Device.CPU, precision).encode(batch)
     found = Encoder(path, Device.CPU, precision, plain=True).encode(batch)
@@ -49,7 +39,7 @@ def test_the_numbers_are_the_same_to_the_bit(small, precision, bundled):
 @pytest.mark.parametrize("bundled", [False, True])
 def test_the_tokens_are_the_same(small, bundled):
     path = str(BUNDLED_FOLDER if bundled else small)
-    expected, found = Tokenizer(path, 64)(TEXTS), Tokenizer(path, 64, plain=True)(TEXTS)
+    expected, found = Tokenizer(path, 64)(MIXED_TEXTS), Tokenizer(path, 64, plain=True)(MIXED_TEXTS)
     assert np.array_equal(found.token_ids, expected.token_ids)
     assert (found.special, found.truncated) == (expected.special, expected.truncated)
 
