@@ -26,6 +26,7 @@ PRODUCTION_MODEL = "BAAI/bge-m3"
 BUNDLED_MODEL = "m3-mini"
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_MIN_FIDELITY = 0.7
+DEFAULT_WAIT_FOR_NODES_S = 1800.0
 SMALLEST_COLBERT_DIM = 8
 LONGEST_MAX_LENGTH = 8192
 MAX_TEXT_BYTES = 1 << 20
@@ -69,7 +70,9 @@ class BuildConfig:
 
     `colbert_dim` None: ColBERT vectors in full; else projected to so many values, and refused where
     fewer than `min_fidelity` of the full top 10 are found again. `nsfw_words`: tags of a file
-    without ratings are marked by their words.
+    without ratings are marked by their words. `accept_left_out`: a build that publishes ends with
+    0, whatever it left out. `wait_for_nodes_s`: how long a build does without a node that can do
+    its work.
 
     `failpoints`, `tuning` and `encoder` have no option: faults for tests; how machines are used;
     and a factory that takes the place of the model's forward pass, for tests and benchmarks of
@@ -92,6 +95,8 @@ class BuildConfig:
     colbert_dim: int | None = None
     min_fidelity: float = DEFAULT_MIN_FIDELITY
     nsfw_words: bool = True
+    accept_left_out: bool = False
+    wait_for_nodes_s: float = DEFAULT_WAIT_FOR_NODES_S
     failpoints: tuple[Failpoint, ...] = ()
     tuning: Tuning = field(default_factory=Tuning)
     encoder: EncoderFactory | None = None

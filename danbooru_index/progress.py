@@ -6,22 +6,20 @@ shown where a program asks for it, as the command line does by `log_to_stderr`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any, Self, TextIO
 
 from danbooru_index.config import BASELINE_TAGS_PER_SECOND
+from danbooru_index.log_lines import bars_elsewhere, event, moving, redraw
 
 log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 REDRAW_S = 0.2
-ERASE = "\r\x1b[K"  # to the line's beginning, and clear it
 TIMELINE_POINTS = 400
 
 
@@ -61,41 +59,6 @@ class StepProgress:
         self._bar.close()
 
 
-_moving = threading.Lock()  # held by whoever writes on stderr beside a line that moves
-_bars_elsewhere = threading.Event()  # another library's bars are there
-
-
-class LineHandler(logging.Handler):
-    """Writes each record as a line on stderr, in the place of a line that moves there."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with _moving:
-            erase = ERASE if sys.stderr.isatty() else ""
-            sys.stderr.write(f"{erase}{self.format(record)}\n")
-            sys.stderr.flush()
-
-
-def log_to_stderr() -> None:
-    """Show what this package logs, from INFO on, as plain lines on stderr."""
-    package = logging.getLogger("danbooru_index")
-    package.setLevel(logging.INFO)
-    if not any(isinstance(handler, LineHandler) for handler in package.handlers):
-        package.addHandler(LineHandler())
-
-
-@contextlib.contextmanager
-def other_bars() -> Iterator[None]:
-    """Another library shows bars of its own on stderr: no line moves meanwhile."""
-    with _moving:
-        _bars_elsewhere.set()
-        if sys.stderr.isatty():
-            _redraw(sys.stderr, "")
-    try:
-        yield
-    finally:
-        _bars_elsewhere.clear()
-
-
 class StartUp:
     """What a command does before its first record is done: one moving line on a terminal, a line
     every 10 s elsewhere.
@@ -121,15 +84,21 @@ class StartUp:
         if self._ended.is_set():
             return
         self._ended.set()
-        with _moving:
+        with moving:
             if self._moving:
-                _redraw(self._stream, "")
+                redraw(self._stream, "")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def seconds(self) -> dict[str, float]:
+        """What each step has taken so far."""
+        steps = list(self._steps)
+        ends = [*(at for _, at in steps[1:]), time.monotonic()]
+        return {name: round(end - at, 1) for (name, at), end in zip(steps, ends, strict=False)}
 
     def line(self) -> str:
         """How long it has taken so far: finished steps with their seconds, then the current one."""
@@ -152,17 +121,11 @@ class StartUp:
     def _tell(self) -> None:
         while not self._ended.wait(REDRAW_S if self._moving else LINE_EVERY_S):
             if not self._moving:
-                log.info(self.line())
+                log.info(self.line(), extra=event("start_up", steps=self.seconds()))
                 continue
-            with _moving:
-                if not self._ended.is_set() and not _bars_elsewhere.is_set():
-                    _redraw(self._stream, self.line()[: shutil.get_terminal_size().columns - 1])
-
-
-def _redraw(stream: TextIO, text: str) -> None:
-    """`text` in the place of the line that moves there."""
-    stream.write(f"{ERASE}{text}")
-    stream.flush()
+            with moving:
+                if not self._ended.is_set() and not bars_elsewhere.is_set():
+                    redraw(self._stream, self.line()[: shutil.get_terminal_size().columns - 1])
 
 
 class Progress:
@@ -233,7 +196,16 @@ class Progress:
             f" tags/s, {(self._total - records) / rate:,.0f} s left,"
             f" {rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline"
         )
-        log.info(line)
+        log.info(
+            line,
+            extra=event(
+                "progress",
+                records=records,
+                of=self._total,
+                tags_per_second=round(rate, 1),
+                seconds_left=round((self._total - records) / rate),
+            ),
+        )
 
     def _remember(self, at: float, records: int) -> None:
         """Keep at most `TIMELINE_POINTS` points, ever further apart."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -133,6 +134,13 @@ def bounded_stops(last_words: str, grace_s: float = STOP_S) -> Iterator[None]:
         ended.set()
         signal.set_wakeup_fd(before)
         os.close(written)
+
+
+def raise_in(thread: int, error: type[BaseException]) -> None:
+    """Have another thread raise `error` at its next bytecode, by its identifier
+    (`PyThreadState_SetAsyncExc`): for one that polls, in code that cannot be told to end.
+    """
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
 
 
 def descendants(of: str = "") -> set[int]:

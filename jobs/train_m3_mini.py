@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from danbooru_index.cli.entry import guarded
-from danbooru_index.progress import log_to_stderr
+from danbooru_index.log_lines import log_to_stderr
 from danbooru_index.training.m3_mini import make_mini
 from danbooru_index.training.mini_vectors import MiniRecipe
 

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 from danbooru_index.choices import Device, Precision, Site
 from danbooru_index.cli.options import add_model_options, add_rejects, print_report, verb
 from danbooru_index.config import BuildConfig
+from danbooru_index.durations import parse_duration
 from danbooru_index.prepare_config import DEFAULT_SHARD_ROWS, DumpConfig, PrepareConfig, RejectLimit
 
 
@@ -145,6 +146,8 @@ def _build_config(arguments: argparse.Namespace, shards: str) -> BuildConfig:
         colbert_dim=arguments.colbert_dim,
         min_fidelity=arguments.min_fidelity,
         nsfw_words=not arguments.no_nsfw_words,
+        accept_left_out=arguments.accept_left_out,
+        wait_for_nodes_s=parse_duration(arguments.wait_for_nodes, "--wait-for-nodes"),
     )
 
 

@@ -41,9 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> int:
         _open_closed_streams()
         parsed = make_parser().parse_args(arguments)
-        from danbooru_index.progress import log_to_stderr  # not for --help: logging takes 4 ms
+        # not for --help: logging takes 4 ms
+        from danbooru_index.log_lines import log_to_stderr, set_log_format
 
         log_to_stderr()
+        set_log_format(getattr(parsed, "log_format", "text"))
         if parsed.verb != "doctor":  # which says more
             check_versions()
         with (
@@ -76,10 +78,10 @@ def guarded(run: Callable[[], int]) -> int:
     try:
         return run()
     except DanbooruIndexError as error:
-        print(f"danbooru-index: {' '.join(str(error).split())}", file=sys.stderr)
+        _say_why(" ".join(str(error).split()), error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"danbooru-index: {STOPPED}", file=sys.stderr)
+        _say_why(STOPPED, 1)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -87,12 +89,25 @@ def guarded(run: Callable[[], int]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or " ".join(str(error).split())[:300]
-        print(f"danbooru-index: {where}{reason}", file=sys.stderr)
+        _say_why(f"{where}{reason}", 1)
         return 1
     except UnicodeError as error:
         reason = getattr(error, "reason", str(error))
-        print(f"danbooru-index: a name or a text is not valid UTF-8 ({reason})", file=sys.stderr)
+        _say_why(f"a name or a text is not valid UTF-8 ({reason})", 1)
         return 1
+
+
+def _say_why(message: str, code: int) -> None:
+    """The last line on stderr of a command that ends with `code`."""
+    logging = sys.modules.get("logging")
+    if logging is not None and "danbooru_index.log_lines" in sys.modules:
+        from danbooru_index.log_lines import event, writes_json
+
+        if writes_json():
+            log = logging.getLogger("danbooru_index")
+            log.error(message, extra=event("ended", exit_code=code))
+            return
+    print(f"danbooru-index: {message}", file=sys.stderr)
 
 
 def entry(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -90,13 +90,35 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="put before every query (default none)",
     )
+    _add_running_options(parser)
+    add_rejects(parser)
+
+
+def _add_running_options(parser: argparse.ArgumentParser) -> None:
+    """Where a build runs, and how it ends."""
     parser.add_argument(
         "--address", metavar="RAY", help="a running Ray cluster, such as auto (default: start one)"
     )
     parser.add_argument(
+        "--wait-for-nodes",
+        default="30m",
+        metavar="TIME",
+        help="how long to do without a node that can work (default %(default)s)",
+    )
+    parser.add_argument(
+        "--log-format",
+        default="text",
+        metavar="text|json",
+        help="lines on stderr as text, or one JSON object each (default %(default)s)",
+    )
+    parser.add_argument(
+        "--accept-left-out",
+        action="store_true",
+        help="end with 0 instead of 3: for schedulers, which run a job that failed again",
+    )
+    parser.add_argument(
         "--allow-failed-shards", action="store_true", help="publish without failed shards, exit 3"
     )
-    add_rejects(parser)
 
 
 def add_query_options(parser: argparse.ArgumentParser) -> None:

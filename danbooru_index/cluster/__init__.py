@@ -1,5 +1,5 @@
 """Ray: which one, and what may a job take of it?
 
-security -> upload -> private_ray -> session -> resources.
+security -> upload -> private_ray -> session -> autoscaling, node_watch -> resources.
 Imports storage and model.
 """

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from danbooru_index.choices import Device
+from danbooru_index.cluster.autoscaling import autoscaled, await_first_node
 from danbooru_index.config import BuildConfig
 from danbooru_index.errors import ClusterError, DeviceError, in_one_line
 from danbooru_index.model.device import nvidia_driver
@@ -55,8 +56,8 @@ def worker_environment() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """How many encoders run, on what; `max_encoders` None: as many as GPUs join; `calls`: shards
-    that each has in hand.
+    """How many encoders run, on what; `max_encoders` None: as many as nodes join have room for;
+    `calls`: shards that each has in hand.
 
     `runtime_env`: what the actors' processes must be told; nothing where they inherit it, so that
     Ray gives them those that it has started already instead of starting others (a second of
@@ -73,6 +74,11 @@ class ClusterPlan:
     local: bool
     calls: int
     runtime_env: dict[str, Any] = field(default_factory=lambda: {"env_vars": worker_environment()})
+
+    @property
+    def in_hand(self) -> int:
+        """The most shards that all encoders have in hand."""
+        return self.encoders * (self.calls + 1)
 
 
 def on_worker(num_gpus: int, num_cpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -99,7 +105,10 @@ def plan_cluster(config: BuildConfig, pending: int, *, inherited: bool = False) 
     """What a build of `pending` shards takes of the connected cluster, whose workers have the
     `worker_environment` where it is `inherited`. Raises `DeviceError` without the GPU asked for.
     """
-    nodes = nodes_at_work()
+    limit_s = config.wait_for_nodes_s
+    if not inherited and not _have(config.device):
+        await_first_node(limit_s, TOKENIZER_CPUS, 0 if config.device is Device.CPU else 1)
+    nodes = nodes_at_work(limit_s=limit_s)
     calls = config.tuning.calls_at_once
     if wanted := gpus_for(config.device, config.num_gpus):
         plan = _plan_gpus(nodes, max(1, min(wanted, pending)), config.num_gpus, calls)
@@ -107,7 +116,13 @@ def plan_cluster(config: BuildConfig, pending: int, *, inherited: bool = False) 
         plan = _plan_cpus(
             [float(node.get("CPU", 0)) for node in nodes], pending, len(nodes) == 1, calls[0]
         )
-    return replace(plan, runtime_env={}) if inherited else plan
+    return replace(plan, runtime_env={}, max_encoders=plan.encoders) if inherited else plan
+
+
+def _have(device: Device) -> bool:
+    """Whether some node of the connected cluster has what an encoder runs on."""
+    kind = "CPU" if device is Device.CPU else "GPU"
+    return any(node.get(kind, 0) > 0 for node in _alive())
 
 
 def _plan_gpus(
@@ -135,7 +150,7 @@ def gpus_for(device: Device, num_gpus: int | None) -> int:
     """The cluster's GPUs that a job takes; 0: CPUs. Raises `DeviceError` for too many."""
     gpus = int(sum(node.get("GPU", 0) for node in nodes_at_work()))
     if device is not Device.CPU and gpus:
-        if num_gpus and num_gpus > gpus:
+        if num_gpus and num_gpus > gpus and not autoscaled():
             raise DeviceError(
                 f"--num-gpus {num_gpus}, but this cluster has {gpus}; ask for fewer, or add nodes"
             )
@@ -196,9 +211,7 @@ def _plan_cpus(cores: list[float], pending: int, local: bool, calls: int) -> Clu
     tokenizers = min(encoders, 4)
     num_cpus = max(0.5, _floor((smallest - tokenizers * TOKENIZER_CPUS) / per_node))
     threads = max(1, int(smallest // per_node))
-    return ClusterPlan(
-        Device.CPU, encoders, encoders, num_cpus, 0, threads, tokenizers, local, calls
-    )
+    return ClusterPlan(Device.CPU, encoders, None, num_cpus, 0, threads, tokenizers, local, calls)
 
 
 def _floor(cpus: float) -> float:

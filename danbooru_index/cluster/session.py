@@ -53,7 +53,7 @@ def ray_session(address: str | None) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
-    with sigterm_restored():
+    with sigterm_restored(), _errors_unprinted():
         context = start_private_ray() if private else _join(str(named))
         try:
             with interrupting_exit(), terminable():
@@ -154,6 +154,21 @@ def spend_warning() -> None:
         for line in said:
             if not MEANINGLESS.search(line):
                 os.write(2, line)
+
+
+@contextlib.contextmanager
+def _errors_unprinted() -> Iterator[None]:
+    """Ray's own lines about lost actors and retries do not get among a command's answers: Ray
+    prints them on stdout, whatever `log_to_driver` says, the last of them as it ends. They stay in
+    Ray's log files. The switch is the one that Ray's debugger uses.
+    """
+    from ray._private import worker
+
+    worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = True
 
 
 class _Never:

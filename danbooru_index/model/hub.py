@@ -15,8 +15,8 @@ from pathlib import Path
 
 from danbooru_index.config import BUNDLED_MODEL, PRODUCTION_MODEL
 from danbooru_index.errors import ModelError, UsageError, first_line
+from danbooru_index.log_lines import other_bars
 from danbooru_index.model.checkpoint_files import HEADS, SETTINGS, needed_files
-from danbooru_index.progress import other_bars
 
 log = logging.getLogger(__name__)
 

@@ -74,6 +74,10 @@ def _told(config: BuildConfig) -> Iterator[None]:
 
 
 def exit_code(report: BuildReport, config: BuildConfig) -> int:
-    """0, or 3 where records or shards were left out beyond `--max-rejects`."""
+    """0, or 3 where records or shards were left out beyond `--max-rejects`, unless that is accepted
+    (`--accept-left-out`).
+    """
+    if config.accept_left_out:
+        return 0
     rejected = sum(report.rejected.values())
     return 3 if report.shards.failed or not config.max_rejects.allows(rejected, report.read) else 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from danbooru_index.cluster.resources import TOKENIZER_CPUS, ClusterPlan
 from danbooru_index.pipeline.encode_stage import EncodeShard
-from danbooru_index.pipeline.protocol import Task, WorkerSettings
+from danbooru_index.pipeline.protocol import ShardResult, Task, WorkerSettings
 from danbooru_index.pipeline.tokenize_stage import TokenizeShard
+
+FETCH_S = 5.0
 
 
 def make_dataset(
@@ -54,6 +57,31 @@ def make_dataset(
             **common,
         )
     )
+
+
+def results_of(dataset: Any) -> Iterator[ShardResult]:
+    """Run a dataset in this thread; its results as they come.
+
+    `iter_batches` would run it in threads of its own, while this one waits for a lock that nothing
+    can end (see `watch`).
+    """
+    for bundle in dataset.iter_internal_ref_bundles():
+        for entry in bundle.blocks:
+            block = _fetched(entry.ref)
+            for row in range(block.num_rows):
+                yield ShardResult.from_row(block.slice(row, 1))
+
+
+def _fetched(reference: Any) -> Any:
+    """What a reference holds. A node that has gone may have held it: looked for until it is made
+    again.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    while True:
+        with contextlib.suppress(GetTimeoutError):
+            return ray.get(reference, timeout=FETCH_S)
 
 
 def configure_ray_data() -> None:

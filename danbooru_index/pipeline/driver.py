@@ -7,22 +7,26 @@ other along.
 from __future__ import annotations
 
 import contextlib
-import threading
+import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from danbooru_index.embeddings import Embeddings
 from danbooru_index.errors import ClusterError, ModelError, first_line
 from danbooru_index.ingest.shards import Shard
-from danbooru_index.pipeline.dataset import make_dataset
+from danbooru_index.log_lines import event
+from danbooru_index.pipeline.dataset import make_dataset, results_of
 from danbooru_index.pipeline.plan import BuildPlan
 from danbooru_index.pipeline.progress_actor import ProgressActor
 from danbooru_index.pipeline.protocol import SAMPLES, Outcome, ShardResult, Task
 from danbooru_index.pipeline.resume import Work
+from danbooru_index.pipeline.watch import PassOverError, Watch
 from danbooru_index.progress import Progress, StartUp
 from danbooru_index.storage.base import Storage
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 SOLO_ATTEMPTS = 2
@@ -43,17 +47,39 @@ class EncodeOutcome:
     timeline: list[tuple[float, int]] = field(default_factory=list)
 
     def take(self, result: ShardResult) -> None:
-        """Note one result; raise `ModelError` for one that ends the run."""
+        """Note one result; raise `ModelError` for one that ends the run. What is done stays done,
+        whatever becomes of a second attempt.
+        """
         if result.outcome is Outcome.FATAL:
             raise ModelError(result.message)
+        _log(result)
         if result.shard == SAMPLES:
             self.samples, self.samples_problem = result.samples, result.message
+        elif result.shard in self.done:
+            return
         elif result.outcome is Outcome.DONE:
             self.done[result.shard] = result.read
+            self.failed.pop(result.shard, None)
+            self.suspects.pop(result.shard, None)
         elif result.outcome is Outcome.SUSPECT:
             self.suspects[result.shard] = result.message
         else:
             self.failed[result.shard] = result.message
+
+    @property
+    def settled(self) -> set[str]:
+        """The shards of which something has come back."""
+        return {*self.done, *self.failed, *self.suspects}
+
+
+def _log(result: ShardResult) -> None:
+    """A line for each shard, where lines are JSON."""
+    what = f"shard {result.shard}: {result.outcome.value}"
+    fields = {"shard": result.shard, "node": result.node, "records": result.read}
+    log.debug(
+        f"{what}, {result.message}" if result.message else what,
+        extra=event(f"shard_{result.outcome.value}", **fields),
+    )
 
 
 def encode(plan: BuildPlan, work: Work, start_up: StartUp) -> EncodeOutcome:
@@ -107,18 +133,23 @@ class _Run:
         tasks = [*([Task(texts=texts)] if texts else []), *(Task(shard) for shard in shards)]
         if not tasks:
             return
-        told = ray.remote(num_cpus=0)(ProgressActor).remote()
+        told = _beside_this_process(ProgressActor)
         settings = replace(
-            self.work.settings, attempts=attempts, attempt_limit=limit, progress=told
+            self.work.settings,
+            attempts=attempts,
+            attempt_limit=limit,
+            progress=told,
+            backups=not alone and self.plan.cluster.max_encoders != 1,
         )
         flight = self.plan.config.tuning.tasks_in_flight
+        watch = Watch(self.progress, self.outcome, shards, told, self.plan)
         try:
-            with _shown(self.progress, self.outcome, told):
+            with watch:
                 dataset = make_dataset(self.plan.cluster, tasks, settings, flight, alone=alone)
-                for row in dataset.iter_batches(
-                    batch_size=1, prefetch_batches=0, batch_format="pyarrow"
-                ):
-                    self.outcome.take(ShardResult.from_row(row))
+                for result in results_of(dataset):
+                    self.outcome.take(result)
+        except PassOverError:
+            watch.raise_if_no_node_is_left()
         except RayError as error:
             raise ClusterError(
                 f"Ray went away ({first_line(error)}); completed shards are kept: run the same"
@@ -130,28 +161,10 @@ class _Run:
                 ray.kill(told)
 
 
-@contextlib.contextmanager
-def _shown(progress: Progress, outcome: EncodeOutcome, told: Any) -> Iterator[None]:
-    """Show, once a second, the records of done shards and those the progress actor counts."""
+def _beside_this_process(actor: type) -> Any:
+    """An actor on this process's node: it lives as long as what it serves."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ended = threading.Event()
-
-    def watch() -> None:
-        known = 0
-        while not ended.wait(1.0):
-            with contextlib.suppress(Exception):
-                # a late answer, or none, is no reason to stop showing
-                done = outcome.done.copy()
-                underway = told.underway.remote(list(done)[known:])
-                known = len(done)
-                progress.show(sum(done.values()) + ray.get(underway, timeout=1))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=1.5)
-        progress.show(sum(outcome.done.values()))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(actor).remote()

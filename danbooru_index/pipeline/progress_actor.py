@@ -1,26 +1,58 @@
-"""How far each shard is, told by the encoding actors, so that the bar moves within a shard."""
+"""How far each shard is, told by the encoding actors: the bar moves within a shard, and what is
+late is begun again elsewhere.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from danbooru_index.pipeline.backup_tasks import BackupTasks
+
 
 class ProgressActor:
-    """A small actor that knows how far each shard is, so that the bar moves within a shard. It
-    lives in a module that imports next to nothing, since its process is one of those that start
-    when a build does.
+    """A small actor that knows how far each shard is. It lives in a module that imports next to
+    nothing, since its process is one of those that start when a build does.
     """
 
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}
-        self._done: set[str] = set()
+        self._completed: dict[str, int] = {}
+        self._settled: set[str] = set()
+        self._backups = BackupTasks()
 
     def report(self, shard: str, rows: int) -> None:
         """`rows` of a shard are encoded; a retried shard counts once."""
-        if shard not in self._done:
+        if shard not in self._settled:
             self._rows[shard] = max(rows, self._rows.get(shard, 0))
 
-    def underway(self, done: list[str]) -> int:
-        """The rows encoded of shards that are not done; `done`: newly done since the last call."""
-        self._done.update(done)
-        for shard in done:
+    def begin(self, shard: str, worker: str) -> None:
+        """`worker` begins to encode a shard."""
+        self._backups.begin(shard, worker)
+
+    def end(self, shard: str, worker: str, read: int) -> None:
+        """`worker` has completed a shard."""
+        self._completed[shard] = read
+        self._backups.end(shard, worker, read)
+
+    def underway(self, settled: Sequence[str]) -> tuple[int, dict[str, int]]:
+        """The rows encoded of shards that are not settled, and the records read of those that an
+        encoder completed; `settled`: what the driver newly knows of.
+        """
+        self._settled.update(settled)
+        for shard in settled:
             self._rows.pop(shard, None)
-        return sum(self._rows.values())
+            self._completed.pop(shard, None)
+            self._backups.settle(shard)
+        return sum(self._rows.values()), self._completed
+
+    def offer(self, tasks: Mapping[str, tuple[bytes, int]]) -> None:
+        """The driver waits for these shards and for no others: (task, rows) by shard."""
+        self._backups.offer(tasks)
+
+    def node_gone(self, node: str) -> None:
+        """A node of this id is there no more."""
+        self._backups.node_gone(node)
+
+    def claim(self, worker: str) -> bytes | None:
+        """A task for an encoder that has none, or None: nothing is late."""
+        return self._backups.claim(worker)

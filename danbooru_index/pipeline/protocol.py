@@ -1,7 +1,8 @@
 """What travels between driver and actors: one row is one shard, a task in, a result out.
 
 Vectors never travel: the encoding actor writes them itself. A message knows its Arrow row
-(`to_row`, `from_row`); nothing here raises into Ray: what went wrong is an `Outcome` and one line.
+(`to_row`, `from_row`); nothing here raises into Ray: what went wrong is an `Outcome` and
+one line. Long because all messages stand in one module.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ RESULT_SCHEMA = pa.schema(
         pa.field("message", pa.string()),
         pa.field("read", pa.int64()),
         pa.field("samples", pa.large_binary()),
+        pa.field("node", pa.string()),
     ]
 )
 
@@ -73,7 +75,8 @@ class WorkerSettings:
     """From what an actor builds its tokeniser or encoder; `shard_tokens`: about what its shards
     will hold.
 
-    `progress`: the handle of the actor that is told how far a shard is.
+    `progress`: the handle of the actor that is told how far a shard is, and from which encoders
+    that have nothing to do take what others are late with, where there are `backups`.
     """
 
     model: str
@@ -97,6 +100,7 @@ class WorkerSettings:
     attempt_limit: int = 1
     failpoints: tuple[Failpoint, ...] = ()
     progress: Any = None
+    backups: bool = False
     encoder: EncoderFactory | None = None
 
 
@@ -127,12 +131,21 @@ class Task:
         `from_arrow` asks a remote task about every table, 2 ms each (measured); from plain items
         Ray would infer other types where lists are empty.
         """
-        return {TASK_ITEM: to_stream(pa.table(self.columns(), schema=TASK_SCHEMA))}
+        return {TASK_ITEM: self.to_bytes()}
 
     @classmethod
     def from_item(cls, row: pa.Table) -> Task:
         """The task in a block that Ray made of an item."""
-        return cls.from_row(pa.ipc.open_stream(row[TASK_ITEM][0].as_buffer()).read_all())
+        return cls.from_bytes(row[TASK_ITEM][0].as_buffer())
+
+    def to_bytes(self) -> bytes:
+        """The task as an Arrow stream of one row."""
+        return to_stream(pa.table(self.columns(), schema=TASK_SCHEMA))
+
+    @classmethod
+    def from_bytes(cls, stream: bytes | pa.Buffer) -> Task:
+        """The task that `to_bytes` wrote."""
+        return cls.from_row(pa.ipc.open_stream(stream).read_all())
 
     def columns(self) -> dict[str, list[Any]]:
         """The columns of one row."""
@@ -217,7 +230,7 @@ class TokenizedShard:
 @dataclass(frozen=True, slots=True)
 class ShardResult:
     """What became of a task: `read` records of a shard that is DONE, the samples' embeddings. What
-    a shard cost is in its completion record.
+    a shard cost is in its completion record. `node`: the host name of whoever says so.
     """
 
     shard: str
@@ -225,10 +238,12 @@ class ShardResult:
     message: str = ""
     read: int = 0
     samples: Embeddings | None = None
+    node: str = ""
 
     def to_row(self) -> pa.Table:
         payload = b"" if self.samples is None else pack_embeddings(self.samples)
-        values = (self.shard, self.outcome.value, self.message, self.read, payload)
+        node = os.uname().nodename
+        values = (self.shard, self.outcome.value, self.message, self.read, payload, node)
         return pa.table(
             {f.name: [value] for f, value in zip(RESULT_SCHEMA, values, strict=True)},
             schema=RESULT_SCHEMA,
@@ -239,7 +254,12 @@ class ShardResult:
         values = {name: row[name][0].as_py() for name in RESULT_SCHEMA.names}
         samples = unpack_embeddings(values["samples"]) if values["samples"] else None
         return cls(
-            values["shard"], Outcome(values["outcome"]), values["message"], values["read"], samples
+            values["shard"],
+            Outcome(values["outcome"]),
+            values["message"],
+            values["read"],
+            samples,
+            values["node"],
         )
 
 

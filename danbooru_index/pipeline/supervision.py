@@ -51,6 +51,13 @@ def place(settings: WorkerSettings) -> str:
     return os.uname().nodename + card
 
 
+def node_id() -> str:
+    """The Ray node of this process: on one machine several may have one host name."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
 class Watchdog:
     """A watchdog: ends this process when a device call does not end, so that a hang ends too.
 

@@ -27,21 +27,23 @@ class TokenizeShard:
             self._problem = str(error)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        task = Task.from_item(rows)
+        return self.tokenize(Task.from_item(rows), "read").to_row()
+
+    def tokenize(self, task: Task, stage: str) -> TokenizedShard:
+        """A task's records and tokens, or what became of it; attempts are counted by `stage`."""
         try:
-            done = self._tokenize(task)
+            return self._tokenize(task, stage)
         except TooManyAttemptsError as error:
-            done = TokenizedShard(task, outcome=Outcome.SUSPECT, message=str(error))
+            return TokenizedShard(task, outcome=Outcome.SUSPECT, message=str(error))
         except Exception as error:
             # whatever a shard does to its reader is that shard's outcome, not this actor's end
-            done = TokenizedShard(task, outcome=Outcome.FAILED, message=describe(error))
-        return done.to_row()
+            return TokenizedShard(task, outcome=Outcome.FAILED, message=describe(error))
 
-    def _tokenize(self, task: Task) -> TokenizedShard:
+    def _tokenize(self, task: Task, stage: str) -> TokenizedShard:
         started = time.perf_counter()
         if self._problem:
             return TokenizedShard(task, outcome=Outcome.FATAL, message=self._problem)
-        check_attempts(self._settings, task.name, "read")
+        check_attempts(self._settings, task.name, stage)
         reach("read.begin", task.name)
         if task.shard is None:
             return TokenizedShard(task, tokens=self._tokenizer(task.texts))

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from nodes import free_ports
 from processes import ROOT, bare_environment, run_cli, running, wait_for
 
 from danbooru_index.cluster.resources import TOKENIZER_CPUS, _plan_gpus, nodes_at_work
@@ -36,16 +36,6 @@ class Head:
     dashboard: str
     metrics: str
     env: dict
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ SCRIPT = """
 import sys
 from danbooru_index.model.checkpoint import resolve_model
 from danbooru_index.errors import DanbooruIndexError
-from danbooru_index.progress import log_to_stderr
+from danbooru_index.log_lines import log_to_stderr
 log_to_stderr()
 try:
     found = resolve_model(sys.argv[1])

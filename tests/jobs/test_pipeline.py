@@ -34,7 +34,7 @@ from danbooru_index.ingest.shards import Shard
 from danbooru_index.model.device import nvidia_driver
 from danbooru_index.pipeline.build import build, exit_code
 from danbooru_index.pipeline.dataset import configure_ray_data
-from danbooru_index.pipeline.encode_stage import EncodeShard, slices
+from danbooru_index.pipeline.encode_stage import EncodeShard
 from danbooru_index.pipeline.protocol import (
     Outcome,
     ShardResult,
@@ -42,6 +42,7 @@ from danbooru_index.pipeline.protocol import (
     TokenizedShard,
     WorkerSettings,
 )
+from danbooru_index.pipeline.shard_work import slices
 from danbooru_index.prepare_config import PrepareConfig, RejectLimit
 from danbooru_index.search.tag_index import TagIndex
 

@@ -1,7 +1,7 @@
 """A build whose forward pass is a table look-up; everything else is the product. For faults by the
 hundred.
 
-    python tests/support/light.py SHARDS INDEX MODEL [--address RAY] [--failpoint NAME:ACTION:TOKEN:SKIP] ...
+    python tests/support/light.py SHARDS INDEX MODEL [--address RAY] [--failpoint NAME:ACTION:TOKEN:SKIP] [--gpus] ...
 
 Ends as the command line does: the report as JSON on stdout, or one line on stderr, with the same
 exit codes.
@@ -16,19 +16,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import xxhash
 from faults import parse_failpoint
 
-from danbooru_index.choices import Device, Precision
+from danbooru_index.choices import Device, DeviceInfo, Precision
 from danbooru_index.config import BuildConfig
 from danbooru_index.embeddings import Embeddings
 from danbooru_index.errors import DanbooruIndexError
+from danbooru_index.log_lines import log_to_stderr
 
 SPECIAL = 4  # <s> <pad> </s> <unk>
+SIMULATED = DeviceInfo("cuda", "a logical GPU", "fp32")
 
 
 class LightEncoder:
@@ -39,8 +41,8 @@ class LightEncoder:
     tokens_per_batch = 2048
     peak_memory = 0
 
-    def __init__(self, dim, delay=0.0, log="", fault="", needle=()):
-        self._delay, self._log = delay, log
+    def __init__(self, dim, delay=0.0, log="", fault="", needle=(), slow=""):
+        self._delay, self._log = delay * (10 if slow and _first(slow) else 1), log
         self._fault, self._needle = fault, np.asarray(needle, dtype=np.int32).tobytes()
         chance = np.random.default_rng(7)
         self._vectors = chance.normal(size=(4096, dim)).astype(np.float32)
@@ -54,7 +56,7 @@ class LightEncoder:
             with open(self._log, "a", encoding="utf-8") as file:
                 file.write(
                     f"{len(batch.lengths)} {xxhash.xxh64_hexdigest(batch.token_ids.tobytes())}"
-                    f" {os.getpid()}\n"
+                    f" {os.getpid()} {_node()}\n"
                 )
         time.sleep(self._delay)
         if self._fault and self._needle in np.asarray(batch.token_ids, dtype=np.int32).tobytes():
@@ -99,22 +101,53 @@ class LightEncoder:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _node():
+    """The Ray node that this process works on: on one machine all have one host name."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
+def _first(path):
+    """Whether this process is the first to ask."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
 def _unit(vectors):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
 class Light:
-    """The factory that `BuildConfig.encoder` takes: built on the worker."""
+    """The factory that `BuildConfig.encoder` takes: built on the worker. `slow`: a file; whoever
+    makes it works at a tenth of the speed.
+    """
 
     delay: float = 0.0
     log: str = ""
     fault: str = ""
     needle: tuple[int, ...] = ()
-    device: None = None
+    device: DeviceInfo | None = None
+    slow: str = ""
 
     def __call__(self, settings):
-        return LightEncoder(settings.dim, self.delay, self.log, self.fault, self.needle)
+        return LightEncoder(settings.dim, self.delay, self.log, self.fault, self.needle, self.slow)
+
+
+@dataclass(frozen=True)
+class OnCpu:
+    """The real encoder on a CPU, in the place of a logical GPU's."""
+
+    device: DeviceInfo
+
+    def __call__(self, settings):
+        from danbooru_index.pipeline.worker_model import load_encoder
+
+        return load_encoder(replace(settings, device="cpu", precision="fp32", threads=1))
 
 
 @dataclass(frozen=True)
@@ -157,20 +190,29 @@ def main() -> int:
         "--lease", type=float, help="seconds that an owner on an object store holds an index"
     )
     parser.add_argument("--real", action="store_true", help="the real encoder")
+    parser.add_argument("--gpus", action="store_true", help="a logical GPU for each encoder")
+    parser.add_argument("--slow", default="", metavar="FILE", help="one encoder is slow")
+    parser.add_argument("--wait-for-nodes", type=float, default=60.0, metavar="SECONDS")
     arguments = parser.parse_args()
+    log_to_stderr()
     from danbooru_index.index import compaction
     from danbooru_index.pipeline.build import build
     from danbooru_index.storage import lease
 
     compaction.FRAGMENTS = arguments.fragments
     lease.LEASE_S = arguments.lease or lease.LEASE_S
-    encoder = None if arguments.real else Light(arguments.delay, arguments.log)
+    device = SIMULATED if arguments.gpus else None
+    encoder = Light(arguments.delay, arguments.log, device=device, slow=arguments.slow)
+    if arguments.real:
+        encoder = OnCpu(device) if device else None
     points = [parse_failpoint(word) for word in arguments.failpoint]
     try:
         report = build(
             light_config(
                 arguments.shards, arguments.index, arguments.model,
                 encoder=encoder, address=arguments.address, failpoints=points,
+                device=Device.CUDA if device else Device.CPU,
+                wait_for_nodes_s=arguments.wait_for_nodes,
             )
         )  # fmt: skip
     except DanbooruIndexError as error:

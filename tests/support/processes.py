@@ -70,11 +70,16 @@ def one_line(answer, code):
 
 @contextmanager
 def running(
-    command: list[str], env: dict | None = None, stdout: object = subprocess.PIPE
+    command: list[str],
+    env: dict | None = None,
+    stdout: object = subprocess.PIPE,
+    *,
+    stdin: bool = False,
 ) -> Iterator[subprocess.Popen]:
-    """A command in the background; it and all its descendants are ended at the end of the block."""
+    """A command in the background (`stdin`: a pipe to it); it and all its descendants are ended at the end of the block."""
     process = subprocess.Popen(
         command,
+        stdin=subprocess.PIPE if stdin else None,
         stdout=stdout,
         stderr=subprocess.PIPE if stdout is subprocess.PIPE else subprocess.STDOUT,
         text=True,
@@ -101,7 +106,7 @@ def running(
             process.kill()
         process.wait(timeout=30)
         family.end()
-        for stream in (process.stdout, process.stderr):
+        for stream in (process.stdin, process.stdout, process.stderr):
             if stream:
                 stream.close()
 

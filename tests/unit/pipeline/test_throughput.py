@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from danbooru_index import log_lines
 from danbooru_index import progress as progress_module
 from danbooru_index.cluster.resources import worker_environment
 from danbooru_index.index.completion import CompletionRecord, ShardStats, TablePart, WorkerStats
@@ -204,14 +205,14 @@ def test_start_up_is_a_line_every_ten_seconds_elsewhere(monkeypatch, caplog):
 def test_what_else_is_said_does_not_stand_in_the_moving_line(monkeypatch):
     """A line takes its place, another library's bar has the terminal for itself."""
     stream = Terminal()
-    monkeypatch.setattr(progress_module.sys, "stderr", stream)
+    monkeypatch.setattr(log_lines.sys, "stderr", stream)
     shown = logging.Logger("shown")
-    shown.addHandler(progress_module.LineHandler())
+    shown.addHandler(log_lines.LineHandler())
     with StartUp(stream) as start_up:
         start_up.step("checking the model")
         time.sleep(0.3)
         shown.info("model org/m3: 7 files")
-        with progress_module.other_bars():
+        with log_lines.other_bars():
             before = stream.getvalue()
             time.sleep(0.5)
             assert stream.getvalue() == before
