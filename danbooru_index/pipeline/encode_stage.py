@@ -83,13 +83,17 @@ class EncodeShard:
         name = given.task.name
         if self._problem:
             return ShardResult(name, Outcome.FATAL, self._problem)
-        with self._counting:
-            self._in_hand += 1
+        self._take(1)
         try:
             return self.attempt(given, "encode")
         finally:
-            with self._counting:
-                self._in_hand -= 1
+            self._take(-1)
+
+    def _take(self, shards: int) -> None:
+        """So many more are in hand."""
+        with self._counting:
+            self._in_hand += shards
+            self._metrics.in_hand(self._in_hand)
 
     @property
     def idle(self) -> bool:
@@ -105,6 +109,8 @@ class EncodeShard:
             if (read := self._completed(name)) is not None:
                 return ShardResult(name, Outcome.DONE, read=read)
             check_attempts(self._settings, name, stage)
+            if stage == "backup":
+                self._metrics.shard("again")
             if given.task.shard is None:
                 reach("encode.check", name)
                 return ShardResult(name, Outcome.DONE, samples=self._encoder.encode(given.tokens))
@@ -120,6 +126,7 @@ class EncodeShard:
                 note_loss(self._settings, name, stage, error)
                 # the device is lost to this process: its attempts are counted, a new one takes over
                 os._exit(71)
+            self._metrics.shard("failed")
             return ShardResult(name, Outcome.FAILED, describe(error))
 
     def _completed(self, name: str) -> int | None:

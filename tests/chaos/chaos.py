@@ -51,6 +51,7 @@ CAMPAIGNS = {
         "kill-safe with the real encoder", "campaign_kills:kills_with_the_real_encoder", 10, 0
     ),
     "kills-ray": Campaign("kill-safe at Ray level", "campaign_kills:kills_of_ray", 30, 0),
+    "nodes": Campaign("a node may go at any moment", "campaign_nodes:nodes", 20, 0),
     "failed-writes": Campaign("failed writes never lie", "campaign_disk:failed_writes", 120, 9),
     "power-loss": Campaign("survives power loss", "campaign_disk:power_loss", 200, 24),
     "rot": Campaign("detects rot", "campaign_disk:rot", 200, 60),

@@ -30,6 +30,7 @@ def test_every_campaign_can_be_loaded_and_is_full_size_where_the_promise_has_a_f
         "kills-real": 10,
         "kills-ray": 30,
         "failpoints": 3,
+        "nodes": 20,
         "failed-writes": 100,
         "power-loss": 50,
     }

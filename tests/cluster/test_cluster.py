@@ -4,6 +4,7 @@ with a token.
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from nodes import free_ports
-from processes import ROOT, bare_environment, run_cli, running, wait_for
+from processes import CLI, ROOT, bare_environment, run_cli, running, wait_for
 
 from danbooru_index.cluster.resources import TOKENIZER_CPUS, _plan_gpus, nodes_at_work
 from danbooru_index.errors import ClusterError
@@ -114,6 +115,35 @@ def test_a_build_against_a_head_node_leaves_metrics(head, sample_shards, checkpo
     assert verify(str(index)).problems == []
     metrics = find_metric(head, "danbooru_index_records") or metrics
     assert metrics is not True, "the encoder's metrics were never exported"
+
+
+def named_metrics(path):
+    """The metrics of this project that a file names."""
+    return set(re.findall(r"ray_danbooru_index_\w+", (ROOT / path).read_text(encoding="utf-8")))
+
+
+def test_the_dashboard_and_the_documentation_name_what_a_run_exports(
+    head, sample_shards, checkpoint, tmp_path
+):
+    """Every metric of the dashboard is among those of the endpoint, with the labels it groups by."""
+    named = named_metrics("jobs/grafana.json")
+    assert named == named_metrics("jobs/README.md")
+    words = ["build", sample_shards, "--index", tmp_path / "i", "--model", checkpoint]
+    words += ["--device", "cpu", "--address", head.address]
+    with running([*CLI, *map(str, words)], env=head.env):
+        lines = wait_for(lambda: exported(head, named), every=0.3)  # during the run, or after it
+    text = "\n".join(lines)
+    assert 'stage="encode"' in text
+    assert 'outcome="done"' in text
+    assert "NodeAddress=" in text
+    assert "WorkerId=" in text
+
+
+def exported(head, named):
+    """The endpoint's lines about these metrics, once all of them are there."""
+    text = (answers(head.metrics, head.env["RAY_AUTH_TOKEN"]) or b"").decode()
+    lines = [line for line in text.splitlines() if line.split("{")[0] in named]
+    return lines if {line.split("{")[0] for line in lines} == named else []
 
 
 def find_metric(head, name):
