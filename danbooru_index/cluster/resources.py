@@ -106,8 +106,8 @@ def plan_cluster(config: BuildConfig, pending: int, *, inherited: bool = False) 
     `worker_environment` where it is `inherited`. Raises `DeviceError` without the GPU asked for.
     """
     limit_s = config.wait_for_nodes_s
-    if not inherited and not _have(config.device):
-        await_first_node(limit_s, TOKENIZER_CPUS, 0 if config.device is Device.CPU else 1)
+    if not inherited:
+        _ask_for_nodes(config)
     nodes = nodes_at_work(limit_s=limit_s)
     calls = config.tuning.calls_at_once
     if wanted := gpus_for(config.device, config.num_gpus):
@@ -119,10 +119,22 @@ def plan_cluster(config: BuildConfig, pending: int, *, inherited: bool = False) 
     return replace(plan, runtime_env={}, max_encoders=plan.encoders) if inherited else plan
 
 
-def _have(device: Device) -> bool:
-    """Whether some node of the connected cluster has what an encoder runs on."""
-    kind = "CPU" if device is Device.CPU else "GPU"
-    return any(node.get(kind, 0) > 0 for node in _alive())
+def _ask_for_nodes(config: BuildConfig) -> None:
+    """Where no node of the connected cluster has a GPU, or none a CPU, ask its autoscaler for one.
+    Raises `DeviceError` where that has no GPU and one is asked for.
+    """
+
+    def have(kind: str) -> bool:
+        return any(node.get(kind, 0) > 0 for node in _alive())
+
+    limit_s = config.wait_for_nodes_s
+    if config.device is not Device.CPU and not have("GPU") and autoscaled():
+        if await_first_node(limit_s, TOKENIZER_CPUS, 1):
+            return
+        if config.device is Device.CUDA or config.num_gpus:
+            raise DeviceError(_no_gpu())
+    if not have("CPU"):
+        await_first_node(limit_s, TOKENIZER_CPUS, 0)
 
 
 def _plan_gpus(

@@ -192,13 +192,17 @@ def main() -> int:
     parser.add_argument("--real", action="store_true", help="the real encoder")
     parser.add_argument("--gpus", action="store_true", help="a logical GPU for each encoder")
     parser.add_argument("--slow", default="", metavar="FILE", help="one encoder is slow")
+    parser.add_argument("--no-backups", action="store_true", help="late shards are waited for")
     parser.add_argument("--wait-for-nodes", type=float, default=60.0, metavar="SECONDS")
     arguments = parser.parse_args()
     log_to_stderr()
     from danbooru_index.index import compaction
+    from danbooru_index.pipeline import watch
     from danbooru_index.pipeline.build import build
     from danbooru_index.storage import lease
 
+    if arguments.no_backups:
+        watch.Watch._to_offer = lambda _: {}
     compaction.FRAGMENTS = arguments.fragments
     lease.LEASE_S = arguments.lease or lease.LEASE_S
     device = SIMULATED if arguments.gpus else None
