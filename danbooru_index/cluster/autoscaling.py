@@ -16,6 +16,7 @@ from danbooru_index.errors import ClusterError
 log = logging.getLogger(__name__)
 
 TELL_EVERY_S = 60.0
+FIRST_REPORT_S = 30.0
 
 
 def autoscaler_state() -> Any:
@@ -25,19 +26,33 @@ def autoscaler_state() -> Any:
     Ray's own `ray.autoscaler.v2.sdk.get_cluster_status` leaves out the requests that no node type
     can meet, which are what is asked here; it makes the same call.
     """
-    import ray._raylet
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
     reply = GetClusterStatusReply()
-    raylet: Any = ray._raylet  # has no types
-    client = raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
-    reply.ParseFromString(client.get_cluster_status(timeout_s=10))
+    reply.ParseFromString(_control_store().get_cluster_status(timeout_s=10))
     return reply.autoscaling_state
 
 
+def _control_store() -> Any:
+    import ray._raylet
+
+    raylet: Any = ray._raylet  # has no types
+    return raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
+
+
 def autoscaled() -> bool:
-    """Whether the connected cluster has an autoscaler."""
-    return int(autoscaler_state().autoscaler_state_version) > 0
+    """Whether the connected cluster has an autoscaler. One that was to start with the head may
+    still be starting: its first report is waited for.
+    """
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    began = time.monotonic()
+    while int(autoscaler_state().autoscaler_state_version) == 0:
+        expected = is_autoscaler_v2(fetch_from_server=True, gcs_client=_control_store())
+        if not expected or time.monotonic() - began > FIRST_REPORT_S:
+            return False
+        time.sleep(1.0)
+    return True
 
 
 def await_first_node(limit_s: float, num_cpus: float, num_gpus: float) -> bool:
