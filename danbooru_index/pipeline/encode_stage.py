@@ -43,7 +43,6 @@ from danbooru_index.pipeline.supervision import (
 from danbooru_index.pipeline.worker_model import load_encoder
 
 REPORT_EVERY_S = 0.5
-LOOK_EVERY_S = 5.0  # whether another attempt at the shard has completed it
 
 
 class SupersededError(Exception):
@@ -189,27 +188,23 @@ class EncodeShard:
         work.kept += part.num_rows
 
     def _reporter(self, shard: str, tokens: TokenBatch) -> Callable[[int], None]:
-        """Called with the rows of each device call: feeds the watchdog, tells the driver, looks
-        whether the work is still wanted.
-        """
-        encoded, looked = 0, time.monotonic()
+        """Called with the rows of each device call: feeds the watchdog, tells the driver."""
+        encoded = 0
         share = len(tokens.lengths)
 
         def report(rows: int) -> None:
-            nonlocal encoded, looked
+            nonlocal encoded
             self._watchdog.tick()
             encoded += rows
             now = time.monotonic()
             if now - self._told > REPORT_EVERY_S:
                 self._told = now
                 self._tell("report", shard, min(encoded, share))
-            if now - looked > LOOK_EVERY_S:
-                looked = now
-                self._stop_if_completed(shard)
 
         return report
 
     def _stop_if_completed(self, shard: str) -> None:
+        """Between device calls only: an error inside one would be the model's."""
         if self._completed(shard) is not None:
             raise SupersededError
 

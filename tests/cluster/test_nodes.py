@@ -96,6 +96,7 @@ def nothing_lost(made, expected, encoders, gone=0):
     assert twice <= (gone or encoders) * (CALLS + 1) + 2, again.most_common(9)
 
 
+@pytest.mark.long
 def test_nodes_of_several_sizes_one_of_which_leaves_and_one_joins(bench, expected):
     """All work; stdout holds the report alone, stderr says who left and who joined."""
     with (
@@ -146,7 +147,6 @@ def test_a_node_removed_at_a_random_moment(bench, expected, seed):
         nothing_lost(made, expected, 3, gone=1)
 
 
-@pytest.mark.long
 def test_a_node_removed_as_it_writes(bench, expected):
     """An encoder stands still after its fragments are written, and its node goes meanwhile."""
     with (

@@ -20,6 +20,7 @@ from processes import running
 
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import read_records
+from danbooru_index.index.status import verify
 
 ENCODERS, SLOWER = 8, 10
 
@@ -36,6 +37,8 @@ def encoding_seconds(bench, name, delay, *options):
             _, err = process.communicate()
             if process.returncode:
                 raise SystemExit(err)
+    if problems := verify(str(index)).problems:
+        raise SystemExit(f"the index is not whole: {problems}")
     manifest = IndexRoot(index).current().manifest
     records = read_records(
         IndexRoot(index).current().path, manifest.shards, manifest.fingerprint_digest, sealed=True
