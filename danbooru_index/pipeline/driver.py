@@ -52,12 +52,13 @@ class EncodeOutcome:
         """
         if result.outcome is Outcome.FATAL:
             raise ModelError(result.message)
-        _log(result)
         if result.shard == SAMPLES:
             self.samples, self.samples_problem = result.samples, result.message
-        elif result.shard in self.done:
             return
-        elif result.outcome is Outcome.DONE:
+        if result.shard in self.done:
+            return
+        _log(result)
+        if result.outcome is Outcome.DONE:
             self.done[result.shard] = result.read
             self.failed.pop(result.shard, None)
             self.suspects.pop(result.shard, None)
