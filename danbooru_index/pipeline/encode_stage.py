@@ -162,7 +162,7 @@ class EncodeShard:
         if not complete(self._settings.generation, record):
             work.writer.discard()
         reach("encode.after_record", shard.id)
-        self._tell("end", shard.id, self._id, record.read)
+        self._tell("end", shard.id, self._id, record.read, os.uname().nodename)
         self._metrics.add(record)
         return record
 

@@ -16,7 +16,7 @@ class ProgressActor:
 
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}
-        self._completed: dict[str, int] = {}
+        self._completed: dict[str, tuple[int, str]] = {}
         self._settled: set[str] = set()
         self._backups = BackupTasks()
 
@@ -29,14 +29,14 @@ class ProgressActor:
         """`worker` begins to encode a shard."""
         self._backups.begin(shard, worker)
 
-    def end(self, shard: str, worker: str, read: int) -> None:
-        """`worker` has completed a shard."""
-        self._completed[shard] = read
+    def end(self, shard: str, worker: str, read: int, host: str) -> None:
+        """`worker`, on a machine of this name, has completed a shard."""
+        self._completed[shard] = read, host
         self._backups.end(shard, worker, read)
 
-    def underway(self, settled: Sequence[str]) -> tuple[int, dict[str, int]]:
-        """The rows encoded of shards that are not settled, and the records read of those that an
-        encoder completed; `settled`: what the driver newly knows of.
+    def underway(self, settled: Sequence[str]) -> tuple[int, dict[str, tuple[int, str]]]:
+        """The rows encoded of shards that are not settled, and (records read, host name) of those
+        that an encoder completed; `settled`: what the driver newly knows of.
         """
         self._settled.update(settled)
         for shard in settled:

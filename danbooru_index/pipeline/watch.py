@@ -106,8 +106,8 @@ class Watch:
         if left := self._to_offer():
             self._told.offer.remote(left)
         rows, completed = ray.get(underway, timeout=EVERY_S)
-        for shard, read in completed.items():
-            self._outcome.take(ShardResult(shard, Outcome.DONE, read=read))
+        for shard, (read, host) in completed.items():
+            self._outcome.take(ShardResult(shard, Outcome.DONE, read=read, node=host))
         self._progress.show(sum(self._outcome.done.values()) + rows)
         gone, self._no_node = self._nodes.look()
         for node in gone:

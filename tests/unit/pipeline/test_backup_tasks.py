@@ -103,9 +103,9 @@ def test_what_an_encoder_completed_is_told_until_the_driver_knows():
     told.report("one", 30)
     told.report("two", 5)
     assert told.underway([]) == (35, {})
-    told.end("one", "a:1", 60)
-    assert told.underway([])[1] == {"one": 60}
-    assert told.underway([])[1] == {"one": 60}
+    told.end("one", "a:1", 60, "vm")
+    assert told.underway([])[1] == {"one": (60, "vm")}
+    assert told.underway([])[1] == {"one": (60, "vm")}
     assert told.underway(["one"]) == (5, {})
     told.report("one", 60)  # a second attempt goes on
     assert told.underway([]) == (5, {})
