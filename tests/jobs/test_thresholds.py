@@ -45,7 +45,7 @@ THRESHOLDS = {
     "index.reader.SCAN_ROWS": 5,
     "ingest.shards.LARGEST_SHARD_BYTES": 8000,
     "ingest.shards.LARGEST_SHARD_ROWS": 50,
-    "pipeline.encode_stage.LARGEST_SLICE_ROWS": 16,
+    "pipeline.shard_work.LARGEST_SLICE_ROWS": 16,
     "config.SLICE_BYTES": 4096,
 }
 LOWERED = Path(__file__).parents[1] / "support" / "lowered"
