@@ -96,23 +96,21 @@ class StartUp:
 
     def seconds(self) -> dict[str, float]:
         """What each step has taken so far."""
+        return {name: round(seconds, 1) for name, seconds in self._timed()}
+
+    def _timed(self) -> list[tuple[str, float]]:
+        """Each step with its seconds, the current one last."""
         steps = list(self._steps)
         ends = [*(at for _, at in steps[1:]), time.monotonic()]
-        return {name: round(end - at, 1) for (name, at), end in zip(steps, ends, strict=False)}
+        return [(name, end - at) for (name, at), end in zip(steps, ends, strict=False)]
 
     def line(self) -> str:
         """How long it has taken so far: finished steps with their seconds, then the current one."""
-        now = time.monotonic()
-        steps = list(self._steps)
-        ends = [*(at for _, at in steps[1:]), now]
-        done = [
-            f"{name} {end - at:.0f} s"
-            for (name, at), end in zip(steps[:-1], ends, strict=False)
-            if end - at >= 0.5
-        ]
+        steps = self._timed()
+        done = [f"{name} {seconds:.0f} s" for name, seconds in steps[:-1] if seconds >= 0.5]
         return ", ".join(
             [
-                f"start-up {now - self._began:.0f} s",
+                f"start-up {time.monotonic() - self._began:.0f} s",
                 *done,
                 *(f"{name} ..." for name, _ in steps[-1:]),
             ]

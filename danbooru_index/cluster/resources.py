@@ -12,7 +12,7 @@ from typing import Any
 
 from danbooru_index.choices import Device
 from danbooru_index.cluster.autoscaling import autoscaled, await_first_node
-from danbooru_index.config import BuildConfig
+from danbooru_index.config import DEFAULT_WAIT_FOR_NODES_S, BuildConfig
 from danbooru_index.errors import ClusterError, DeviceError, in_one_line
 from danbooru_index.model.device import nvidia_driver
 
@@ -31,7 +31,6 @@ CORES_PER_ENCODER = 8
 CALL_BYTES = 1 << 30  # of a node's memory for each: its slice of 128 MB in a few copies
 TOKENIZER_CPUS = 0.25
 PATIENCE_S = 60.0
-NODES_S = 1800.0
 
 
 def worker_environment() -> dict[str, str]:
@@ -180,7 +179,7 @@ def _alive() -> list[dict[str, float]]:
 
 def nodes_at_work(
     alive: Callable[[], list[dict[str, float]]] = _alive,
-    limit_s: float = NODES_S,
+    limit_s: float = DEFAULT_WAIT_FOR_NODES_S,
     pause_s: float = 1.0,
 ) -> list[dict[str, float]]:
     """What every node of the connected cluster has. Where none has a CPU, its first worker is still

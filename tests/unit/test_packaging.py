@@ -94,6 +94,7 @@ def test_the_example_cluster_is_valid_for_ray_and_holds_no_secret():
     assert types[cluster["head_node_type"]]["resources"]["CPU"] == 0
     gpus = [kind for kind in types.values() if kind["resources"].get("GPU")]
     assert [kind["min_workers"] for kind in gpus] == [0, 0]
+    assert all(kind["max_workers"] > 1 for kind in gpus)
     markets = [kind["node_config"].get("InstanceMarketOptions") for kind in gpus]
     assert markets == [{"MarketType": "spot"}, None]
     assert f"rayproject/ray:{pinned('ray')}-py312-gpu" == cluster["docker"]["image"]
