@@ -69,8 +69,9 @@ def await_first_node(limit_s: float, num_cpus: float, num_gpus: float) -> bool:
     first = ray.remote(max_calls=1, num_gpus=num_gpus, num_cpus=num_cpus)(_nothing).remote()
     began = told = time.monotonic()
     log.info(f"asking the cluster's autoscaler for a node with a {what}")
+    came = False
     try:
-        while not ray.wait([first], timeout=1.0)[0]:
+        while not (came := bool(ray.wait([first], timeout=1.0)[0])):
             now = time.monotonic()
             if _refused(what):
                 return False
@@ -86,7 +87,10 @@ def await_first_node(limit_s: float, num_cpus: float, num_gpus: float) -> bool:
                     f" {said_duration(limit_s)}"
                 )
     finally:
-        ray.cancel(first)
+        if not came:
+            # Never a task that has ended: where its reply comes after its cancellation, Ray 2.60
+            # ends this process (task_manager.cc, "Tried to complete task that was not pending").
+            ray.cancel(first)
     return True
 
 

@@ -1,83 +1,20 @@
-"""The other two ways to run: against `ray start --head`, and by `ray job submit` to its job server;
-with a token.
-"""
+"""Builds against `ray start --head` with a token, and what a job asks of a cluster."""
 
 import json
-import os
 import re
-import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
-import urllib.request
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from head import answers
 from nodes import free_ports
 from processes import CLI, ROOT, bare_environment, run_cli, running, wait_for
 
 from danbooru_index.cluster.resources import TOKENIZER_CPUS, _plan_gpus, nodes_at_work
 from danbooru_index.errors import ClusterError
-from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.status import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-BIN = Path(sys.executable).parent
-RAY = str(BIN / "ray")
-
-
-@dataclass
-class Head:
-    """A head node on loopback with its job server, and what a client needs to talk to it."""
-
-    address: str
-    dashboard: str
-    metrics: str
-    env: dict
-
-
-@pytest.fixture(scope="module")
-def head():
-    base = Path(tempfile.mkdtemp(prefix="rh", dir="/tmp"))
-    (base / "h").mkdir()
-    gcs, dashboard, client, metrics = free_ports(4)
-    env = {
-        "HOME": str(base / "h"),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
-    command = [
-        RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={base}/t",
-        "--num-cpus=2", f"--object-store-memory={200 << 20}", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
-        "--dashboard-agent-listen-port=0", "--disable-usage-stats",
-    ]  # fmt: skip
-    with open(base / "head.log", "w") as log, running(command, env=env, stdout=log) as process:
-        url = f"http://127.0.0.1:{dashboard}"
-        wait_for(
-            lambda: (
-                process.poll() is not None or answers(f"{url}/api/jobs/", env["RAY_AUTH_TOKEN"])
-            ),
-            timeout=90,
-            every=0.3,
-        )
-        assert process.poll() is None, (base / "head.log").read_text()[-2000:]
-        yield Head(f"127.0.0.1:{gcs}", url, f"http://127.0.0.1:{metrics}/metrics", env)
-    shutil.rmtree(base, ignore_errors=True)
-
-
-def answers(url, token):
-    try:
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=2) as answer:
-            return answer.read()
-    except OSError:
-        return None
 
 
 def test_a_build_against_a_head_node_leaves_metrics(head, sample_shards, checkpoint, tmp_path):
@@ -154,74 +91,6 @@ def find_metric(head, name):
         if line.startswith(f"ray_{name}") and "{" in line
     ]
     return sum(values)
-
-
-def submit(head, *arguments, folder=ROOT):
-    command = [
-        RAY,
-        "job",
-        "submit",
-        "--address",
-        head.dashboard,
-        "--working-dir",
-        str(folder),
-        "--",
-        "python",
-        *map(str, arguments),
-    ]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | head.env, timeout=240, check=False
-    )
-
-
-def test_a_submitted_job_builds_logs_and_ends_with_its_exit_code(
-    head, sample_shards, checkpoint, tmp_path
-):
-    """From a clone with 600 MB in `my-index/`, which a job server would refuse (413): the code
-    alone is uploaded.
-    """
-    clone = tmp_path / "clone"
-    for part in ("danbooru_index", "jobs"):
-        shutil.copytree(ROOT / part, clone / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in (".gitignore", ".rayignore", "pyproject.toml", "constraints.txt", "README.md"):
-        shutil.copy(ROOT / name, clone / name)
-    (clone / "my-index").mkdir()
-    with (clone / "my-index" / "big").open("wb") as file:
-        file.truncate(600 << 20)
-    index = tmp_path / "index"
-    words = [
-        "jobs/build.py",
-        sample_shards,
-        "--index",
-        index,
-        "--model",
-        checkpoint,
-        "--device",
-        "cpu",
-    ]
-    done = submit(head, *words, folder=clone)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "468 in each of the three tables" in done.stdout
-    assert "succeeded" in done.stdout
-    assert IndexRoot(index).current().manifest.seal.records == 468
-    assert head.env["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
-
-
-def test_a_job_that_fails_says_why_in_one_line_and_its_exit_code_follows(
-    head, sample_shards, tmp_path
-):
-    failed = submit(
-        head,
-        "jobs/build.py",
-        sample_shards,
-        "--index",
-        tmp_path / "i",
-        "--model",
-        tmp_path / "gone",
-    )
-    assert failed.returncode != 0
-    assert "no such folder" in failed.stdout
-    assert "Traceback" not in failed.stdout
 
 
 def test_no_cluster_no_token_no_gpu(head, sample_shards, checkpoint, tmp_path):

@@ -6,14 +6,11 @@ import json
 import os
 import random
 import sys
-import threading
-import time
-from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from faults import compare, contents, light_build, make_workbench
+from faults import compare
+from node_jobs import CALLS, LIGHT, job, nothing_lost
 from nodes import autoscaling_cluster, cluster
 from processes import run_cli, running, wait_for
 
@@ -21,91 +18,37 @@ from danbooru_index.index.status import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-LIGHT = Path(__file__).parents[1] / "support" / "light.py"
-CALLS = 3  # shards that an encoder has in hand, at the least
 GPU = {"num_cpus": 1, "num_gpus": 1}
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """The sample twice, in 78 shards of 12 records."""
-    return make_workbench(tmp_path_factory.mktemp("bench"), copies=2)
-
-
-@pytest.fixture(scope="module")
-def expected(bench):
-    """What an undisturbed build on one machine makes of it."""
-    with running([str(word) for word in light_build(bench, bench.index("undisturbed"))]) as process:
-        _, err = process.communicate(timeout=180)
-    assert process.returncode == 0, err
-    return contents(bench.index("undisturbed"))
-
-
-class Job:
-    """A build that runs in a process of its own, its output, and what its encoders have begun."""
-
-    def __init__(self, process, index, log):
-        self.process, self.index, self.log = process, index, log
-        self.err = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self):
-        for line in self.process.stderr:
-            self.err.append((time.monotonic(), line.rstrip()))
-
-    @property
-    def begun(self):
-        """(digest of a shard's tokens, process, node) of every forward pass, in order."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [tuple(line.split()[1:]) for line in lines]
-
-    def nodes(self):
-        return Counter(node for _, _, node in self.begun)
-
-    def said(self, word, timeout=90):
-        """Wait until it says so; when."""
-        return wait_for(lambda: next((at for at, line in self.err if word in line), 0), timeout)
-
-    def ended(self, code=0):
-        """Wait for its end; its report, which is all of stdout."""
-        out = self.process.stdout.read()
-        self.process.wait(timeout=60)
-        self._reader.join(timeout=10)
-        said = "\n".join(line for _, line in self.err)
-        assert self.process.returncode == code, said
-        assert "Traceback" not in said
-        assert "retries remaining" not in said
-        return json.loads(out) if code == 0 else out
+def ring():
+    """A head without CPUs, to which each test adds its nodes."""
+    with cluster() as made:
+        yield made
 
 
 @contextmanager
-def job(bench, name, address, *options, shards=None):
-    index, log = bench.index(name), bench.folder / f"{name}.log"
-    command = [sys.executable, LIGHT, shards or bench.shards, index, bench.model]
-    command += ["--address", address, "--log", log, *options]
-    with running([str(word) for word in command]) as process:
-        yield Job(process, index, log)
+def joined(ring, *sizes):
+    """Some nodes of the cluster, and those that are added in the block; none is left after it."""
+    for size in sizes:
+        ring.add(**size)
+    yield ring
+    ring.clear()
 
 
-def nothing_lost(made, expected, encoders, gone=0):
-    """The index is whole, and at most the shards in flight were encoded again."""
-    assert compare(made.index, expected) == []
-    again = Counter(digest for digest, _, _ in made.begun)
-    twice = sum(count - 1 for count in again.values())
-    assert twice <= (gone or encoders) * (CALLS + 1) + 2, again.most_common(9)
-
-
-def test_nodes_of_several_sizes_one_of_which_leaves_and_one_joins(bench, expected):
+def test_nodes_of_several_sizes_one_of_which_leaves_and_one_joins(ring, bench, expected):
     """All work; stdout holds the report alone, stderr says who left and who joined."""
     with (
-        cluster(nodes=[GPU, {"num_cpus": 2, "num_gpus": 2}]) as nodes,
-        job(bench, "uneven", nodes.address, "--gpus", "--delay", "4") as made,
+        joined(ring, GPU, {"num_cpus": 2, "num_gpus": 2}) as nodes,
+        job(bench, "uneven", nodes.address, "--gpus", "--hold", bench.folder / "go") as made,
     ):
-        wait_for(lambda: len(made.nodes()) == 2 and len(made.begun) >= 15)
+        wait_for(lambda: len(made.nodes()) == 2 and len(made.begun) >= 3 * CALLS)
         at_first = set(made.nodes())
         nodes.remove(0)
         nodes.add(**GPU)
+        wait_for(lambda: len(made.nodes()) == 3)
+        (bench.folder / "go").touch()
         report = made.ended()
         assert report["shards"]["done"] == 78
         nothing_lost(made, expected, 3, gone=1)
@@ -115,11 +58,11 @@ def test_nodes_of_several_sizes_one_of_which_leaves_and_one_joins(bench, expecte
 
 
 @pytest.mark.long
-def test_every_gpu_of_nodes_with_one_two_and_four_has_an_encoder(bench, expected):
+def test_every_gpu_of_nodes_with_one_two_and_four_has_an_encoder(ring, bench, expected):
     sizes = [{"num_cpus": cpus, "num_gpus": gpus} for cpus, gpus in ((1, 1), (1, 2), (2, 4))]
     with (
-        cluster(nodes=sizes) as nodes,
-        job(bench, "seven", nodes.address, "--gpus", "--delay", "2") as made,
+        joined(ring, *sizes) as nodes,
+        job(bench, "seven", nodes.address, "--gpus", "--together", "7") as made,
     ):
         made.ended()
         assert len({process for _, process, _ in made.begun}) == 7
@@ -129,11 +72,11 @@ def test_every_gpu_of_nodes_with_one_two_and_four_has_an_encoder(bench, expected
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_node_removed_at_a_random_moment(bench, expected, seed):
+def test_a_node_removed_at_a_random_moment(ring, bench, expected, seed):
     """The others go on at once; what it had in hand follows within 10 s."""
     with (
-        cluster(nodes=[GPU] * 3) as nodes,
-        job(bench, f"removed{seed}", nodes.address, "--gpus", "--delay", "1") as made,
+        joined(ring, GPU, GPU, GPU) as nodes,
+        job(bench, f"removed{seed}", nodes.address, "--gpus", "--delay", "0.5") as made,
     ):
         moment = random.Random(seed).randint(4, 60)
         wait_for(lambda: len(made.begun) >= moment)
@@ -147,10 +90,10 @@ def test_a_node_removed_at_a_random_moment(bench, expected, seed):
 
 
 @pytest.mark.long
-def test_a_node_removed_as_it_writes(bench, expected):
+def test_a_node_removed_as_it_writes(ring, bench, expected):
     """An encoder pauses between its fragments and their record; a node goes meanwhile."""
     with (
-        cluster(nodes=[GPU] * 3) as nodes,
+        joined(ring, GPU, GPU, GPU) as nodes,
         job(
             bench, "writing", nodes.address, "--gpus", "--delay", "0.5",
             "--failpoint", f"encode.before_record:pause:{bench.folder / 'token'}:9",
@@ -163,11 +106,11 @@ def test_a_node_removed_as_it_writes(bench, expected):
 
 
 @pytest.mark.long
-def test_a_node_that_is_told_to_go(bench, expected):
+def test_a_node_that_is_told_to_go(ring, bench, expected):
     """SIGTERM to the raylet, as before a spot machine is taken."""
     with (
-        cluster(nodes=[GPU] * 2) as nodes,
-        job(bench, "term", nodes.address, "--gpus", "--delay", "1") as made,
+        joined(ring, GPU, GPU) as nodes,
+        job(bench, "term", nodes.address, "--gpus", "--delay", "0.5") as made,
     ):
         wait_for(lambda: len(made.begun) >= 20)
         nodes.terminate(0)
@@ -177,13 +120,13 @@ def test_a_node_that_is_told_to_go(bench, expected):
 
 
 @pytest.mark.long
-def test_a_node_without_gpus_that_joins_gets_work(bench, expected):
+def test_a_node_without_gpus_that_joins_gets_work(ring, bench, expected):
     """On CPUs too; the head has none."""
     with (
-        cluster(nodes=[{"num_cpus": 2}]) as nodes,
+        joined(ring, {"num_cpus": 2}) as nodes,
         job(bench, "cpus", nodes.address, "--delay", "1.5") as made,
     ):
-        wait_for(lambda: len(made.begun) >= 6)
+        wait_for(lambda: len(made.begun) >= CALLS)
         at_first = set(made.nodes())
         nodes.add(num_cpus=2)
         made.ended()
@@ -192,42 +135,34 @@ def test_a_node_without_gpus_that_joins_gets_work(bench, expected):
 
 
 @pytest.mark.long
-def test_all_nodes_gone_are_waited_for_then_the_build_ends_and_goes_on_later(bench, expected):
-    with cluster(nodes=[GPU]) as nodes:
-        options = ["--gpus", "--delay", "0.5", "--wait-for-nodes", "6"]
+def test_all_nodes_gone_are_waited_for_then_the_build_ends_and_goes_on_later(ring, bench, expected):
+    """Once another comes in time; once none does: exit code 1, and the same command goes on."""
+    with joined(ring, GPU) as nodes:
+        options = ["--gpus", "--delay", "0.5", "--wait-for-nodes", "25"]
         with job(bench, "gone", nodes.address, *options) as made:
-            wait_for(lambda: len(made.begun) >= 20)
+            wait_for(lambda: len(made.begun) >= 9)
             nodes.remove(0)
             made.said("waiting for a node with a GPU: none is left")
+            again = nodes.add(**GPU)
+            wait_for(lambda: len(made.nodes()) == 2)
+            nodes.remove(again)
             made.ended(code=1)
             last = made.err[-1][1]
-            assert "no node of the cluster could work for 6 s (--wait-for-nodes)" in last
+            assert "no node of the cluster could work for 25 s (--wait-for-nodes)" in last
             assert "run the same command to go on" in last
         nodes.add(**GPU)
-        with job(bench, "gone", nodes.address, *options) as again:
+        with job(bench, "gone", nodes.address, "--gpus") as again:
             report = again.ended()
             assert report["shards"]["skipped"] > 0
         assert compare(again.index, expected) == []
 
 
 @pytest.mark.long
-def test_all_nodes_gone_and_another_comes_in_time(bench, expected):
-    with (
-        cluster(nodes=[GPU]) as nodes,
-        job(bench, "later", nodes.address, "--gpus", "--delay", "0.5") as made,
-    ):
-        wait_for(lambda: len(made.begun) >= 20)
-        nodes.remove(0)
-        made.said("none is left")
-        nodes.add(**GPU)
-        made.ended()
-        nothing_lost(made, expected, 1)
-
-
-@pytest.mark.long
-def test_a_real_checkpoint_on_two_nodes_with_logical_gpus(sample_shards, checkpoint, tmp_path):
+def test_a_real_checkpoint_on_two_nodes_with_logical_gpus(
+    ring, sample_shards, checkpoint, tmp_path
+):
     index = tmp_path / "index"
-    with cluster(nodes=[GPU] * 2) as nodes:
+    with joined(ring, GPU, GPU) as nodes:
         command = [sys.executable, LIGHT, sample_shards, index, checkpoint, "--real", "--gpus"]
         command += ["--address", nodes.address]
         with running([str(word) for word in command]) as process:
@@ -250,7 +185,7 @@ def test_from_no_gpu_node_at_all_the_build_asks_for_one(bench, expected):
     }
     with (
         autoscaling_cluster(types) as address,
-        job(bench, "zero", address, "--gpus", "--delay", "1") as made,
+        job(bench, "zero", address, "--gpus", "--delay", "0.2") as made,
     ):
         made.said("asking the cluster's autoscaler for a node with a GPU", timeout=120)
         report = made.ended()

@@ -41,7 +41,8 @@ class LightEncoder:
     tokens_per_batch = 2048
     peak_memory = 0
 
-    def __init__(self, dim, delay=0.0, log="", fault="", needle=(), slow=""):
+    def __init__(self, dim, delay=0.0, log="", fault="", needle=(), slow="", together=0, hold=""):
+        self._together, self._hold = together, hold
         self._delay, self._log = delay * (10 if slow and _first(slow) else 1), log
         self._fault, self._needle = fault, np.asarray(needle, dtype=np.int32).tobytes()
         chance = np.random.default_rng(7)
@@ -49,7 +50,7 @@ class LightEncoder:
         self._weights = (chance.random(4096) + 0.05).astype(np.float32)
 
     def call_s(self, max_length):
-        return 60.0
+        return 600.0 if self._together or self._hold else 60.0
 
     def encode(self, batch, on_rows=None, stats=None):
         if self._log and len(batch.token_ids):
@@ -58,7 +59,7 @@ class LightEncoder:
                     f"{len(batch.lengths)} {xxhash.xxh64_hexdigest(batch.token_ids.tobytes())}"
                     f" {os.getpid()} {_node()}\n"
                 )
-        time.sleep(self._delay)
+        self._wait()
         if self._fault and self._needle in np.asarray(batch.token_ids, dtype=np.int32).tobytes():
             self._fail()
         started = time.perf_counter()
@@ -89,6 +90,26 @@ class LightEncoder:
             colbert_lengths=lengths - 1,
             non_finite=np.empty(0, np.int64),
         )
+
+    def _wait(self):
+        """Until as many encoders have begun a call as are to begin together, and until the file is
+        there that they are held for; 150 s at most.
+        """
+        until = time.monotonic() + 150
+        while time.monotonic() < until and (self._alone() or self._is_held()):
+            time.sleep(0.2)
+        time.sleep(self._delay)
+
+    def _alone(self):
+        if self._together:
+            with open(self._log, encoding="utf-8") as file:
+                begun = {line.split()[2] for line in file if line.endswith("\n")}
+            self._together = self._together if len(begun) < self._together else 0
+        return bool(self._together)
+
+    def _is_held(self):
+        self._hold = "" if self._hold and os.path.exists(self._hold) else self._hold
+        return bool(self._hold)
 
     def _fail(self):
         """What a device, a driver or the kernel may do to a process at one text."""
@@ -124,7 +145,8 @@ def _unit(vectors):
 @dataclass(frozen=True)
 class Light:
     """The factory that `BuildConfig.encoder` takes: built on the worker. `slow`: a file; whoever
-    makes it works at a tenth of the speed.
+    makes it works at a tenth of the speed. `together`: so many encoders begin before any ends. `hold`: a file
+    without which no call ends.
     """
 
     delay: float = 0.0
@@ -133,9 +155,14 @@ class Light:
     needle: tuple[int, ...] = ()
     device: DeviceInfo | None = None
     slow: str = ""
+    together: int = 0
+    hold: str = ""
 
     def __call__(self, settings):
-        return LightEncoder(settings.dim, self.delay, self.log, self.fault, self.needle, self.slow)
+        return LightEncoder(
+            settings.dim, self.delay, self.log, self.fault, self.needle, self.slow, self.together,
+            self.hold,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -192,6 +219,12 @@ def main() -> int:
     parser.add_argument("--real", action="store_true", help="the real encoder")
     parser.add_argument("--gpus", action="store_true", help="a logical GPU for each encoder")
     parser.add_argument("--slow", default="", metavar="FILE", help="one encoder is slow")
+    parser.add_argument(
+        "--together", type=int, default=0, help="encoders that begin before any ends"
+    )
+    parser.add_argument(
+        "--hold", default="", metavar="FILE", help="no call ends before it is there"
+    )
     parser.add_argument("--no-backups", action="store_true", help="late shards are waited for")
     parser.add_argument("--wait-for-nodes", type=float, default=60.0, metavar="SECONDS")
     arguments = parser.parse_args()
@@ -206,7 +239,14 @@ def main() -> int:
     compaction.FRAGMENTS = arguments.fragments
     lease.LEASE_S = arguments.lease or lease.LEASE_S
     device = SIMULATED if arguments.gpus else None
-    encoder = Light(arguments.delay, arguments.log, device=device, slow=arguments.slow)
+    encoder = Light(
+        arguments.delay,
+        arguments.log,
+        device=device,
+        slow=arguments.slow,
+        together=arguments.together,
+        hold=arguments.hold,
+    )
     if arguments.real:
         encoder = OnCpu(device) if device else None
     points = [parse_failpoint(word) for word in arguments.failpoint]

@@ -12,15 +12,20 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 from processes import running, wait_for
 
 OBJECT_STORE = 100 << 20
+NAMESPACE = (
+    ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+)
 
 
 class Nodes:
@@ -45,9 +50,22 @@ class Nodes:
         """Start a node; its number."""
         return self._order(do="add", resources=resources)["number"]
 
+    def add_blind(
+        self, hidden: dict[Path, Path], env: dict[str, str] | None = None, **resources
+    ) -> int:
+        """Start a node that sees other folders at some places: by a mount namespace of its own. It
+        has its own environment too.
+        """
+        places = [str(word) for pair in hidden.items() for word in pair]
+        return self._order(do="add", resources=resources, hidden=places, env=env or {})["number"]
+
     def remove(self, number: int) -> None:
         """kill -9 of a node's raylet and so of all its workers."""
         self._order(do="remove", number=number)
+
+    def clear(self) -> None:
+        """Remove what is left; the next node is number 0 again."""
+        self._order(do="clear")
 
     def terminate(self, number: int) -> int:
         """SIGTERM to a node's raylet, as a cloud sends it before it takes the machine; its pid."""
@@ -162,6 +180,28 @@ def serve(given: dict, folder: str) -> None:
         known.append(made.add_node(**({"object_store_memory": OBJECT_STORE} | resources)))
         return len(known) - 1
 
+    def add_blind(order: dict) -> int:
+        before = len(made.global_state.node_table())
+        script = 'while [ "$1" != -- ]; do mount --bind "$2" "$1"; shift 2; done; shift; exec "$@"'
+        join = [sys.executable, __file__, "join", made.address, json.dumps(order["resources"])]
+        command = [*NAMESPACE, "sh", "-ec", script, "sh", *order["hidden"], "--", *join]
+        known.append(
+            subprocess.Popen(
+                command, env=os.environ | order["env"], stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+        )  # fmt: skip
+        wait_for(lambda: len(made.global_state.node_table()) > before)
+        return len(known) - 1
+
+    def remove(number: int) -> None:
+        node, known[number] = known[number], None
+        if isinstance(node, subprocess.Popen):
+            node.stdin.close()
+            node.wait()
+        elif node is not None:
+            made.remove_node(node, allow_graceful=False)
+
     for resources in given["nodes"]:
         add(resources)
     print(json.dumps({"address": made.address}), flush=True)
@@ -169,9 +209,14 @@ def serve(given: dict, folder: str) -> None:
         order = json.loads(line)
         answer: dict = {}
         if order["do"] == "add":
-            answer = {"number": add(order["resources"])}
+            blind = "hidden" in order
+            answer = {"number": add_blind(order) if blind else add(order["resources"])}
         elif order["do"] == "remove":
-            made.remove_node(known[order["number"]], allow_graceful=False)
+            remove(order["number"])
+        elif order["do"] == "clear":
+            for number in range(len(known)):
+                remove(number)
+            known.clear()
         elif order["do"] == "terminate":
             raylet = known[order["number"]].all_processes["raylet"][0].process
             raylet.terminate()
@@ -188,5 +233,20 @@ def serve(given: dict, folder: str) -> None:
     os._exit(0)
 
 
+def join(address: str, resources: dict) -> None:
+    """Start one node more of the cluster at an address; end it when stdin ends."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster()
+    made.head_node = SimpleNamespace(gcs_address=address)
+    made.redis_address = address
+    node = made.add_node(wait=False, object_store_memory=OBJECT_STORE, **resources)
+    sys.stdin.read()
+    node.kill_all_processes(check_alive=False, allow_graceful=False)
+    os._exit(0)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "join":
+        join(sys.argv[2], json.loads(sys.argv[3]))
     serve(json.loads(sys.argv[1]), sys.argv[2])
