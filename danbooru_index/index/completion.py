@@ -9,13 +9,14 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from danbooru_index.errors import StorageError
 from danbooru_index.index.schema import TABLES, table_path
 from danbooru_index.storage.base import Storage
+from danbooru_index.storage.read_ahead import read_ahead
 
 RECORD_VERSION = 1
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
@@ -62,10 +63,8 @@ class ShardStats:
         worker = WorkerStats(**fields.get("worker", {}))
         histogram = tuple(int(count) for count in fields.get("histogram", ()))
         stats = cls(**fields | {"worker": worker, "histogram": histogram})
-        numbers = [
-            getattr(stats, name) for name in cls.__slots__ if name not in ("worker", "histogram")
-        ]
-        if not all(isinstance(number, int | float) for number in (*numbers, worker.peak_memory)):
+        numbers = [fields[name] for name in fields.keys() - {"worker", "histogram"}]
+        if not {type(one) for one in (*numbers, worker.peak_memory)} <= {int, float}:
             raise ValueError("its measurements are no numbers")
         return stats
 
@@ -83,15 +82,16 @@ class TablePart:
     @property
     def sizes(self) -> dict[str, int]:
         """The bytes of each data file, by name."""
-        return {
-            file["path"]: file["file_size_bytes"]
-            for fragment in self.fragments
-            for file in fragment["files"]
-        }
+        return {file["path"]: file["file_size_bytes"] for file in self._files}
+
+    @property
+    def _files(self) -> Iterator[dict[str, Any]]:
+        return (file for fragment in self.fragments for file in fragment["files"])
 
     def validate(self) -> None:
         """Raise `ValueError` for a name that could leave the table's folder."""
-        if any(not DATA_FILE.fullmatch(name) for name in (*self.sizes, *self.checksums)):
+        named = (file["path"] for file in self._files)
+        if not all(map(DATA_FILE.fullmatch, (*named, *self.checksums))):
             raise ValueError("names a file that is no data file")
 
 
@@ -144,6 +144,9 @@ class CompletionRecord:
             raise ValueError("not the record of a shard")
         for part in self.tables.values():
             part.validate()
+
+
+UNREADABLE = CompletionRecord("", "", "", 0, 0, {})
 
 
 def record_path(generation: Storage, shard: str) -> Storage:
@@ -203,26 +206,26 @@ def read_records(
     sizes = {name: (table_path(generation, name) / "data").sizes() for name in TABLES}
     if not _files_are_there(sizes, compacted):
         return found
-    for shard in shards:
-        path = record_path(generation, shard)
+
+    def read(shard: str) -> CompletionRecord | None:
+        """None: there is none; one of no shard: it cannot be believed."""
         try:
-            record = CompletionRecord.from_bytes(path.read())
+            record = CompletionRecord.from_bytes(record_path(generation, shard).read())
         except FileNotFoundError:
-            continue
+            return None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
+            return UNREADABLE
+        parts = {name: part for name, part in record.tables.items() if name not in compacted}
+        believed = record.fingerprint == fingerprint and record.shard == shard
+        return record if believed and _files_are_there(sizes, parts) else UNREADABLE
+
+    local = generation.local_path() is not None
+    for shard, record in zip(shards, read_ahead(read, shards, local=local), strict=True):
+        if record is UNREADABLE:
             if not sealed:
-                _set_aside(path)
-            continue
-        if (
-            record.fingerprint == fingerprint
-            and record.shard == shard
-            and _files_are_there(
-                sizes, {name: part for name, part in record.tables.items() if name not in compacted}
-            )
-        ):
+                _set_aside(record_path(generation, shard))
+        elif record is not None:
             found[shard] = record
-        elif not sealed:
-            _set_aside(path)
     return found
 
 

@@ -33,6 +33,10 @@ class IdHashes:
         """Add several ids."""
         self._hashes.extend(map(hash64, record_ids))
 
+    def extend(self, other: IdHashes) -> None:
+        """Add what another has seen, in its order."""
+        self._hashes.extend(other._hashes)
+
     def __len__(self) -> int:
         return len(self._hashes)
 

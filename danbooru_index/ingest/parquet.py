@@ -9,7 +9,6 @@ import base64
 import contextlib
 import hashlib
 import io
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ import pyarrow.parquet as pq
 from danbooru_index.errors import InputError, first_line
 from danbooru_index.ingest.fields import parse_fields
 from danbooru_index.records import Reason, Record, Reject, RejectedError
+from danbooru_index.storage.local import LocalStorage
+from danbooru_index.storage.locate import locate
 
 LONGEST_FOOTER = 64 << 20
 NEEDED_FIELDS = ("id", "text")
@@ -45,23 +46,25 @@ Located = tuple[int, Record | Reject]  # the line or row, from 1, and what stood
 
 @contextlib.contextmanager
 def open_input(path: str | Path) -> Iterator[InputFile]:
-    """Open a Parquet file once for all that is asked of it. Raises `OSError`, or as `parquet`."""
-    with Path(path).open("rb") as file:
-        yield InputFile(str(path), file)
+    """Open a Parquet file once for all that is asked of it; `s3://` names an object. Raises
+    `OSError`, or as `parquet`.
+    """
+    place = LocalStorage(path) if isinstance(path, Path) else locate(path)
+    file, stamp = place.open_stamped()
+    with file:
+        yield InputFile(str(place), file, stamp)
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A Parquet file that is open; its digest and its rows are read through the same handle."""
+    """A Parquet file that is open; its digest and its rows are read through the same handle.
+
+    `stamp`: its size and time of change; in an object store a number of its e-tag.
+    """
 
     path: str
     file: BufferedReader
-
-    @property
-    def stamp(self) -> tuple[int, int]:
-        """The file's size and time of change."""
-        status = os.fstat(self.file.fileno())
-        return status.st_size, status.st_mtime_ns
+    stamp: tuple[int, int]
 
     def digest(self) -> str:
         """SHA-256 of the file's content, in hex."""

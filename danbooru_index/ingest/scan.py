@@ -12,6 +12,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,7 @@ from danbooru_index.ingest.parquet import open_input, parse_rows
 from danbooru_index.ingest.shard_files import checked_parquet, find_parquet, noted_marks, nsfw_marks
 from danbooru_index.ingest.shards import Shard, cut, read_shard, rows_of
 from danbooru_index.records import Record, describe_rejects
+from danbooru_index.storage.read_ahead import read_ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +66,42 @@ def scan(spec: str, *, nsfw_words: bool = True) -> InputScan:
     hashes = IdHashes()
     ends: list[int] = []  # how many ids were hashed by the end of each shard
     marks: dict[str, None] = {}  # in order of occurrence
-    for path in find_parquet(spec):
-        with open_input(path.resolve()) as opened:
-            # a worker's working directory is not the driver's
-            file = checked_parquet(opened)
-            digest = opened.digest()
-            mark = nsfw_marks(file, by_words=nsfw_words)
-            marks[mark] = None
-            words = mark == MarkSource.WORDS.value and not noted_marks(file)
-            for shard in cut(opened, file, digest, seen[digest], nsfw_words=words):
-                hashes.update(_ids(rows_of(shard, file, ["id"])["id"]))
-                shards.append(shard)
-                ends.append(len(hashes))
-            seen[digest] += 1
+    scan_file = partial(_scan_file, nsfw_words=nsfw_words)
+    for found in read_ahead(scan_file, find_parquet(spec), local="://" not in spec):
+        marks[found.mark] = None
+        copy = f"-copy{seen[found.digest] + 1}" if seen[found.digest] else ""
+        seen[found.digest] += 1
+        for shard, ids in found.shards:
+            hashes.extend(ids)
+            shards.append(replace(shard, id=shard.id + copy) if copy else shard)
+            ends.append(len(hashes))
     if not shards:
         raise InputError(f"{spec}: the Parquet files hold no row")
     parts = dict.fromkeys(part for mark in marks for part in mark.split("+"))
     return InputScan(spec, tuple(_mark_duplicates(shards, ends, hashes)), "+".join(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _ScannedFile:
+    """One file: its digest, how it marks what is not safe for work, its shards and their ids."""
+
+    digest: str
+    mark: str
+    shards: list[tuple[Shard, IdHashes]]
+
+
+def _scan_file(path: Path | str, *, nsfw_words: bool) -> _ScannedFile:
+    with open_input(path) as opened:
+        file = checked_parquet(opened)
+        digest = opened.digest()
+        mark = nsfw_marks(file, by_words=nsfw_words)
+        words = mark == MarkSource.WORDS.value and not noted_marks(file)
+        shards = []
+        for shard in cut(opened, file, digest, nsfw_words=words):
+            ids = IdHashes()
+            ids.update(_ids(rows_of(shard, file, ["id"])["id"]))
+            shards.append((shard, ids))
+    return _ScannedFile(digest, mark, shards)
 
 
 def _ids(column: pa.ChunkedArray) -> Iterable[str]:

@@ -13,18 +13,24 @@ from danbooru_index.errors import InputError, first_line
 from danbooru_index.ingest.nsfw import MarkSource
 from danbooru_index.ingest.parquet import KNOWN_FIELDS, InputFile
 from danbooru_index.ingest.sources import files_in
+from danbooru_index.storage.base import Storage
+from danbooru_index.storage.locate import locate
 
 MARKS_KEY = b"danbooru_index.nsfw_marks"  # in a shard's schema: how its `nsfw` was made
 
 
-def find_parquet(spec: str) -> list[Path]:
-    """The Parquet files of a folder, a glob or a path; raise `InputError` for none."""
+def find_parquet(spec: str) -> list[Path | str]:
+    """The Parquet files of a folder, a glob or a path, or of `s3://bucket/prefix`, by names that
+    hold in every working directory; raise `InputError` for none.
+    """
+    if "://" in spec:
+        return [str(place) for place in _objects(spec)]
     path = Path(spec)
     if path.is_dir():
         files = [p for p in files_in(path) if p.suffix.lower() == ".parquet"]
         if not files:
             raise InputError(f"{spec}: no .parquet file in this folder; {_prepare_first(spec)}")
-        return files
+        return [file.resolve() for file in files]
     files = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(spec, recursive=True))
     if not files:
         raise InputError(f"{spec}: no such file or folder")
@@ -36,7 +42,27 @@ def find_parquet(spec: str) -> list[Path]:
         file for file in files if file.suffix.lower() != ".parquet" and not _is_parquet(file)
     ]:
         raise InputError(f"{dumps[0]}: a tag dump, not Parquet shards; {_prepare_first(spec)}")
-    return files
+    return [file.resolve() for file in files]
+
+
+def _objects(spec: str) -> list[Storage]:
+    """The Parquet objects under a prefix, in name order, hidden ones left out; or one object."""
+    place = locate(spec)
+    try:
+        if place.name and place.exists():
+            return [place]
+        names = sorted(place.sizes())
+    except OSError as error:
+        raise InputError(f"{spec}: {error.strerror or first_line(error)}") from None
+    found = [
+        place / name
+        for name in names
+        if name.lower().endswith(".parquet")
+        and not any(part.startswith((".", "_")) for part in name.split("/"))
+    ]
+    if not found:
+        raise InputError(f"{spec}: no .parquet object under this prefix; {_prepare_first('DUMP')}")
+    return found
 
 
 def _prepare_first(spec: str) -> str:
@@ -84,13 +110,13 @@ def checked_parquet(opened: InputFile) -> pq.ParquetFile:
         raise InputError(
             f"{path}: not a whole Parquet file ({reason}); write or fetch it again"
         ) from None
-    missing = {"id", "text"} - set(file.schema_arrow.names)
-    if missing:
+    names = file.schema_arrow.names  # made anew each time that it is asked for
+    if missing := {"id", "text"} - set(names):
         raise InputError(
             f"{path}: no column {' and '.join(sorted(missing))}; it has"
-            f" {', '.join(file.schema_arrow.names)}; {_prepare_first(path)}"
+            f" {', '.join(names)}; {_prepare_first(path)}"
         )
     for column in sorted(KNOWN_FIELDS):
-        if file.schema_arrow.names.count(column) > 1:
+        if names.count(column) > 1:
             raise InputError(f"{path}: two columns are called {column}; keep one")
     return file

@@ -65,17 +65,23 @@ def to_table(records: list[Record]) -> pa.Table:
 
 
 def cut(
-    opened: InputFile, file: pq.ParquetFile, digest: str, copies: int, *, nsfw_words: bool = False
+    opened: InputFile, file: pq.ParquetFile, digest: str, *, nsfw_words: bool = False
 ) -> list[Shard]:
-    """The shards of one file; `copies`: how many files of the same content came before."""
-    copy = f"-copy{copies + 1}" if copies else ""
+    """The shards of one file, of which there is no other copy."""
     ranges = list(_ranges(file))
     shards = []
     for start, rows in ranges:
         part = f"-r{start}-{rows}" if len(ranges) > 1 else ""
-        name = f"{digest[:32]}{part}{copy}"
         shards.append(
-            Shard(name, opened.path, start, rows, digest, opened.stamp, nsfw_words=nsfw_words)
+            Shard(
+                f"{digest[:32]}{part}",
+                opened.path,
+                start,
+                rows,
+                digest,
+                opened.stamp,
+                nsfw_words=nsfw_words,
+            )
         )
     return shards
 
@@ -121,10 +127,7 @@ def read_shard(shard: Shard) -> tuple[pa.Table, list[Reject]]:
     """A shard's records (`RECORD_SCHEMA`) and rejects; raise `InputError` if the file changed."""
     try:
         with open_input(shard.path) as opened:
-            changed = opened.stamp != shard.stamp
-            if not changed and shard.stamp[0] < LARGEST_SHARD_BYTES:
-                changed = opened.digest() != shard.digest
-            if changed:
+            if not is_same(shard, opened):
                 raise InputError(
                     f"{shard.path}: changed since the build began; run the build again"
                 )
@@ -138,6 +141,13 @@ def read_shard(shard: Shard) -> tuple[pa.Table, list[Reject]]:
     if not shard.drop and is_prepared(rows):
         return rows.select(RECORD_SCHEMA.names).cast(RECORD_SCHEMA), []
     return _parsed(shard, rows)
+
+
+def is_same(shard: Shard, opened: InputFile) -> bool:
+    """Whether an open file is the one that the shard was cut from."""
+    if opened.stamp != shard.stamp:
+        return False
+    return shard.stamp[0] >= LARGEST_SHARD_BYTES or opened.digest() == shard.digest
 
 
 def _parsed(shard: Shard, rows: pa.Table) -> tuple[pa.Table, list[Reject]]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
 
@@ -42,6 +43,11 @@ class Storage(Protocol):
     def read(self) -> bytes: ...
 
     def open(self) -> BinaryIO: ...
+
+    def open_stamped(self) -> tuple[BufferedReader, tuple[int, int]]:
+        """The file, and what tells whether it is the same later: its size and a number that changes
+        with its content.
+        """
 
     def size(self) -> int: ...
 

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,6 +69,11 @@ class LocalStorage:
 
     def open(self) -> BinaryIO:
         return self.path.open("rb")
+
+    def open_stamped(self) -> tuple[BufferedReader, tuple[int, int]]:
+        file = self.path.open("rb")
+        status = os.fstat(file.fileno())
+        return file, (status.st_size, status.st_mtime_ns)
 
     def size(self) -> int:
         return self.path.stat().st_size

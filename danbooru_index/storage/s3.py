@@ -7,16 +7,17 @@ AWS_SECRET_ACCESS_KEY, AWS_REGION; AWS_ENDPOINT_URL for a server that is not Ama
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from typing import Any, BinaryIO
 
 from danbooru_index.errors import UsageError
 from danbooru_index.failpoints import reach
 from danbooru_index.storage.lease import leased
 from danbooru_index.storage.s3_client import _endpoint, as_os_errors, bucket_store, obstore_module
+from danbooru_index.storage.s3_reader import open_object
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -77,7 +78,11 @@ class S3Storage:
         return self.read_version()[0]
 
     def open(self) -> BinaryIO:
-        return io.BytesIO(self.read())
+        return open_object(self.bucket, self.key)[0]
+
+    def open_stamped(self) -> tuple[BufferedReader, tuple[int, int]]:
+        file, version = open_object(self.bucket, self.key)
+        return file, version.stamp
 
     def size(self) -> int:
         obstore = obstore_module()
