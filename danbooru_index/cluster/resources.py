@@ -12,8 +12,9 @@ from typing import Any
 
 from danbooru_index.choices import Device
 from danbooru_index.cluster.autoscaling import autoscaled, await_first_node
+from danbooru_index.cluster.ray_errors import ray_problem
 from danbooru_index.config import DEFAULT_WAIT_FOR_NODES_S, BuildConfig
-from danbooru_index.errors import ClusterError, DeviceError, in_one_line
+from danbooru_index.errors import ClusterError, DeviceError
 from danbooru_index.model.device import nvidia_driver
 
 log = logging.getLogger(__name__)
@@ -95,9 +96,7 @@ def on_worker(num_gpus: int, num_cpus: float, function: Callable[..., Any], *arg
             log.info("waiting for a worker of the cluster (other jobs may hold its GPUs)")
         return ray.get(reference)
     except RayError as error:
-        raise ClusterError(
-            f"a worker of this cluster cannot run the job: {in_one_line(error)}"
-        ) from None
+        raise ClusterError(ray_problem(error)) from None
 
 
 def plan_cluster(config: BuildConfig, pending: int, *, inherited: bool = False) -> ClusterPlan:

@@ -113,6 +113,17 @@ def nvidia_driver() -> tuple[str, str] | None:
     return (name.strip(), driver.strip()) if driver else None
 
 
+def card_count() -> int:
+    """The NVIDIA cards of this machine, as `nvidia-smi` lists them; 0 where it cannot be asked."""
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+
+
 def keep_buffers() -> None:
     """Have glibc keep large buffers for the next device call on a CPU instead of giving them back
     to the system.

@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from danbooru_index.cluster.ray_errors import ray_problem
 from danbooru_index.embeddings import Embeddings
-from danbooru_index.errors import ClusterError, ModelError, first_line
+from danbooru_index.errors import ClusterError, ModelError
 from danbooru_index.ingest.shards import Shard
 from danbooru_index.log_lines import event
 from danbooru_index.pipeline.dataset import make_dataset, results_of
+from danbooru_index.pipeline.placement import seen_by_all
 from danbooru_index.pipeline.plan import BuildPlan
 from danbooru_index.pipeline.progress_actor import ProgressActor
-from danbooru_index.pipeline.protocol import SAMPLES, Outcome, ShardResult, Task
+from danbooru_index.pipeline.protocol import SAMPLES, Outcome, ShardResult, Task, WorkerSettings
 from danbooru_index.pipeline.resume import Work
 from danbooru_index.pipeline.watch import PassOverError, Watch
 from danbooru_index.progress import Progress, StartUp
@@ -94,7 +96,8 @@ def encode(plan: BuildPlan, work: Work, start_up: StartUp) -> EncodeOutcome:
         stack.callback(attempts.remove_tree)
         progress = Progress(sum(shard.rows for shard in pending), plan.started, start_up=start_up)
         stack.callback(progress.close)
-        run = _Run(plan, work, outcome, progress)
+        settings = seen_by_all(work.settings, attempts, pending)
+        run = _Run(plan, settings, outcome, progress)
         run.through(pending, attempts / "all", ATTEMPTS, alone=False)
         suspects = {shard.id for shard in pending} & outcome.suspects.keys()
         if suspects or outcome.samples is None:
@@ -113,7 +116,7 @@ class _Run:
     """What every pass of the pipeline shares."""
 
     plan: BuildPlan
-    work: Work
+    settings: WorkerSettings
     outcome: EncodeOutcome
     progress: Progress
 
@@ -136,7 +139,7 @@ class _Run:
             return
         told = _beside_this_process(ProgressActor)
         settings = replace(
-            self.work.settings,
+            self.settings,
             attempts=attempts,
             attempt_limit=limit,
             progress=told,
@@ -153,8 +156,7 @@ class _Run:
             watch.raise_if_no_node_is_left()
         except RayError as error:
             raise ClusterError(
-                f"Ray went away ({first_line(error)}); completed shards are kept: run the same"
-                " command to go on"
+                f"{ray_problem(error)}; completed shards are kept: run the same command to go on"
             ) from None
         finally:
             # Ray may be gone, and the actor with it

@@ -40,7 +40,7 @@ from danbooru_index.pipeline.supervision import (
     note_loss,
     place,
 )
-from danbooru_index.pipeline.worker_model import load_encoder
+from danbooru_index.pipeline.worker_model import load_encoder, refuse_blindness
 
 REPORT_EVERY_S = 0.5
 
@@ -66,6 +66,7 @@ class EncodeShard:
         self._in_hand, self._counting = 0, threading.Lock()
         arm(settings.failpoints)
         try:
+            refuse_blindness(settings)
             self._encoder = (settings.encoder or load_encoder)(settings)
             self._watchdog.expect(self._encoder.call_s(settings.max_length))
         except DanbooruIndexError as error:

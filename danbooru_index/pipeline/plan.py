@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from danbooru_index.choices import Device, DeviceInfo, Precision
-from danbooru_index.cluster.resources import TOKENIZER_CPUS, ClusterPlan, on_worker, plan_cluster
+from danbooru_index.choices import DeviceInfo
+from danbooru_index.cluster.resources import ClusterPlan, plan_cluster
 from danbooru_index.config import BuildConfig
-from danbooru_index.errors import DeviceError, UsageError
+from danbooru_index.errors import UsageError
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.manifest import Fingerprint, Manifest, ModelRef
 from danbooru_index.ingest.sampling import InputSamples
 from danbooru_index.ingest.scan import InputScan
 from danbooru_index.model.checkpoint import Checkpoint, hidden_size, longest_text
-from danbooru_index.model.device import probe_device
 from danbooru_index.pipeline.projection import Projection, obtain, refuse_below
 from danbooru_index.pipeline.protocol import WorkerSettings
 from danbooru_index.pipeline.reading import Reading
+from danbooru_index.pipeline.worker_device import device_on_worker
 from danbooru_index.progress import StartUp
 
 
@@ -136,37 +136,3 @@ def _settings(
         failpoints=config.failpoints,
         encoder=config.encoder,
     )
-
-
-def device_on_worker(cluster: ClusterPlan, config: BuildConfig) -> DeviceInfo:
-    """The device and precision as a worker with the encoder's resources sees them; a simulated one
-    says so itself.
-
-    Raises `DeviceError` where torch and Ray do not see the same.
-    """
-    if config.encoder is not None and config.encoder.device is not None:
-        return config.encoder.device
-    wanted = Device.CUDA if cluster.device is Device.CUDA else config.device
-    if cluster.device is Device.CPU and cluster.local:
-        info = probe_device(wanted, config.precision)
-    else:
-        info = _probe_remotely(cluster, wanted, config.precision)
-    if info.kind != cluster.device.value:
-        raise DeviceError(
-            f"Ray offers no GPU here, but torch sees a {info.name}: start Ray where it sees the"
-            " card (CUDA_VISIBLE_DEVICES, ray start --num-gpus 1), or pass --device cpu"
-        )
-    return info
-
-
-def _probe_remotely(cluster: ClusterPlan, device: Device, precision: Precision) -> DeviceInfo:
-    def probe(device: Device, precision: Precision) -> DeviceInfo | str:
-        try:
-            return probe_device(device, precision)
-        except DeviceError as error:
-            return str(error)
-
-    answer: DeviceInfo | str = on_worker(cluster.num_gpus, TOKENIZER_CPUS, probe, device, precision)
-    if isinstance(answer, str):
-        raise DeviceError(answer)
-    return answer

@@ -23,6 +23,7 @@ from danbooru_index.failpoints import Failpoint
 from danbooru_index.index.codec import FULL
 from danbooru_index.ingest.shards import RECORD_SCHEMA, Shard
 from danbooru_index.pipeline.payloads import flat, pack_embeddings, to_stream, unpack_embeddings
+from danbooru_index.pipeline.sight import Sight
 from danbooru_index.storage.base import Storage
 from danbooru_index.storage.local import LocalStorage
 
@@ -76,7 +77,8 @@ class WorkerSettings:
     will hold.
 
     `progress`: the handle of the actor that is told how far a shard is, and from which encoders
-    that have nothing to do take what others are late with, where there are `backups`.
+    that have nothing to do take what others are late with, where there are `backups`. `sight`: what
+    the driver's node sees, and its own must see.
     """
 
     model: str
@@ -94,6 +96,7 @@ class WorkerSettings:
     hang_s: float | None = None
     shard_tokens: int = 0
     generation: Storage = NOWHERE
+    sight: Sight | None = None
     fingerprint: str = ""
     codec: str = FULL
     attempts: Storage = NOWHERE

@@ -11,7 +11,7 @@ from danbooru_index.failpoints import arm, reach
 from danbooru_index.ingest.shards import read_shard
 from danbooru_index.pipeline.protocol import Outcome, Task, TokenizedShard, WorkerSettings, describe
 from danbooru_index.pipeline.supervision import TooManyAttemptsError, check_attempts
-from danbooru_index.pipeline.worker_model import load_tokenizer
+from danbooru_index.pipeline.worker_model import load_tokenizer, refuse_blindness
 
 
 class TokenizeShard:
@@ -22,6 +22,7 @@ class TokenizeShard:
         self._problem = ""
         arm(settings.failpoints)
         try:
+            refuse_blindness(settings)
             self._tokenizer = load_tokenizer(settings)
         except DanbooruIndexError as error:
             self._problem = str(error)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from danbooru_index.choices import Device, Precision
-from danbooru_index.errors import DanbooruIndexError, ModelError
+from danbooru_index.errors import ClusterError, DanbooruIndexError, ModelError
 from danbooru_index.index.codec import load_codec
 from danbooru_index.model.checkpoint import model_id, resolve_model, stamp_of
 from danbooru_index.model.encoder import Encoder
@@ -34,6 +34,14 @@ def load_encoder(settings: WorkerSettings) -> Encoder:
     )
     encoder.prepare(settings.shard_tokens)
     return encoder
+
+
+def refuse_blindness(settings: WorkerSettings) -> None:
+    """Raise `ClusterError` on a node that does not see the index or the shards: one that joined
+    while others work.
+    """
+    if settings.sight is not None and (problem := settings.sight.blindness()):
+        raise ClusterError(f"node {os.uname().nodename}: {problem}")
 
 
 def local_model(settings: WorkerSettings) -> str:

@@ -532,17 +532,53 @@ def test_gpus_that_ray_offers_and_torch_cannot_use_are_an_error(
     """A Ray with a logical GPU, on a machine without one: asked on a worker that holds it, refused
     by name.
     """
-    script = f"""
-import ray
+    words = [sample_shards, tmp_path / "index", checkpoint]
+    out, err = on_logical_gpus(1, words)
+    assert "refused: --device cuda, but there is no NVIDIA GPU here" in out, err
+
+
+def on_logical_gpus(count, words, env=None):
+    """What a build says on a Ray of its own with so many GPUs, whatever cards there are."""
+    with running(
+        [sys.executable, "-c", LOGICAL_GPUS, str(count), *map(str, words)], env
+    ) as process:
+        return process.communicate(timeout=120)
+
+
+LOGICAL_GPUS = """
+import ray, sys
 from danbooru_index.config import *
 from danbooru_index.errors import DeviceError
 from danbooru_index.pipeline.build import build
-ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+count, shards, index, model = sys.argv[1:]
+ray.init(address="local", num_cpus=2, num_gpus=int(count), include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
 try:
-    build(BuildConfig({str(sample_shards)!r}, {str(tmp_path / "index")!r}, model={str(checkpoint)!r}))
+    build(BuildConfig(shards, index, model=model))
 except DeviceError as error:
     print("refused:", error)
 """
-    with running([sys.executable, "-c", script]) as process:
-        out, err = process.communicate(timeout=120)
-    assert "refused: --device cuda, but there is no NVIDIA GPU here" in out, err
+
+
+@pytest.mark.long
+@pytest.mark.skipif(nvidia_driver() is not None, reason="there is a GPU here")
+def test_more_gpus_than_cards_are_refused_unless_a_card_is_named_twice(
+    sample_shards, checkpoint, tmp_path
+):
+    """`ray start --num-gpus 2` with one card. (`nvidia-smi` is a script that lists one; torch then
+    refuses the card, which is the next thing asked.)
+    """
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in -L) echo "GPU 0: NVIDIA H200 (UUID: GPU-1)";;'
+        ' *) echo "NVIDIA H200, 590.1";; esac\n'
+    )
+    tool.chmod(0o755)
+    env = {"PATH": f"{tool.parent}:{os.environ['PATH']}"}
+    words = [sample_shards, tmp_path / "index", checkpoint]
+    out, err = on_logical_gpus(2, words, env)
+    assert "refused: Ray offers 2 GPUs on node" in out, err
+    assert "1 card is there: start Ray there with --num-gpus 1" in out
+    out, err = on_logical_gpus(2, words, env | {"CUDA_VISIBLE_DEVICES": "0,0"})
+    assert "refused: NVIDIA H200 (driver 590.1) cannot be used: torch" in out, err
