@@ -1,8 +1,7 @@
 """danbooru_index: a Danbooru tag dump -> a searchable BGE-M3 index, by a distributed Ray job.
 
-The flow, one module a step: `prepare` (dumps -> Parquet shards), `shards`, `workers` (tokenise;
-encode, write), `pipeline` (Ray Data, commit, checks, publishing), `generations` (what readers
-open), `search`.
+The flow, one room a step: `ingest` (dumps -> shards), `model` and `cluster` (what encodes, and on
+what), `pipeline` (a build), `index` (what it leaves), `search`. Each room's docstring says more.
 """
 
 from __future__ import annotations

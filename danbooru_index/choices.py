@@ -32,6 +32,13 @@ class Device(Choice):
     CUDA = "cuda"
 
 
+class IfRunning(Choice):
+    """What a rebuild does while another one is at work on its index."""
+
+    FAIL = "fail"
+    SKIP = "skip"
+
+
 class Precision(Choice):
     """What the model computes in. AUTO: fp16 on a GPU, bf16 on a CPU that has it, else fp32."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, TextIO
 
-from danbooru_index.choices import Device, Precision, Site
+from danbooru_index.choices import Device, IfRunning, Precision, Site
 from danbooru_index.cli.options import add_model_options, add_rejects, print_report, verb
 from danbooru_index.config import BuildConfig
 from danbooru_index.durations import parse_duration
@@ -174,22 +174,47 @@ def add_rebuild(verbs: Any) -> None:
     parser.add_argument(
         "--keep", type=int, default=3, metavar="N", help="generations to keep (default %(default)s)"
     )
+    parser.add_argument(
+        "--if-running",
+        default="fail",
+        metavar="fail|skip",
+        help="while another is at work on the index: exit 1, or 0 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--deadline",
+        metavar="TIME",
+        help="stop after so long, such as 6h, and exit 1; the next run goes on",
+    )
+    parser.add_argument(
+        "--on-finish",
+        metavar="COMMAND",
+        help="a shell command that gets the run as JSON on stdin, however it ended",
+    )
     _add_dump_options(parser)
     add_model_options(parser)
 
 
 def _rebuild(arguments: argparse.Namespace, out: TextIO) -> int:
-    from danbooru_index.pipeline.rebuild import RebuildConfig, rebuild
+    deadline = arguments.deadline
+    from danbooru_index.pipeline.rebuild import RebuildConfig
+    from danbooru_index.pipeline.unattended import Unattended, run_unattended
 
-    report, code = rebuild(
-        RebuildConfig(
-            inputs=tuple(arguments.inputs),
-            build=_build_config(arguments, ""),
-            keep=arguments.keep,
-            shard_rows=arguments.shard_rows,
-            translations=tuple(arguments.translations),
-            dump=_dump_config(arguments),
+    config = RebuildConfig(
+        inputs=tuple(arguments.inputs),
+        build=_build_config(arguments, ""),
+        keep=arguments.keep,
+        shard_rows=arguments.shard_rows,
+        translations=tuple(arguments.translations),
+        dump=_dump_config(arguments),
+    )
+    report, run = run_unattended(
+        Unattended(
+            config,
+            IfRunning.parse(arguments.if_running),
+            None if deadline is None else parse_duration(deadline, "--deadline"),
+            arguments.on_finish,
         )
     )
-    print_report(report, arguments.json, out)
-    return code
+    if report is not None:
+        print_report(report, arguments.json, out)
+    return run.exit_code

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TextIO
 
 from danbooru_index.cli.building import add_build, add_prepare, add_rebuild
-from danbooru_index.cli.keeping import add_prune, add_rollback, add_status, add_verify
+from danbooru_index.cli.keeping import add_diff, add_prune, add_rollback, add_status, add_verify
 from danbooru_index.cli.measuring import add_benchmark, add_doctor, add_evaluate
 from danbooru_index.cli.options import Command
 from danbooru_index.cli.searching import add_search
@@ -157,6 +157,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_rebuild,
         add_search,
         add_status,
+        add_diff,
         add_verify,
         add_rollback,
         add_prune,

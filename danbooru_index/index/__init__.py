@@ -4,8 +4,8 @@ Three Lance tables a generation, completion records, manifests, and the way from
 generation to the next.
 
 schema, codec -> fragments -> completion -> commit -> checks -> compaction, vector_index ->
-manifest -> catalog -> lifecycle -> publish; reader, status, estimate; lance_io,
-lance_errors under them all.
+manifest -> catalog -> lifecycle -> publish; reader, status, difference, history, estimate;
+lance_io, lance_errors under them all.
 Beside the tables, what a search reads: folding, transliteration, words -> names, trigrams;
 inverted, spread -> search_files, dense_scan -> vector_files (in arrays), made by derive.
 Imports storage.

@@ -79,7 +79,7 @@ class IndexRoot:
 
     def create(self) -> None:
         """Make the folder of the index; refuse one that holds other things."""
-        known = {"CURRENT.json", "generations", ".owner.lock", ".owner.json", "input"}
+        known = {"CURRENT.json", "generations", ".owner.lock", ".owner.json", "input", "history"}
         strangers = [
             p.name
             for p in self.path.entries()

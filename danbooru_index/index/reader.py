@@ -5,7 +5,7 @@ What a query makes of them is for `search`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,10 @@ class GenerationReader:
     def record_batches(self) -> Iterator[pa.RecordBatch]:
         """What is answered of every record (`ANSWERED`), in row order."""
         yield from self._dense.to_batches(columns=list(ANSWERED), batch_size=BLOCK_ROWS)
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Columns of every record, in row order."""
+        return self._dense.to_table(columns=list(names))
 
     def tags(self) -> list[str]:
         """The tag of every row, in row order."""

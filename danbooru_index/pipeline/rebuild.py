@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from danbooru_index.config import BuildConfig
 from danbooru_index.errors import UsageError
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.publish import prune
 from danbooru_index.ingest.prepare import prepare
+from danbooru_index.ingest.prepare_report import PrepareReport
 from danbooru_index.pipeline.build import build_owned, exit_code
 from danbooru_index.pipeline.report import BuildReport
 from danbooru_index.prepare_config import DumpConfig, PrepareConfig
+from danbooru_index.storage.base import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +41,10 @@ def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
     The published generation stays as it is unless every check of the new one passes.
     """
     root = IndexRoot(config.build.index)
-    if (folder := root.path.local_path()) is None:
-        raise UsageError(
-            f"{root.path}: rebuild keeps its shards with the index, on a file system; use prepare"
-            " and build"
-        )
     root.create()
-    shards = str(folder / "input")
-    settings = replace(config.build, shards=shards)
+    settings = replace(config.build, shards=str(root.path / "input"))
     with root.path.owned():
-        prepared = prepare(
-            PrepareConfig(
-                config.inputs,
-                shards,
-                shard_rows=config.shard_rows,
-                translations=config.translations,
-                strict=config.build.strict,
-                max_rejects=config.build.max_rejects,
-                dump=config.dump,
-            )
-        )
+        prepared = _prepare_beside(config, root.path / "input")
         report = build_owned(settings, root)
         deleted = prune(root, config.keep)
     counted = f"prepared {prepared.records:,} of {prepared.read:,} records"
@@ -67,3 +55,39 @@ def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
     if deleted:
         report.notes.append(f"pruned {', '.join(deleted)}")
     return report, exit_code(report, settings)
+
+
+def _prepare_beside(config: RebuildConfig, place: Storage) -> PrepareReport:
+    """The shards, at their place with the index; for an object store made beside it and uploaded,
+    what is there of another dump deleted.
+    """
+    if (folder := place.local_path()) is not None:
+        return _prepare_in(config, folder)
+    with tempfile.TemporaryDirectory(prefix="danbooru-index-") as scratch:
+        made = Path(scratch) / "input"
+        report = _prepare_in(config, made)
+        there = place.sizes()
+        files = {path.name: path for path in sorted(made.iterdir()) if path.is_file()}
+        for name, path in files.items():
+            # a shard's name holds the digest of its content
+            if path.suffix != ".parquet" or there.get(name) != path.stat().st_size:
+                (place / name).replace(path.read_bytes())
+        for name in there.keys() - files.keys():
+            (place / name).delete()
+        if report.rejects_file:
+            report = replace(report, rejects_file=str(place / Path(report.rejects_file).name))
+    return report
+
+
+def _prepare_in(config: RebuildConfig, folder: Path) -> PrepareReport:
+    return prepare(
+        PrepareConfig(
+            config.inputs,
+            str(folder),
+            shard_rows=config.shard_rows,
+            translations=config.translations,
+            strict=config.build.strict,
+            max_rejects=config.build.max_rejects,
+            dump=config.dump,
+        )
+    )
