@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := .demo
 
-.PHONY: demo quick test test-long avx2 chaos lint benchmark clean
+.PHONY: demo quick test test-long test-release avx2 chaos lint benchmark clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,7 +29,11 @@ test: $(BIN)/.installed
 
 # The others: the campaigns in their reduced form, whole rebuilds, hanging Rays, bare machines.
 test-long: $(BIN)/.installed
-	$(BIN)/python -m pytest -q -m long --durations=15
+	$(BIN)/python -m pytest -q -m 'long and not release' --durations=15
+
+# What takes longer still, by hand before a release, as `make chaos`: see tests/README.md.
+test-release: $(BIN)/.installed
+	$(BIN)/python -m pytest -q -m release --durations=15
 
 # The tests of what computes once more, as on a processor with AVX2 only: no AVX-512, no bf16.
 COMPUTING := forward encoder device codec embedded weights gpu evaluation

@@ -145,7 +145,7 @@ def tiny_wheel(folder):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("tool", ["uv", "pip"])
+@pytest.mark.parametrize("tool", ["uv", pytest.param("pip", marks=pytest.mark.release)])
 def test_packages_that_a_job_brings_keep_to_the_pins(
     head, sample_shards, checkpoint, tmp_path, tool
 ):
@@ -225,6 +225,7 @@ def test_a_job_that_is_stopped_or_killed_goes_on_when_it_is_submitted_again(head
 
 
 @pytest.mark.long
+@pytest.mark.release
 def test_the_log_of_a_job_has_a_line_every_ten_seconds(head, bench):
     """No bar, no escape code."""
     index = bench.index("lines")

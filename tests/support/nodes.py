@@ -184,7 +184,8 @@ def serve(given: dict, folder: str) -> None:
         before = len(made.global_state.node_table())
         script = 'while [ "$1" != -- ]; do mount --bind "$2" "$1"; shift 2; done; shift; exec "$@"'
         join = [sys.executable, __file__, "join", made.address, json.dumps(order["resources"])]
-        command = [*NAMESPACE, "sh", "-ec", script, "sh", *order["hidden"], "--", *join]
+        apart = NAMESPACE if order["hidden"] else []
+        command = [*apart, "sh", "-ec", script, "sh", *order["hidden"], "--", *join]
         known.append(
             subprocess.Popen(
                 command, env=os.environ | order["env"], stdin=subprocess.PIPE,
