@@ -31,14 +31,15 @@ class Sight:
 
     def blindness(self) -> str:
         """`problem` for an actor that starts while others work, when a shard may have changed: only
-        where the index, or all of these shards, are not there.
+        where the index, or all of these shards, are not there. Reads none of them.
         """
         try:
-            problem, problems = self._of_index(), [_problem_of(shard) for shard in self.shards]
+            problem = self._of_index()
+            if problem or not self.shards or not all(map(_is_absent, self.shards)):
+                return problem
         except OSError:
             return ""  # not seen now: each shard will say so
-        absent = problems and all(NO_FILE in one for one in problems)
-        return problem or (problems[0] if absent else "")
+        return f"{self.shards[0].path}: {NO_FILE}; {SHARE}"
 
     def _of_index(self) -> str:
         generation = self.token.parent.parent
@@ -56,6 +57,14 @@ def show(attempts: Storage, shards: Sequence[Shard]) -> Sight:
     attempts.make_folder()
     token.create(b"", durable=False)
     return Sight(token, tuple(shards[:: max(1, len(shards) // LOOKED_AT)][:LOOKED_AT]))
+
+
+def _is_absent(shard: Shard) -> bool:
+    try:
+        with open_input(shard.path):
+            return False
+    except FileNotFoundError:
+        return True
 
 
 def _problem_of(shard: Shard) -> str:

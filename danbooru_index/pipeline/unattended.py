@@ -33,6 +33,9 @@ from danbooru_index.signals import raise_in
 log = logging.getLogger(__name__)
 
 TOLD_S = 60.0  # for `--on-finish`
+UNEXPECTED = (
+    "ended by an error that nobody expected"  # what is told unless something better is known
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ def run_unattended(config: Unattended) -> tuple[BuildReport | None, RunRecord]:
     Raises what `rebuild` raises, after that is noted and told.
     """
     began, root = time.time(), IndexRoot(config.rebuild.build.index)
-    run, report = RunRecord(str(config.rebuild.build.index), "failed", 1), None
+    run, report = RunRecord(str(config.rebuild.build.index), "failed", 1, UNEXPECTED), None
     try:
         with _deadline(config.deadline_s):
             run = replace(run, dump_at=_settled(config.rebuild, root), before=_published(root))
@@ -69,6 +72,9 @@ def run_unattended(config: Unattended) -> tuple[BuildReport | None, RunRecord]:
         return None, run
     except DanbooruIndexError as error:
         run = replace(run, message=str(error), exit_code=error.exit_code)
+        raise
+    except KeyboardInterrupt:
+        run = replace(run, message="stopped")
         raise
     finally:
         run = replace(run, at=time.time(), seconds=round(time.time() - began, 3))
@@ -105,6 +111,7 @@ def _done(run: RunRecord, report: BuildReport, code: int) -> RunRecord:
         run,
         outcome="published" if changed else "unchanged",
         exit_code=code,
+        message="",
         generation=report.generation,
         records=report.records,
         encoded=report.encoded if changed else 0,
@@ -159,11 +166,11 @@ def _deadline(seconds: float | None) -> Iterator[None]:
 def _tell(run: RunRecord, root: IndexRoot, command: str | None) -> None:
     """The run in one line, in the history, and to `--on-finish`; none of it is a reason to fail."""
     log.info(run.to_text(), extra=event("rebuild", **run.to_dict()))
-    if (root.path / "generations").is_folder() and run.outcome != "skipped":
-        try:
+    try:
+        if run.outcome != "skipped" and (root.path / "generations").is_folder():
             remember(root, run)
-        except (DanbooruIndexError, OSError) as error:
-            log.warning(f"the run is not in the history: {first_line(error)}")
+    except (DanbooruIndexError, OSError) as error:
+        log.warning(f"the run is not in the history: {first_line(error)}")
     if command is None:
         return
     document = json.dumps(run.to_dict(), ensure_ascii=False)
