@@ -63,13 +63,11 @@ def run_unattended(config: Unattended) -> tuple[BuildReport | None, RunRecord]:
             run = replace(run, dump_at=_settled(config.rebuild, root), before=_published(root))
             report, code = rebuild(config.rebuild)
             run = _done(run, report, code)
-        return report, run
     except IndexBusyError as error:
         run = replace(run, message=str(error))
         if config.if_running is IfRunning.FAIL:
             raise
         run = replace(run, outcome="skipped", exit_code=0)
-        return None, run
     except DanbooruIndexError as error:
         run = replace(run, message=str(error), exit_code=error.exit_code)
         raise
@@ -79,6 +77,7 @@ def run_unattended(config: Unattended) -> tuple[BuildReport | None, RunRecord]:
     finally:
         run = replace(run, at=time.time(), seconds=round(time.time() - began, 3))
         _tell(run, root, config.on_finish)
+    return report, run
 
 
 def _settled(config: RebuildConfig, root: IndexRoot) -> float:
