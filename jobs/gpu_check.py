@@ -275,9 +275,7 @@ def main() -> int:
         import torch
 
         if not torch.cuda.is_available():
-            print(
-                "gpu_check: torch sees no GPU here (--device cpu tries the parts)", file=sys.stderr
-            )
+            print("gpu_check: torch sees no GPU here; --device cpu tries it", file=sys.stderr)
             return 1
     given.folder.mkdir(parents=True, exist_ok=True)
     check = Check(

@@ -62,6 +62,6 @@ def test_what_does_not_fit_its_minutes_is_stopped():
 
 
 def test_records_are_counted_by_their_completion_records(tmp_path):
-    index = ROOT / "tests" / "data" / "index_of_0_1"
+    index = ROOT / "tests" / "data" / "index_of_0_1" / "index"
     assert gpu_check.records_done(tmp_path) == 0
     assert gpu_check.records_done(index) > 0
