@@ -26,6 +26,7 @@ def test_without_a_gpu_it_says_so():
 
 
 @pytest.mark.long
+@pytest.mark.release
 @pytest.mark.ray
 @pytest.mark.slow
 def test_its_parts_on_a_cpu(checkpoint, tmp_path):
