@@ -90,6 +90,9 @@ def s3_server(folder: Path, bucket: str = "tags"):
     }  # fmt: skip
     import boto3
 
+    from danbooru_index.storage.s3_client import bucket_store
+
+    bucket_store.cache_clear()  # a client of an earlier server's bucket of this name
     boto3.client("s3", endpoint_url=url).create_bucket(Bucket=bucket)
     try:
         yield url
