@@ -41,7 +41,11 @@ def encoding_seconds(bench, name, delay, *options):
         raise SystemExit(f"the index is not whole: {problems}")
     manifest = IndexRoot(index).current().manifest
     records = read_records(
-        IndexRoot(index).current().path, manifest.shards, manifest.fingerprint_digest, sealed=True
+        IndexRoot(index).current().path,
+        manifest.shards,
+        manifest.fingerprint_digest,
+        sealed=True,
+        compacted=manifest.compacted,
     )
     stats = [record.stats for record in records.values()]
     by_worker = {}
