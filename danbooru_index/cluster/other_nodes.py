@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from danbooru_index.cluster.ray_errors import ray_problem
+from danbooru_index.cluster.ray_errors import worker_problem
 from danbooru_index.cluster.resources import PATIENCE_S, worker_environment
 from danbooru_index.errors import ClusterError
 
@@ -43,7 +43,7 @@ def on_other_nodes(function: Callable[..., Any], *arguments: Any) -> dict[str, A
                 answers[names[node]] = ray.get(reference)
             except RayError as error:
                 if node in _others_at_work():
-                    raise ClusterError(f"node {names[node]}: {ray_problem(error)}") from None
+                    raise ClusterError(f"node {names[node]}: {worker_problem(error)}") from None
     return answers
 
 

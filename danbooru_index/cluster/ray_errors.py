@@ -10,14 +10,29 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception|Exit|Interrupt)\b")
 
 
+def worker_problem(error: BaseException) -> str:
+    """Why a worker cannot run the job: what its code raised, else all that Ray says."""
+    said = _raised(error) or in_one_line(RuntimeError(_plain(error)))
+    return f"a worker of this cluster cannot run the job: {said}"
+
+
 def ray_problem(error: BaseException) -> str:
-    """Why a worker cannot run the job, where its code raised something; else that Ray went away."""
-    lines = COLOUR.sub("", str(error)).strip().splitlines()
-    if len(lines) > 1 and RAISED.match(lines[-1]):
-        where = re.search(r"\bip=([0-9a-f.:]+)", lines[0])
-        on = f" (on {where[1]})" if where else ""
-        return f"a worker of this cluster cannot run the job: {lines[-1][:300]}{on}"
-    if "runtime_env" in lines[0] or "runtime environment" in lines[0]:
-        said = in_one_line(RuntimeError("\n".join(lines)))
-        return f"a worker of this cluster cannot run the job: {said}"
-    return f"Ray went away ({first_line(RuntimeError(lines[0]))})"
+    """`worker_problem` where that is why a running job ended; else that Ray went away."""
+    first = _plain(error).splitlines()[0]
+    if _raised(error) or "runtime_env" in first or "runtime environment" in first:
+        return worker_problem(error)
+    return f"Ray went away ({first_line(RuntimeError(first))})"
+
+
+def _plain(error: BaseException) -> str:
+    """What an error says, without colours; its kind where it says nothing."""
+    return COLOUR.sub("", str(error)).strip() or type(error).__name__
+
+
+def _raised(error: BaseException) -> str:
+    """The last line of a worker's traceback, and where that was; empty where there is none."""
+    first, *rest = _plain(error).splitlines()
+    if not rest or not RAISED.match(rest[-1]):
+        return ""
+    where = re.search(r"\bip=([0-9a-f.:]+)", first)
+    return rest[-1][:300] + (f" (on {where[1]})" if where else "")

@@ -12,7 +12,7 @@ from typing import Any
 
 from danbooru_index.choices import Device
 from danbooru_index.cluster.autoscaling import autoscaled, await_first_node
-from danbooru_index.cluster.ray_errors import ray_problem
+from danbooru_index.cluster.ray_errors import worker_problem
 from danbooru_index.config import DEFAULT_WAIT_FOR_NODES_S, BuildConfig
 from danbooru_index.errors import ClusterError, DeviceError
 from danbooru_index.model.device import nvidia_driver
@@ -96,7 +96,7 @@ def on_worker(num_gpus: int, num_cpus: float, function: Callable[..., Any], *arg
             log.info("waiting for a worker of the cluster (other jobs may hold its GPUs)")
         return ray.get(reference)
     except RayError as error:
-        raise ClusterError(ray_problem(error)) from None
+        raise ClusterError(worker_problem(error)) from None
 
 
 def plan_cluster(config: BuildConfig, pending: int, *, inherited: bool = False) -> ClusterPlan:

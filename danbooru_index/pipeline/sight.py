@@ -27,7 +27,7 @@ class Sight:
         try:
             return self._of_index() or next(filter(None, map(_problem_of, self.shards)), "")
         except OSError as error:
-            return f"{error.filename}: cannot be read ({error.strerror})"
+            return f"{error.filename or self.token}: cannot be read ({error.strerror})"
 
     def blindness(self) -> str:
         """`problem` for an actor that starts while others work, when a shard may have changed: only

@@ -33,9 +33,7 @@ from danbooru_index.signals import raise_in
 log = logging.getLogger(__name__)
 
 TOLD_S = 60.0  # for `--on-finish`
-UNEXPECTED = (
-    "ended by an error that nobody expected"  # what is told unless something better is known
-)
+UNEXPECTED = "ended by an error that nobody expected"  # unless a reason is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from danbooru_index.cluster.ray_errors import ray_problem
+from danbooru_index.cluster.ray_errors import ray_problem, worker_problem
 
 CREATION = (
     "The actor died because of an error raised in its creation task, \x1b[36mray::MapWorker"
@@ -35,3 +35,15 @@ CREATION = (
 )
 def test_what_is_said(text, said):
     assert ray_problem(RuntimeError(text)) == said
+
+
+def test_a_worker_that_ended_before_any_job_ran_is_not_ray_that_went_away():
+    """All that Ray says of it is kept, and an error without words has its kind."""
+    lost = RuntimeError("The worker died unexpectedly while executing this task.\nCheck its log.")
+    assert worker_problem(lost) == (
+        "a worker of this cluster cannot run the job: The worker died unexpectedly while executing"
+        " this task. Check its log."
+    )
+    assert worker_problem(RuntimeError(CREATION)) == ray_problem(RuntimeError(CREATION))
+    assert ray_problem(RuntimeError("")) == "Ray went away (RuntimeError)"
+    assert worker_problem(RuntimeError("")).endswith("cannot run the job: RuntimeError")
