@@ -124,6 +124,7 @@ def test_a_model_of_the_hub_is_fetched_once_a_node(bench, pair, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.release
 def test_shards_and_index_on_s3_and_a_node_with_another_server(bench, expected, tmp_path):
     with s3_server(tmp_path) as url, cluster(nodes=[GPU, GPU]) as nodes:
         client = boto3.client("s3", endpoint_url=url)

@@ -160,6 +160,7 @@ def run_python(code, folder):
 
 
 @pytest.mark.long
+@pytest.mark.release
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_walk_through_of_builds_runs_as_it_stands(tmp_path):

@@ -90,6 +90,7 @@ def test_a_short_training_from_pairs_alone_ends_with_a_model(
 
 
 @pytest.mark.long
+@pytest.mark.release
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_training_is_killed_goes_on_and_ends_with_a_model(

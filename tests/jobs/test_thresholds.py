@@ -136,6 +136,7 @@ def test_a_path_through_a_symlink_with_spaces_and_cjk_and_signs(dump, checkpoint
 
 
 @pytest.mark.long
+@pytest.mark.release
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_object_store_above_every_threshold(dump, checkpoint, tmp_path):

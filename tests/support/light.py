@@ -30,6 +30,7 @@ from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.log_lines import log_to_stderr
 
 SPECIAL = 4  # <s> <pad> </s> <unk>
+HOLD_S = 150.0
 SIMULATED = DeviceInfo("cuda", "a logical GPU", "fp32")
 
 
@@ -41,8 +42,19 @@ class LightEncoder:
     tokens_per_batch = 2048
     peak_memory = 0
 
-    def __init__(self, dim, delay=0.0, log="", fault="", needle=(), slow="", together=0, hold=""):
-        self._together, self._hold = together, hold
+    def __init__(
+        self,
+        dim,
+        delay=0.0,
+        log="",
+        fault="",
+        needle=(),
+        slow="",
+        together=0,
+        hold="",
+        hold_s=HOLD_S,
+    ):
+        self._together, self._hold, self._hold_s = together, hold, hold_s
         self._delay, self._log = delay * (10 if slow and _first(slow) else 1), log
         self._fault, self._needle = fault, np.asarray(needle, dtype=np.int32).tobytes()
         chance = np.random.default_rng(7)
@@ -93,9 +105,9 @@ class LightEncoder:
 
     def _wait(self):
         """Until as many encoders have begun a call as are to begin together, and until the file is
-        there that they are held for; 150 s at most.
+        there that they are held for; for so many seconds at most.
         """
-        until = time.monotonic() + 150
+        until = time.monotonic() + self._hold_s
         while time.monotonic() < until and (self._alone() or self._is_held()):
             time.sleep(0.2)
         time.sleep(self._delay)
@@ -146,7 +158,7 @@ def _unit(vectors):
 class Light:
     """The factory that `BuildConfig.encoder` takes: built on the worker. `slow`: a file; whoever
     makes it works at a tenth of the speed. `together`: so many encoders begin before any ends. `hold`: a file
-    without which no call ends.
+    without which no call ends before `hold_s` seconds.
     """
 
     delay: float = 0.0
@@ -157,11 +169,12 @@ class Light:
     slow: str = ""
     together: int = 0
     hold: str = ""
+    hold_s: float = HOLD_S
 
     def __call__(self, settings):
         return LightEncoder(
             settings.dim, self.delay, self.log, self.fault, self.needle, self.slow, self.together,
-            self.hold,
+            self.hold, self.hold_s,
         )  # fmt: skip
 
 
@@ -225,6 +238,7 @@ def main() -> int:
     parser.add_argument(
         "--hold", default="", metavar="FILE", help="no call ends before it is there"
     )
+    parser.add_argument("--hold-s", type=float, default=HOLD_S, help="but after so many seconds")
     parser.add_argument("--no-backups", action="store_true", help="late shards are waited for")
     parser.add_argument("--wait-for-nodes", type=float, default=60.0, metavar="SECONDS")
     arguments = parser.parse_args()
@@ -246,6 +260,7 @@ def main() -> int:
         slow=arguments.slow,
         together=arguments.together,
         hold=arguments.hold,
+        hold_s=arguments.hold_s,
     )
     if arguments.real:
         encoder = OnCpu(device) if device else None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from faults import compare
-from processes import running, wait_for
+from processes import running
 
 LIGHT = Path(__file__).parent / "light.py"
 CALLS = 3  # shards that an encoder has in hand, at the least
@@ -37,9 +37,17 @@ class Job:
     def nodes(self):
         return Counter(node for _, _, node in self.begun)
 
-    def said(self, word, timeout=90):
-        """Wait until it says so; when."""
-        return wait_for(lambda: next((at for at, line in self.err if word in line), 0), timeout)
+    def said(self, word, timeout=90, times=1):
+        """Wait until it has said so, `times` times; when it did the last time."""
+        found, end = [], time.monotonic() + timeout
+        while len(found) < times and time.monotonic() < end:
+            ended = not self._reader.is_alive()
+            found = [at for at, line in self.err if word in line]
+            if ended:
+                break
+            time.sleep(0.02)
+        assert len(found) >= times, (word, self.process.poll(), self.err, self.nodes())
+        return found[times - 1]
 
     def ended(self, code=0):
         """Wait for its end; its report, which is all of stdout."""
