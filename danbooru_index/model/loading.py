@@ -6,14 +6,11 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from danbooru_index.choices import Precision
 from danbooru_index.errors import ModelError, as_model_error
 from danbooru_index.model.weights import complete_weights
-
-if TYPE_CHECKING:
-    pass
 
 # As other errors than torch's own say it: the CPU's allocator, cuBLAS, pinned memory.
 OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
@@ -34,6 +31,19 @@ def quiet_loading() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def fitting(path: str, device: str) -> Iterator[None]:
+    """Raise `ModelError` where the device has not the memory for a model that is put there."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            f"{path}: the model does not fit the memory of this {device} device"
+        ) from None
+
+
 def load_model(path: str, device: str, precision: Precision) -> Any:
     """FlagEmbedding's own loader: model and both heads (`weights_only`) in the precision asked for,
     as `BGEM3FlagModel` has them in its `model`; without the tokenizer, which that loads too.
@@ -51,12 +61,8 @@ def load_model(path: str, device: str, precision: Precision) -> Any:
         )
         model = EncoderOnlyEmbedderM3ModelForInference(parts)
         complete_weights(model, Path(path))
-        try:
+        with fitting(path, device):
             model.to(device).eval()
-        except torch.OutOfMemoryError:
-            raise ModelError(
-                f"{path}: the model does not fit the memory of this {device} device"
-            ) from None
     model.model.pooler = None
     return model
 

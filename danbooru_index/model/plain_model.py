@@ -1,8 +1,9 @@
 """BGE-M3's modules with a checkpoint's tensors in them, without transformers and FlagEmbedding.
 
-Importing those takes four seconds, which one query does not need: `PackedModel` computes the
-forward pass itself, and reads only modules and their weights, by transformers' names. Builds load
-through FlagEmbedding; what is here is tested to be equal to the bit.
+Importing those takes four to six seconds, in every actor of a build and in every search:
+`PackedModel` computes the forward pass itself, and reads only modules and their weights, by
+transformers' names. What is here is tested to be equal to the bit to what FlagEmbedding loads;
+where it may not be, FlagEmbedding loads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from danbooru_index.choices import Precision
 from danbooru_index.model.checkpoint_files import HEADS, read_settings
+from danbooru_index.model.loading import fitting
 from danbooru_index.model.tensor_files import load_tensors
 from danbooru_index.model.weights import check_weights, stored_backbone
 
@@ -39,7 +41,7 @@ def load_plain_model(path: str, device: str, precision: Precision) -> Any | None
     def placed(tensors: Tensors) -> Tensors:
         return {name: tensor.to(device=device, dtype=kind) for name, tensor in tensors.items()}
 
-    with torch.inference_mode():
+    with torch.inference_mode(), fitting(path, device):
         backbone = placed(stored_backbone(folder))
         heads = {name: placed(load_tensors(folder / name)) for name in HEADS}
         return SimpleNamespace(

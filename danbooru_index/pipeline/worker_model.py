@@ -17,7 +17,7 @@ from danbooru_index.pipeline.protocol import WorkerSettings
 
 def load_tokenizer(settings: WorkerSettings) -> Tokenizer:
     """The tokenizer of the model. Raises `ModelError`."""
-    return Tokenizer(local_model(settings), settings.max_length)
+    return Tokenizer(local_model(settings), settings.max_length, plain=True)
 
 
 def load_encoder(settings: WorkerSettings) -> Encoder:
@@ -31,6 +31,7 @@ def load_encoder(settings: WorkerSettings) -> Encoder:
         threads=settings.threads,
         half_output=True,
         projection=None if codec is None else codec.matrix,
+        plain=True,
     )
     encoder.prepare(settings.shard_tokens)
     return encoder
