@@ -72,7 +72,8 @@ class BuildConfig:
     fewer than `min_fidelity` of the full top 10 are found again. `nsfw_words`: tags of a file
     without ratings are marked by their words. `accept_left_out`: a build that publishes ends with
     0, whatever it left out. `wait_for_nodes_s`: how long a build does without a node that can do
-    its work.
+    its work. `reuse`: texts of which the published generation has vectors, by the same model,
+    precision, codec and longest text, are not encoded again.
 
     `failpoints`, `tuning` and `encoder` have no option: faults for tests; how machines are used;
     and a factory that takes the place of the model's forward pass, for tests and benchmarks of
@@ -97,6 +98,7 @@ class BuildConfig:
     nsfw_words: bool = True
     accept_left_out: bool = False
     wait_for_nodes_s: float = DEFAULT_WAIT_FOR_NODES_S
+    reuse: bool = False
     failpoints: tuple[Failpoint, ...] = ()
     tuning: Tuning = field(default_factory=Tuning)
     encoder: EncoderFactory | None = None

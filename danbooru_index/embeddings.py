@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +30,13 @@ class TokenBatch:
     @property
     def tokens(self) -> int:
         return int(self.token_ids.size)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> TokenBatch:
+        """The given texts, in their order."""
+        lengths = self.lengths.astype(np.int64)
+        return TokenBatch(
+            self.token_ids[ragged_take(lengths, rows)], self.lengths[rows], self.special
+        )
 
     def rows(self, start: int, stop: int) -> TokenBatch:
         """The texts `start` to `stop`."""
@@ -67,7 +74,10 @@ class Embeddings:
 
     def keep(self, mask: npt.NDArray[np.bool_]) -> Embeddings:
         """The rows where `mask` [N] is true."""
-        rows = np.flatnonzero(mask)
+        return self.take(np.flatnonzero(mask))
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Embeddings:
+        """The given rows, in their order; none of them may be one that is not finite."""
         sparse = ragged_take(self.sparse_lengths, rows)  # positions of their entries
         return Embeddings(
             dense=self.dense[rows],
@@ -122,6 +132,21 @@ def ragged_take(
     taken = counts[rows]
     before = np.cumsum(taken) - taken  # values of the rows chosen before each
     return np.repeat(starts[rows] - before, taken) + np.arange(int(taken.sum()))
+
+
+def merge(mask: npt.NDArray[np.bool_], inside: Embeddings, outside: Embeddings) -> Embeddings:
+    """The embeddings of N texts, from those where `mask` [N] is true and those of the others."""
+    places = np.empty(len(mask), np.int64)  # of each row, `inside` and then `outside`
+    places[mask] = np.arange(int(mask.sum()))
+    places[~mask] = len(inside.dense) + np.arange(int((~mask).sum()))
+    both = (inside, outside)
+    joined = Embeddings(
+        **{
+            name: np.concatenate([getattr(one, name) for one in both])
+            for name in Embeddings.__slots__
+        }
+    ).take(places)
+    return replace(joined, non_finite=np.flatnonzero(~mask)[outside.non_finite])
 
 
 def replace_rows(

@@ -45,7 +45,8 @@ DRIVER_POINTS = (
     "build.swept",  # orphan files are gone
     "replace.before_rename",  # a manifest or CURRENT.json is durable under a temporary name
     "replace.after_rename",  # it is in place; its folder is not durable yet
-    "build.before_publish",  # sealed
+    "build.sealed",  # the manifest says that it is finished
+    "build.before_publish",  # its guard let it pass
     # the old generation knows that it is replaced; CURRENT.json still names it
     "publish.superseded",
     "build.after_publish",

@@ -2,6 +2,6 @@
 
 Parses a command, calls the room that answers it, prints, and ends with the exit code.
 
-entry -> options -> building, searching, keeping, measuring, training.
+entry -> options -> building, rebuilding, searching, keeping, measuring, training.
 Imports every room.
 """

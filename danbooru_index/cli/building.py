@@ -1,11 +1,11 @@
-"""Verbs that make an index: prepare, build, rebuild."""
+"""Verbs that make an index: prepare and build."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any, TextIO
 
-from danbooru_index.choices import Device, IfRunning, Precision, Site
+from danbooru_index.choices import Device, Precision, Site
 from danbooru_index.cli.options import add_model_options, add_rejects, print_report, verb
 from danbooru_index.config import BuildConfig
 from danbooru_index.durations import parse_duration
@@ -27,11 +27,11 @@ def add_prepare(verbs: Any) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="read everything, show what it is, write nothing"
     )
-    _add_dump_options(parser)
+    add_dump_options(parser)
     add_rejects(parser)
 
 
-def _add_dump_options(parser: argparse.ArgumentParser) -> None:
+def add_dump_options(parser: argparse.ArgumentParser) -> None:
     """How a dump is read and cut, for `prepare` and `rebuild`."""
     parser.add_argument(
         "--shard-rows",
@@ -81,7 +81,8 @@ def _add_nsfw_words(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _dump_config(arguments: argparse.Namespace) -> DumpConfig:
+def dump_config(arguments: argparse.Namespace) -> DumpConfig:
+    """What a command line says of its dumps."""
     return DumpConfig(
         map=tuple(arguments.map),
         site=arguments.site,
@@ -96,7 +97,7 @@ def _dump_config(arguments: argparse.Namespace) -> DumpConfig:
 def _prepare(arguments: argparse.Namespace, out: TextIO) -> int:
     from danbooru_index.ingest.prepare import prepare
 
-    limit = RejectLimit.parse(arguments.max_rejects)
+    limit = RejectLimit.parse(arguments.max_rejects or "0")
     report = prepare(
         PrepareConfig(
             tuple(arguments.inputs),
@@ -105,7 +106,7 @@ def _prepare(arguments: argparse.Namespace, out: TextIO) -> int:
             translations=tuple(arguments.translations),
             strict=arguments.strict,
             max_rejects=limit,
-            dump=_dump_config(arguments),
+            dump=dump_config(arguments),
             dry_run=arguments.dry_run,
         )
     )
@@ -128,7 +129,8 @@ def add_build(verbs: Any) -> None:
     add_model_options(parser)
 
 
-def _build_config(arguments: argparse.Namespace, shards: str) -> BuildConfig:
+def build_config(arguments: argparse.Namespace, shards: str) -> BuildConfig:
+    """What a command line asks a build to do."""
     return BuildConfig(
         shards=shards,
         index=arguments.index,
@@ -139,7 +141,7 @@ def _build_config(arguments: argparse.Namespace, shards: str) -> BuildConfig:
         max_length=arguments.max_length,
         tokens_per_batch=arguments.tokens_per_batch,
         strict=arguments.strict,
-        max_rejects=RejectLimit.parse(arguments.max_rejects),
+        max_rejects=RejectLimit.parse(arguments.max_rejects or "0"),
         address=arguments.address,
         allow_failed_shards=arguments.allow_failed_shards,
         query_instruction=arguments.query_instruction,
@@ -152,69 +154,9 @@ def _build_config(arguments: argparse.Namespace, shards: str) -> BuildConfig:
 
 
 def _build(arguments: argparse.Namespace, out: TextIO) -> int:
-    config = _build_config(arguments, arguments.shards)
+    config = build_config(arguments, arguments.shards)
     from danbooru_index.pipeline.build import build, exit_code
 
     report = build(config)
     print_report(report, arguments.json, out)
     return exit_code(report, config)
-
-
-def add_rebuild(verbs: Any) -> None:
-    """The verb `rebuild`."""
-    parser = verb(
-        verbs,
-        "rebuild",
-        _rebuild,
-        "Prepare, build, check and publish in one go, then prune; for a schedule.",
-        "danbooru-index rebuild /data/danbooru.csv --index my-index --keep 3",
-    )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT")
-    parser.add_argument("--index", required=True)
-    parser.add_argument(
-        "--keep", type=int, default=3, metavar="N", help="generations to keep (default %(default)s)"
-    )
-    parser.add_argument(
-        "--if-running",
-        default="fail",
-        metavar="fail|skip",
-        help="while another is at work on the index: exit 1, or 0 (default %(default)s)",
-    )
-    parser.add_argument(
-        "--deadline",
-        metavar="TIME",
-        help="stop after so long, such as 6h, and exit 1; the next run goes on",
-    )
-    parser.add_argument(
-        "--on-finish",
-        metavar="COMMAND",
-        help="a shell command that gets the run as JSON on stdin, however it ended",
-    )
-    _add_dump_options(parser)
-    add_model_options(parser)
-
-
-def _rebuild(arguments: argparse.Namespace, out: TextIO) -> int:
-    deadline = arguments.deadline
-    from danbooru_index.pipeline.rebuild import RebuildConfig
-    from danbooru_index.pipeline.unattended import Unattended, run_unattended
-
-    config = RebuildConfig(
-        inputs=tuple(arguments.inputs),
-        build=_build_config(arguments, ""),
-        keep=arguments.keep,
-        shard_rows=arguments.shard_rows,
-        translations=tuple(arguments.translations),
-        dump=_dump_config(arguments),
-    )
-    report, run = run_unattended(
-        Unattended(
-            config,
-            IfRunning.parse(arguments.if_running),
-            None if deadline is None else parse_duration(deadline, "--deadline"),
-            arguments.on_finish,
-        )
-    )
-    if report is not None:
-        print_report(report, arguments.json, out)
-    return run.exit_code

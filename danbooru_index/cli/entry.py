@@ -14,10 +14,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TextIO
 
-from danbooru_index.cli.building import add_build, add_prepare, add_rebuild
+from danbooru_index.cli.building import add_build, add_prepare
 from danbooru_index.cli.keeping import add_diff, add_prune, add_rollback, add_status, add_verify
 from danbooru_index.cli.measuring import add_benchmark, add_doctor, add_evaluate
 from danbooru_index.cli.options import Command
+from danbooru_index.cli.rebuilding import add_rebuild
 from danbooru_index.cli.searching import add_search
 from danbooru_index.cli.training import add_finetune
 from danbooru_index.errors import DanbooruIndexError, UsageError

@@ -37,7 +37,6 @@ def add_rejects(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-rejects",
-        default="0",
         metavar="N|P%",
         help="up to this many rejected records (or this share) exit 0 instead of 3 (default 0)",
     )

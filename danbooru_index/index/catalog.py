@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,6 +67,10 @@ class Generation:
         document = self.manifest.to_json()
         Manifest.from_json(document)
         (self.path / "manifest.json").replace(to_checked_json(document))
+
+
+# called with a sealed generation before it is published; raises where it must not be
+Guard = Callable[[Generation], None]
 
 
 class IndexRoot:

@@ -88,6 +88,11 @@ def fit(moment: npt.NDArray[Any], dim: int) -> tuple[Codec, float]:
     )
 
 
+def energy_kept(moment: npt.NDArray[Any], codec: Codec) -> float:
+    """The share of the energy of vectors that a projection keeps; `moment` [D, D] as for `fit`."""
+    return float(np.einsum("dc,de,ec->", codec.matrix, moment, codec.matrix) / np.trace(moment))
+
+
 @dataclass(frozen=True, slots=True)
 class Fidelity:
     """What a projection costs: MaxSim rankings of `queries` texts over `records` records, against

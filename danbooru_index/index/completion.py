@@ -15,58 +15,13 @@ from typing import Any, Self
 
 from danbooru_index.errors import StorageError
 from danbooru_index.index.schema import TABLES, table_path
+from danbooru_index.index.shard_stats import ShardStats
 from danbooru_index.storage.base import Storage
 from danbooru_index.storage.read_ahead import read_ahead
 
 RECORD_VERSION = 1
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
 DATA_FILE = re.compile(r"[A-Za-z0-9_-]+\.lance")
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStats:
-    """The actor that encoded a shard: host, process, token budget, peak device bytes."""
-
-    id: str = ""
-    tokens_per_batch: int = 0
-    peak_memory: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ShardStats:
-    """`started`, `ended`: seconds since the epoch; `read`, `encode`, `write`: seconds of each
-    stage; `computed`: tokens of distinct texts, `processed`: tokens on the device, padding
-    included; `flops`: useful floating-point operations; `histogram`: texts by length, by
-    `HISTOGRAM_EDGES`.
-    """
-
-    started: float = 0.0
-    ended: float = 0.0
-    read: float = 0.0
-    encode: float = 0.0
-    write: float = 0.0
-    tokens: int = 0
-    truncated: int = 0
-    computed: int = 0
-    processed: int = 0
-    recomputed: int = 0
-    flops: float = 0.0
-    histogram: tuple[int, ...] = ()
-    worker: WorkerStats = WorkerStats()
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
-        """Parse what `to_json` gave; raise `ValueError` or `TypeError` for other types."""
-        worker = WorkerStats(**fields.get("worker", {}))
-        histogram = tuple(int(count) for count in fields.get("histogram", ()))
-        stats = cls(**fields | {"worker": worker, "histogram": histogram})
-        numbers = [fields[name] for name in fields.keys() - {"worker", "histogram"}]
-        if not {type(one) for one in (*numbers, worker.peak_memory)} <= {int, float}:
-            raise ValueError("its measurements are no numbers")
-        return stats
 
 
 @dataclass(slots=True)
@@ -97,7 +52,11 @@ class TablePart:
 
 @dataclass(slots=True)
 class CompletionRecord:
-    """The proof that a shard is done: fragments, counts, rejects, digests, timings."""
+    """The proof that a shard is done: fragments, counts, rejects, digests, timings.
+
+    `origins`: where vectors are those of an earlier generation, when each row was encoded: (seconds
+    since the epoch, rows) of each run of rows that were encoded together; else empty.
+    """
 
     shard: str
     fingerprint: str
@@ -107,6 +66,12 @@ class CompletionRecord:
     tables: dict[str, TablePart]
     rejects: list[dict[str, Any]] = field(default_factory=list)
     stats: ShardStats = field(default_factory=ShardStats)
+    origins: list[list[int]] = field(default_factory=list)
+
+    @property
+    def encoded(self) -> int:
+        """The rows that went through the model."""
+        return self.rows - self.stats.reused
 
     @property
     def data_bytes(self) -> int:
@@ -116,7 +81,8 @@ class CompletionRecord:
     def to_bytes(self) -> bytes:
         """JSON with a checksum over its body."""
         fields = {"version": RECORD_VERSION, **asdict(self), "measured": self.stats.to_json()}
-        del fields["stats"]
+        for name in ("stats", *(() if self.origins else ("origins",))):
+            del fields[name]
         body = json.dumps(fields, ensure_ascii=False, sort_keys=True)
         checksum = hashlib.sha256(body.encode()).hexdigest()
         return json.dumps({"checksum": checksum, "body": body}, ensure_ascii=False).encode()
@@ -142,6 +108,8 @@ class CompletionRecord:
         """Raise `ValueError` for a name that could leave the table's folder."""
         if not SHARD_NAME.fullmatch(self.shard) or set(self.tables) != set(TABLES):
             raise ValueError("not the record of a shard")
+        if self.origins and sum(int(rows) for _, rows in self.origins) != self.rows:
+            raise ValueError("says of other rows when they were encoded")
         for part in self.tables.values():
             part.validate()
 

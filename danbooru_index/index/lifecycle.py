@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from danbooru_index.errors import RejectedRecordsError, StorageError
 from danbooru_index.failpoints import reach
-from danbooru_index.index.catalog import Generation, IndexRoot
+from danbooru_index.index.catalog import Generation, Guard, IndexRoot
 from danbooru_index.index.checks import metadata_checksums
 from danbooru_index.index.codec import Codec
 from danbooru_index.index.commit import commit, sweep_orphans
@@ -34,13 +34,19 @@ class OpenedGeneration:
 
 
 def open_generation(
-    root: IndexRoot, wanted: Manifest, codec: Codec | None = None, *, strict: bool = False
+    root: IndexRoot,
+    wanted: Manifest,
+    codec: Codec | None = None,
+    *,
+    strict: bool = False,
+    guard: Guard | None = None,
 ) -> OpenedGeneration:
     """Go on with the unfinished generation that equals `wanted` in all that must not be mixed, else
     start a new one.
 
-    A finished one is published again where it is not, unless it leaves records out and `strict` is
-    asked for (`RejectedRecordsError`); a damaged one is left alone and built anew.
+    A finished one is published again where it is not, if its guard lets it pass, unless it leaves
+    records out and `strict` is asked for (`RejectedRecordsError`); a damaged one is left alone and
+    built anew.
     """
     known = root.generations()
     damaged: list[str] = []
@@ -67,6 +73,7 @@ def open_generation(
                 )
             drop_replaced(generation)
             if root.current_id() != generation.id:
+                _consult(guard, generation)
                 publish(root, generation)
                 note = f"generation {generation.id} was complete: published again"
                 return OpenedGeneration(generation, [note], finished=True)
@@ -77,6 +84,11 @@ def open_generation(
         why = describe_difference(last.manifest, wanted) or "its failed shards are tried again"
         notes.append(f"new generation, since these differ from {last.id}: {why}")
     return OpenedGeneration(root.start(wanted, codec), notes)
+
+
+def _consult(guard: Guard | None, generation: Generation) -> None:
+    if guard is not None:
+        guard(generation)
 
 
 def _same(old: Manifest, wanted: Manifest) -> bool:
@@ -109,8 +121,11 @@ def seal_and_publish(
     records: list[CompletionRecord],
     failed_shards: Sequence[str],
     check: Check,
+    guard: Guard | None = None,
 ) -> SealTimes:
-    """Commit the three tables from the records, `check` them, compact, index, seal, publish."""
+    """Commit the three tables from the records, `check` them, compact, index, seal, and publish if
+    the `guard` lets it pass.
+    """
     specs, clock = generation.manifest.specs, _Clock()
     reach("build.before_commit")
     if generation.is_sealed_by_now():
@@ -149,6 +164,8 @@ def seal_and_publish(
     )
     sealed = replace(generation, manifest=replace(generation.manifest, seal=seal))
     sealed.save()
+    reach("build.sealed")
+    _consult(guard, sealed)
     reach("build.before_publish")
     clock.note("verify")
     publish(root, sealed)

@@ -157,7 +157,7 @@ class GenerationReader:
         if mapped is not None:
             return mapped
         column = self._dense.take(rows, columns=["vector"])["vector"].combine_chunks()
-        return to_float32(_halves(column))
+        return to_float32(halves(column))
 
     def dense_blocks(self) -> Iterator[npt.NDArray[np.float32]]:
         """The dense vectors in row order, [rows of a block, D]."""
@@ -166,7 +166,7 @@ class GenerationReader:
     def dense_halves(self) -> Iterator[Array]:
         """`dense_blocks` as they are stored, float16."""
         for batch in self._dense.to_batches(columns=["vector"], batch_size=BLOCK_ROWS):
-            yield _halves(batch.column("vector"))
+            yield halves(batch.column("vector"))
 
     def _row_numbers(self, row_ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Lance row ids (fragment number, place in it) -> rows of the table."""
@@ -206,20 +206,23 @@ class GenerationReader:
         mapped = self.vectors.colbert_matrices(rows)
         if mapped is not None:
             return mapped
-        return _matrices(self._colbert.take(rows, columns=["vectors"])["vectors"].combine_chunks())
+        return matrices_of(
+            self._colbert.take(rows, columns=["vectors"])["vectors"].combine_chunks()
+        )
 
     def colbert_blocks(self) -> Iterator[Matrices]:
         """The ColBERT matrices in row order, some rows at a time: reads the whole table."""
         for batch in self._colbert.to_batches(columns=["vectors"], batch_size=SCAN_ROWS):
-            yield _matrices(batch.column("vectors"))
+            yield matrices_of(batch.column("vectors"))
 
 
-def _halves(column: pa.FixedSizeListArray) -> Array:
+def halves(column: pa.FixedSizeListArray) -> Array:
+    """A column of vectors as it is stored, [rows, D], float16."""
     matrix: Array = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     return matrix
 
 
-def _matrices(column: pa.ListArray) -> Matrices:
+def matrices_of(column: pa.ListArray) -> Matrices:
     """A list array of fixed-size lists of C values as flat buffers."""
     lengths = np.asarray(column.value_lengths(), dtype=np.int64)
     flat = column.flatten()  # all vectors, [T] of C values

@@ -11,6 +11,7 @@ from danbooru_index.index.catalog import Generation, IndexRoot, done_shards
 from danbooru_index.index.checks import damaged_files, verify_table
 from danbooru_index.index.compaction import verify_compacted
 from danbooru_index.index.completion import read_record
+from danbooru_index.index.origins import encoding_times
 
 
 @dataclass(slots=True)
@@ -108,13 +109,18 @@ def _describe(generation: Generation, published: str | None) -> GenerationStatus
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What rereading found."""
+    """What rereading found. `reused`: records whose vectors came from an earlier generation;
+    `oldest_vector_at`: when the oldest vectors were encoded, in seconds since the epoch; None where
+    that is not known.
+    """
 
     index: str
     generation: str
     records: int
     seconds: float
     problems: list[str]
+    reused: int = 0
+    oldest_vector_at: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -125,12 +131,21 @@ class VerifyReport:
             f" {self.seconds:.1f} s"
         )
         if not self.problems:
-            return f"{head}: every table is whole"
+            return f"{head}: every table is whole{self._ages()}"
         return "\n".join(
             [
                 f"{head}: {len(self.problems)} problems",
                 *(f"  {problem}" for problem in self.problems),
             ]
+        )
+
+    def _ages(self) -> str:
+        if not self.reused or self.oldest_vector_at is None:
+            return ""
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.oldest_vector_at))
+        return (
+            f"; the vectors of {self.reused:,} are those of earlier generations, the oldest encoded"
+            f" {when}"
         )
 
 
@@ -156,6 +171,14 @@ def verify(path: str) -> VerifyReport:
                 problems += verify_table(generation.path, spec, version, records)
             else:
                 problems += verify_compacted(generation, spec, version, part, records)
+    seconds = round(time.monotonic() - started, 3)
+    oldest = [int(encoding_times(record).min()) for record in records if record.rows]
     return VerifyReport(
-        path, generation.id, seal.records, round(time.monotonic() - started, 3), problems
+        path,
+        generation.id,
+        seal.records,
+        seconds,
+        problems,
+        reused=sum(record.stats.reused for record in records),
+        oldest_vector_at=min(oldest, default=None),
     )

@@ -14,7 +14,7 @@ from danbooru_index.cluster.session import cluster_address, ray_session
 from danbooru_index.config import BuildConfig
 from danbooru_index.errors import BuildFailedError, StorageError
 from danbooru_index.failpoints import armed, reach
-from danbooru_index.index.catalog import IndexRoot
+from danbooru_index.index.catalog import Guard, IndexRoot
 from danbooru_index.ingest.shard_files import find_parquet
 from danbooru_index.pipeline.driver import encode
 from danbooru_index.pipeline.finish import finish
@@ -42,21 +42,23 @@ def build(config: BuildConfig) -> BuildReport:
         return build_owned(config, root)
 
 
-def build_owned(config: BuildConfig, root: IndexRoot) -> BuildReport:
-    """`build`, for a caller that owns the index already."""
+def build_owned(config: BuildConfig, root: IndexRoot, guard: Guard | None = None) -> BuildReport:
+    """`build`, for a caller that owns the index already; `guard`: called before a generation is
+    published, raises where it must not be.
+    """
     started = time.monotonic()
     with StartUp() as start_up, _told(config):
         reading = read_input(config, start_up)
         start_up.step("starting Ray" if cluster_address(config.address) is None else "joining Ray")
         with ray_session(config.address) as inherited, armed(config.failpoints):
             plan = make_plan(config, started, reading, root, start_up, inherited=inherited)
-            work = find_work(plan, root)
+            work = find_work(plan, root, guard)
             if work.finished:
                 return finished_report(plan, work)
             start_up.step("loading the model in its actors")
             outcome = encode(plan, work, start_up)
             reach("build.encoded")
-            sealed = finish(plan, root, work, outcome)
+            sealed = finish(plan, root, work, outcome, guard)
             return published_report(plan, work, outcome, sealed)
 
 

@@ -97,7 +97,7 @@ def encode(plan: BuildPlan, work: Work, start_up: StartUp) -> EncodeOutcome:
         progress = Progress(sum(shard.rows for shard in pending), plan.started, start_up=start_up)
         stack.callback(progress.close)
         settings = seen_by_all(work.settings, attempts, pending)
-        run = _Run(plan, settings, outcome, progress)
+        run = _Run(plan, settings, outcome, progress, _shared(work.old))
         run.through(pending, attempts / "all", ATTEMPTS, alone=False)
         suspects = {shard.id for shard in pending} & outcome.suspects.keys()
         if suspects or outcome.samples is None:
@@ -119,6 +119,7 @@ class _Run:
     settings: WorkerSettings
     outcome: EncodeOutcome
     progress: Progress
+    old: Sequence[Any] = ()
 
     def through(
         self, shards: Sequence[Shard], attempts: Storage, limit: int, *, alone: bool
@@ -137,12 +138,13 @@ class _Run:
         tasks = [*([Task(texts=texts)] if texts else []), *(Task(shard) for shard in shards)]
         if not tasks:
             return
-        told = _beside_this_process(ProgressActor)
+        told = _beside_this_process(ProgressActor, self.old)
         settings = replace(
             self.settings,
             attempts=attempts,
             attempt_limit=limit,
             progress=told,
+            reuses=bool(self.old),
             backups=not alone and self.plan.cluster.max_encoders != 1,
         )
         flight = self.plan.config.tuning.tasks_in_flight
@@ -164,10 +166,17 @@ class _Run:
                 ray.kill(told)
 
 
-def _beside_this_process(actor: type) -> Any:
+def _shared(value: object | None) -> Sequence[Any]:
+    """A reference to a value, which actors of any node can read; none to None."""
+    import ray
+
+    return () if value is None else (ray.put(value),)
+
+
+def _beside_this_process(actor: type, *arguments: object) -> Any:
     """An actor on this process's node: it lives as long as what it serves."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(actor).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(actor).remote(*arguments)

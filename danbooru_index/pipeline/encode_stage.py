@@ -12,13 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 
-import numpy as np
 import pyarrow as pa
 
 from danbooru_index.embeddings import TokenBatch
 from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.failpoints import arm, reach
-from danbooru_index.index.completion import CompletionRecord, WorkerStats, complete, read_record
+from danbooru_index.index.completion import CompletionRecord, complete, read_record
 from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.schema import table_specs
 from danbooru_index.ingest.shards import Shard
@@ -31,7 +30,7 @@ from danbooru_index.pipeline.protocol import (
     WorkerSettings,
     describe,
 )
-from danbooru_index.pipeline.shard_work import ShardWork, non_finite_rejects, slices
+from danbooru_index.pipeline.shard_work import ShardWork, old_vectors_of, slices, worker_stats
 from danbooru_index.pipeline.supervision import (
     TooManyAttemptsError,
     Watchdog,
@@ -69,6 +68,7 @@ class EncodeShard:
             refuse_blindness(settings)
             self._encoder = (settings.encoder or load_encoder)(settings)
             self._watchdog.expect(self._encoder.call_s(settings.max_length))
+            self._old = old_vectors_of(settings)
         except DanbooruIndexError as error:
             self._problem = (
                 f"{error} ({place(settings)})" if settings.device == "cuda" else str(error)
@@ -147,7 +147,7 @@ class EncodeShard:
         """
         self._tell("begin", shard.id, self._id)
         writer = ShardWriter(self._settings.generation, shard.id, self._specs)
-        work = ShardWork(shard, given, writer)
+        work = ShardWork(shard, given, writer, self._old)
         with contextlib.ExitStack() as unless_done:
             unless_done.callback(work.writer.discard)  # after a stop too: nothing names these files
             report = self._reporter(shard.id, given.tokens)
@@ -158,7 +158,7 @@ class EncodeShard:
             with work.writing():
                 parts = work.writer.finish()
             unless_done.pop_all()
-        record = work.record(parts, self._settings.fingerprint, self._worker())
+        record = work.record(parts, self._settings.fingerprint, worker_stats(self._encoder))
         reach("encode.before_record", shard.id)
         if not complete(self._settings.generation, record):
             work.writer.discard()
@@ -171,22 +171,15 @@ class EncodeShard:
         self, work: ShardWork, start: int, stop: int, report: Callable[[int], None]
     ) -> None:
         """Some rows of a shard through the model into fragments, without those not finite."""
+        known = work.known(start, stop)
         with self._watchdog:
             reach("encode.forward", work.shard.id)
-            embeddings = self._encoder.encode(
-                work.given.tokens.rows(start, stop), report, work.encoded
-            )
-        part = work.given.records.slice(start, stop - start)
-        if len(embeddings.non_finite):
-            work.rejects += non_finite_rejects(part, embeddings.non_finite.tolist(), work.shard)
-            mask = np.ones(part.num_rows, dtype=bool)
-            mask[embeddings.non_finite] = False
-            part, embeddings = part.filter(pa.array(mask)), embeddings.keep(mask)
+            embeddings = work.embed(self._encoder.encode, (start, stop), known, report)
+        part, embeddings = work.finite(start, known, embeddings)
         reach("encode.before_write", work.shard.id)
         self._stop_if_completed(work.shard.id)
         with work.writing():
             work.writer.write(part, embeddings)
-        work.kept += part.num_rows
 
     def _reporter(self, shard: str, tokens: TokenBatch) -> Callable[[int], None]:
         """Called with the rows of each device call: feeds the watchdog, tells the driver."""
@@ -208,10 +201,3 @@ class EncodeShard:
         """Between device calls only: an error inside one would be the model's."""
         if self._completed(shard) is not None:
             raise SupersededError
-
-    def _worker(self) -> WorkerStats:
-        return WorkerStats(
-            id=f"{os.uname().nodename}:{os.getpid()}",
-            tokens_per_batch=self._encoder.tokens_per_batch,
-            peak_memory=self._encoder.peak_memory,
-        )

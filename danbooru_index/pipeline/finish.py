@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from danbooru_index.errors import BuildFailedError, RejectedRecordsError
-from danbooru_index.index.catalog import Generation, IndexRoot
+from danbooru_index.index.catalog import Generation, Guard, IndexRoot
 from danbooru_index.index.completion import CompletionRecord, count_rejects
 from danbooru_index.index.lifecycle import SealTimes, seal_and_publish
 from danbooru_index.index.manifest import Checks
@@ -32,8 +32,10 @@ class Sealed:
     times: SealTimes
 
 
-def finish(plan: BuildPlan, root: IndexRoot, work: Work, outcome: EncodeOutcome) -> Sealed:
-    """Commit, check, seal and publish.
+def finish(
+    plan: BuildPlan, root: IndexRoot, work: Work, outcome: EncodeOutcome, guard: Guard | None = None
+) -> Sealed:
+    """Commit, check, seal and publish; `guard`: see `lifecycle`.
 
     `outcome.failed` is afterwards what has no record. Raises `BuildFailedError` or
     `RejectedRecordsError`.
@@ -52,7 +54,12 @@ def finish(plan: BuildPlan, root: IndexRoot, work: Work, outcome: EncodeOutcome)
             f"{describe_rejects(counts)}: nothing was published because of --strict"
         )
     times = seal_and_publish(
-        root, generation, ordered, list(outcome.failed), lambda *made: _check(plan, outcome, *made)
+        root,
+        generation,
+        ordered,
+        list(outcome.failed),
+        lambda *made: _check(plan, outcome, *made),
+        guard,
     )
     return Sealed(records, times)
 

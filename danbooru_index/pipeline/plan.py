@@ -69,7 +69,9 @@ def make_plan(
     samples = reading.samples.result()
     if settings.colbert_dim < dim:
         start_up.step("fitting the projection")
-        projection = obtain(root, fingerprint, reading.scan.digest, samples, cluster, settings)
+        projection = obtain(
+            root, fingerprint, reading.scan.digest, samples, cluster, settings, reuse=config.reuse
+        )
         refuse_below(projection.fidelity, config.min_fidelity)
         fingerprint = replace(fingerprint, codec=projection.codec.name)
     wanted = Manifest(

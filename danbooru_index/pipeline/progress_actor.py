@@ -5,6 +5,7 @@ late is begun again elsewhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from danbooru_index.pipeline.backup_tasks import BackupTasks
 
@@ -14,11 +15,18 @@ class ProgressActor:
     nothing, since its process is one of those that start when a build does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, old: Sequence[Any] = ()) -> None:
+        self._old = old
         self._rows: dict[str, int] = {}
         self._completed: dict[str, tuple[int, str]] = {}
         self._settled: set[str] = set()
         self._backups = BackupTasks()
+
+    def old_vectors(self) -> Sequence[Any]:
+        """A reference to the vectors of an earlier generation, where they may be used again. Among
+        the arguments of an actor that Ray starts again it would make Ray warn.
+        """
+        return self._old
 
     def report(self, shard: str, rows: int) -> None:
         """`rows` of a shard are encoded; a retried shard counts once."""

@@ -1,7 +1,8 @@
 """Fitting a ColBERT projection on the input, before anything is built, on a worker.
 
 Called by `pipeline`. A projection that an unfinished or finished generation of the same input
-already has is taken over, so that a build goes on where it was.
+already has is taken over, so that a build goes on where it was. A build that uses vectors again
+keeps the published generation's projection, whose cost is measured on the input of now.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import NamedTuple
 from danbooru_index.cluster.resources import ClusterPlan, on_worker
 from danbooru_index.embeddings import TokenBatch
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError, StorageError
-from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.codec import FULL, Codec, Fidelity, agreement, family, fit
+from danbooru_index.index.catalog import Generation, IndexRoot
+from danbooru_index.index.codec import FULL, Codec, Fidelity, agreement, energy_kept, family, fit
 from danbooru_index.index.manifest import Fingerprint
 from danbooru_index.ingest.sampling import InputSamples
 from danbooru_index.model.encoder import Encoder
@@ -42,19 +43,23 @@ def obtain(
     samples: InputSamples,
     plan: ClusterPlan,
     settings: WorkerSettings,
+    *,
+    reuse: bool = False,
 ) -> Projection:
     """The projection to `settings.colbert_dim` values of this input under this model, and what it
-    costs.
+    costs. `reuse`: that of the published generation, if it has one.
 
     Raises `BuildFailedError` where it cannot be fitted.
     """
     found = _known(root, fingerprint, input_digest, settings.colbert_dim)
     if found is not None:
         return found
-    log.info(f"fitting the projection of ColBERT vectors to {settings.colbert_dim} values")
+    kept = _last_kept(root, fingerprint, settings.colbert_dim) if reuse else None
+    verb = "fitting" if kept is None else "measuring"
+    log.info(f"{verb} the projection of ColBERT vectors to {settings.colbert_dim} values")
     texts, questions = list(samples.projection), list(samples.questions)
     answer: Projection | str = on_worker(
-        plan.num_gpus, plan.num_cpus, fit_on_worker, settings, texts, questions
+        plan.num_gpus, plan.num_cpus, fit_on_worker, settings, texts, questions, kept
     )
     if isinstance(answer, str):
         raise BuildFailedError(f"the projection of ColBERT vectors could not be fitted: {answer}")
@@ -75,33 +80,49 @@ def _known(
 ) -> Projection | None:
     """What the newest generation of this input that differs in nothing but the matrix has."""
     for generation in reversed(root.generations()):
-        manifest = generation.manifest
-        same = (
-            manifest.input_digest == input_digest
-            and replace(manifest.fingerprint, codec=FULL) == fingerprint
-        )
-        if same and manifest.fingerprint.codec.startswith(family(dim)):
-            try:
-                codec = generation.load_codec()
-            except StorageError:
-                continue
-            return Projection(codec, manifest.fidelity) if codec and manifest.fidelity else None
+        if generation.manifest.input_digest == input_digest:
+            found = _of(generation, fingerprint, dim)
+            if found is not None:
+                return found
     return None
 
 
+def _last_kept(root: IndexRoot, fingerprint: Fingerprint, dim: int) -> Projection | None:
+    """What the published generation has, if it differs in nothing but the matrix."""
+    try:
+        return _of(root.current(), fingerprint, dim)
+    except StorageError:
+        return None
+
+
+def _of(generation: Generation, fingerprint: Fingerprint, dim: int) -> Projection | None:
+    manifest = generation.manifest
+    if replace(manifest.fingerprint, codec=FULL) != fingerprint:
+        return None
+    if not manifest.fingerprint.codec.startswith(family(dim)):
+        return None
+    try:
+        codec = generation.load_codec()
+    except StorageError:
+        return None
+    return Projection(codec, manifest.fidelity) if codec and manifest.fidelity else None
+
+
 def fit_on_worker(
-    settings: WorkerSettings, texts: list[str], questions: list[str]
+    settings: WorkerSettings, texts: list[str], questions: list[str], kept: Projection | None = None
 ) -> Projection | str:
-    """Fit on one half of the records and measure on the other (on all, where they are few); or what
-    went wrong.
+    """Fit on one half of the records and measure on the other (on all, where they are few), or only
+    measure what is `kept`; or what went wrong.
     """
     try:
         tokenizer, encoder = load_tokenizer(settings), load_encoder(settings)
         fitted, measured = (texts, texts) if len(texts) <= SMALL else (texts[::2], texts[1::2])
-        dims = (settings.colbert_dim,)
-        return fit_and_measure(
-            encoder, tokenizer(fitted), tokenizer(measured), tokenizer(questions), dims
-        )[0]
+        batches = tokenizer(fitted), tokenizer(measured), tokenizer(questions)
+        if kept is None:
+            return fit_and_measure(encoder, *batches, (settings.colbert_dim,))[0]
+        share = energy_kept(encoder.second_moment(batches[0]), kept.codec)
+        [found] = _measure(encoder, batches[1], batches[2], [(kept.codec, share)])
+        return found._replace(fidelity=replace(found.fidelity, fitted_on=kept.fidelity.fitted_on))
     except DanbooruIndexError as error:
         return str(error)
 
@@ -115,20 +136,28 @@ def fit_and_measure(
 ) -> list[Projection]:
     """A projection to each of `dims` values, fitted on some texts, measured on questions."""
     moment = encoder.second_moment(fitted)  # [D, D]
+    found = _measure(encoder, measured, questions, [fit(moment, dim) for dim in dims])
+    return [
+        one._replace(fidelity=replace(one.fidelity, fitted_on=len(fitted.lengths))) for one in found
+    ]
+
+
+def _measure(
+    encoder: Encoder, measured: TokenBatch, questions: TokenBatch, codecs: list[tuple[Codec, float]]
+) -> list[Projection]:
+    """What each codec costs, given with the share of the energy that it keeps; `fitted_on` is 0."""
     records, asked = encoder.encode(measured), encoder.encode(questions)
     full = max_sim(asked.matrices, records.matrices)  # [questions, records]
-    sizes = {
-        "queries": len(questions.lengths),
-        "records": len(measured.lengths),
-        "fitted_on": len(fitted.lengths),
-    }
+    sizes = {"queries": len(questions.lengths), "records": len(measured.lengths), "fitted_on": 0}
     found = []
-    for dim in dims:
-        codec, energy = fit(moment, dim)
+    for codec, energy in codecs:
         overlap, spearman = agreement(
             full, max_sim(codec.project(asked.matrices), codec.project(records.matrices))
         )
         found.append(
-            Projection(codec, Fidelity(dim, encoder.dim, overlap, spearman, energy, **sizes))
+            Projection(
+                codec,
+                Fidelity(codec.matrix.shape[1], encoder.dim, overlap, spearman, energy, **sizes),
+            )
         )
     return found

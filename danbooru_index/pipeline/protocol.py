@@ -78,7 +78,8 @@ class WorkerSettings:
 
     `progress`: the handle of the actor that is told how far a shard is, and from which encoders
     that have nothing to do take what others are late with, where there are `backups`. `sight`: what
-    the driver's node sees, and its own must see.
+    the driver's node sees, and its own must see. `reuses`: that actor has the vectors which may
+    be used again.
     """
 
     model: str
@@ -104,6 +105,7 @@ class WorkerSettings:
     failpoints: tuple[Failpoint, ...] = ()
     progress: Any = None
     backups: bool = False
+    reuses: bool = False
     encoder: EncoderFactory | None = None
 
 

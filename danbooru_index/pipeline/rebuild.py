@@ -8,11 +8,13 @@ from pathlib import Path
 
 from danbooru_index.config import BuildConfig
 from danbooru_index.errors import UsageError
+from danbooru_index.evaluation.canaries import check_queries
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.publish import prune
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.ingest.prepare_report import PrepareReport
 from danbooru_index.pipeline.build import build_owned, exit_code
+from danbooru_index.pipeline.guards import GuardLimits, Guards
 from danbooru_index.pipeline.report import BuildReport
 from danbooru_index.prepare_config import DumpConfig, PrepareConfig
 from danbooru_index.storage.base import Storage
@@ -20,11 +22,15 @@ from danbooru_index.storage.base import Storage
 
 @dataclass(frozen=True, slots=True)
 class RebuildConfig:
-    """What `rebuild` is asked to do; `build.shards` is filled in."""
+    """What `rebuild` is asked to do; `build.shards` is filled in. `reuse`: only texts that changed
+    are encoded. `guards`: what a new generation must hold against the published one.
+    """
 
     inputs: tuple[str, ...]
     build: BuildConfig
     keep: int = 3
+    reuse: bool = True
+    guards: GuardLimits = field(default_factory=GuardLimits)
     shard_rows: int = 4096
     translations: str | tuple[str, ...] | None = None
     dump: DumpConfig = field(default_factory=DumpConfig)
@@ -38,17 +44,22 @@ def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
     """Prepare the inputs into `INDEX/input`, build, publish, prune; return the report and the exit
     code.
 
-    The published generation stays as it is unless every check of the new one passes.
+    The published generation stays as it is unless every check and guard of the new one passes;
+    `GuardError` where one does not.
     """
     root = IndexRoot(config.build.index)
+    if config.guards.queries is not None:
+        check_queries(config.guards.queries)
     root.create()
-    settings = replace(config.build, shards=str(root.path / "input"))
+    settings = replace(config.build, shards=str(root.path / "input"), reuse=config.reuse)
     with root.path.owned():
         prepared = _prepare_beside(config, root.path / "input")
-        report = build_owned(settings, root)
+        guards = Guards(root, config.guards, prepared, settings.model, settings.device)
+        report = build_owned(settings, root, guards)
         deleted = prune(root, config.keep)
     counted = f"prepared {prepared.records:,} of {prepared.read:,} records"
-    report.notes[:0] = [*prepared.understood_notes, counted]
+    report.notes[:0] = [*prepared.understood_notes, counted, *guards.notes]
+    report.guards = [one.to_dict() for one in guards.results]
     report.rejected.update(prepared.rejected)
     report.read += sum(prepared.rejected.values())
     report.rejects_file = prepared.rejects_file or report.rejects_file

@@ -72,6 +72,7 @@ class BuildReport:
     records: int = 0
     read: int = 0
     encoded: int = 0
+    reused: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     rejects_file: str | None = None
     shards: ShardCounts = field(default_factory=ShardCounts)
@@ -92,6 +93,7 @@ class BuildReport:
     picture: str | None = None
     codec: dict[str, Any] = field(default_factory=dict)
     nsfw_marks: str = ""
+    guards: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def padding_waste(self) -> float:
@@ -131,6 +133,7 @@ class BuildReport:
             "records": self.records,
             "read": self.read,
             "encoded": self.encoded,
+            "reused": self.reused,
             "rejected": dict(self.rejected),
             "rejects_file": self.rejects_file,
             "shards": _fields(self.shards),
@@ -155,6 +158,7 @@ class BuildReport:
             "fingerprint": self.fingerprint,
             "codec": self.codec,
             "nsfw_marks": self.nsfw_marks,
+            "guards": self.guards,
             "notes": self.notes,
             "picture": self.picture,
         }
@@ -177,6 +181,7 @@ class BuildReport:
                 "  codec    "
                 f" {Fidelity(**{n: self.codec[n] for n in Fidelity.__slots__}).to_text()}"
             )
+        lines += [f"  guard     {one['name']}: {one['message']}" for one in self.guards]
         counts = self.shards
         lines.append(
             f"  shards    {counts.total}: {counts.done} done now, {counts.skipped} before,"
@@ -190,22 +195,32 @@ class BuildReport:
             f"  tokens    {self.tokens:,}, {self.truncated:,} texts truncated; padding"
             f" {self.padding_waste:.1%}; tables {self.bytes / 1e6:,.1f} MB"
         )
-        if self.encoded:
-            lines += self._speed_lines()
+        if self.encoded or self.reused:
+            lines += self._time_lines()
         if self.picture:
             lines.append(f"  picture   {self.picture}")
         return "\n".join(lines)
 
-    def _speed_lines(self) -> list[str]:
-        seconds, rate = self.seconds, self.encode_rate
+    def _time_lines(self) -> list[str]:
+        seconds = self.seconds
         compaction = f"compaction {seconds.compact:.1f}, " if seconds.compact >= 0.05 else ""
         lines = [
-            (
-                f"  seconds   {seconds.total:.1f} in all: start-up {seconds.startup:.1f}, encoding"
-                f" {seconds.encode:.1f} (writing {seconds.write:.1f} behind it), commit"
-                f" {seconds.commit:.1f}, {compaction}index {seconds.index:.1f}, checks"
-                f" {seconds.verify:.1f}"
-            ),
+            f"  seconds   {seconds.total:.1f} in all: start-up {seconds.startup:.1f}, encoding"
+            f" {seconds.encode:.1f} (writing {seconds.write:.1f} behind it), commit"
+            f" {seconds.commit:.1f}, {compaction}index {seconds.index:.1f}, checks"
+            f" {seconds.verify:.1f}"
+        ]
+        if self.reused:
+            lines.insert(
+                0,
+                f"  reused    the vectors of {self.reused:,} records; {self.encoded:,} records"
+                " encoded, which alone count as speed",
+            )
+        return lines + (self._speed_lines() if self.encoded else [])
+
+    def _speed_lines(self) -> list[str]:
+        rate = self.encode_rate
+        lines = [
             (
                 f"  speed     {rate:,.1f} tags/s while encoding, {self.end_to_end_rate:,.1f} from"
                 " start to published"

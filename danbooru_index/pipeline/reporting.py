@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from danbooru_index.config import HISTOGRAM_EDGES
 from danbooru_index.errors import first_line
-from danbooru_index.index.completion import CompletionRecord, ShardStats, count_rejects
+from danbooru_index.index.completion import CompletionRecord, count_rejects
+from danbooru_index.index.shard_stats import ShardStats
 from danbooru_index.pipeline.driver import EncodeOutcome
 from danbooru_index.pipeline.finish import Sealed
 from danbooru_index.pipeline.plan import BuildPlan
@@ -122,7 +123,13 @@ def count_work(
 ) -> None:
     """What this run's shards cost, by stage and device; `elapsed`: seconds so far."""
     stats = [record.stats for record in fresh]
-    report.encoded = sum(record.rows for record in fresh)
+    report.encoded = sum(record.encoded for record in fresh)
+    report.reused = sum(one.reused for one in stats)
+    if spoilt := sum(one.spoilt for one in stats):
+        report.notes.append(
+            f"{spoilt:,} records were encoded although an earlier generation has their texts: its"
+            " vectors are damaged (danbooru-index verify)"
+        )
     report.computed_tokens = sum(one.computed for one in stats)
     report.processed_tokens = sum(one.processed for one in stats)
     for stage in report.stages:
@@ -167,7 +174,7 @@ def _device_use(name: str, records: list[CompletionRecord], limit: float) -> Dev
     stats = [record.stats for record in records]
     wall = encoding_seconds(stats, limit)
     busy = sum(one.encode for one in stats)
-    tags = sum(record.rows for record in records)
+    tags = sum(record.encoded for record in records)
     return DeviceUse(
         name=name,
         tags=tags,

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 from danbooru_index.errors import StorageError
 from danbooru_index.index import compaction
-from danbooru_index.index.catalog import Generation, IndexRoot
+from danbooru_index.index.catalog import Generation, Guard, IndexRoot
 from danbooru_index.index.completion import CompletionRecord, read_records
 from danbooru_index.index.estimate import index_bytes
 from danbooru_index.index.lifecycle import open_generation
+from danbooru_index.index.manifest import describe_difference
+from danbooru_index.index.old_vectors import OldVectors, old_vectors
 from danbooru_index.ingest.shards import Shard
 from danbooru_index.pipeline.plan import BuildPlan
 from danbooru_index.pipeline.protocol import WorkerSettings
@@ -19,7 +21,7 @@ from danbooru_index.pipeline.protocol import WorkerSettings
 @dataclass(frozen=True, slots=True)
 class Work:
     """A generation and its pending shards; `records`: of those that are done; `notes`: what is
-    worth telling.
+    worth telling; `old`: vectors that may be used again.
 
     `finished`: the generation is published already.
     """
@@ -30,16 +32,17 @@ class Work:
     settings: WorkerSettings
     notes: tuple[str, ...]
     finished: bool
+    old: OldVectors | None = None
 
 
-def find_work(plan: BuildPlan, root: IndexRoot) -> Work:
-    """Go on with the generation that this plan began, or begin one.
+def find_work(plan: BuildPlan, root: IndexRoot, guard: Guard | None = None) -> Work:
+    """Go on with the generation that this plan began, or begin one; `guard`: see `lifecycle`.
 
     Raises `RejectedRecordsError` under `--strict` for a finished one that leaves records out,
     `StorageError` where the tables to come do not fit the disk.
     """
     codec = plan.projection.codec if plan.projection else None
-    opened = open_generation(root, plan.wanted, codec, strict=plan.config.strict)
+    opened = open_generation(root, plan.wanted, codec, strict=plan.config.strict, guard=guard)
     generation = opened.generation
     records = done_records(plan, generation, sealed=opened.finished)
     pending = (
@@ -51,11 +54,33 @@ def find_work(plan: BuildPlan, root: IndexRoot) -> Work:
         list(opened.notes),
         replace(plan.settings, generation=generation.path.absolute()),
     )
+    old = None
+    if pending and plan.config.reuse:
+        old, told = _reusable(plan, root)
+        notes += told
     if pending:
         notes += _room(plan, generation, pending)
         largest = max(shard.rows for shard in pending)
         settings = replace(settings, shard_tokens=int(plan.tokens_per_text * largest))
-    return Work(generation, records, pending, settings, tuple(notes), opened.finished)
+    return Work(generation, records, pending, settings, tuple(notes), opened.finished, old)
+
+
+def _reusable(plan: BuildPlan, root: IndexRoot) -> tuple[OldVectors | None, list[str]]:
+    """The vectors of the published generation, where the same model would make them again; and what
+    is told of that.
+    """
+    try:
+        if root.current_id() is None:
+            return None, []
+        last = root.current()
+        if last.manifest.fingerprint_digest == plan.wanted.fingerprint_digest:
+            return old_vectors(last), [f"texts that {last.id} has are not encoded again"]
+        why = describe_difference(
+            last.manifest, replace(plan.wanted, input_digest=last.manifest.input_digest)
+        )
+        return None, [f"every text is encoded, since {last.id} differs in: {why}"]
+    except StorageError as error:
+        return None, [f"every text is encoded, since nothing can be used again: {error}"]
 
 
 def done_records(

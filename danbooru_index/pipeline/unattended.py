@@ -26,6 +26,7 @@ from danbooru_index.index.difference import diff
 from danbooru_index.index.history import RunRecord, history, remember
 from danbooru_index.ingest.settled import settled_since
 from danbooru_index.log_lines import event
+from danbooru_index.pipeline.guards import GuardError
 from danbooru_index.pipeline.rebuild import RebuildConfig, rebuild
 from danbooru_index.pipeline.report import BuildReport
 from danbooru_index.signals import raise_in
@@ -67,7 +68,8 @@ def run_unattended(config: Unattended) -> tuple[BuildReport | None, RunRecord]:
             raise
         run = replace(run, outcome="skipped", exit_code=0)
     except DanbooruIndexError as error:
-        run = replace(run, message=str(error), exit_code=error.exit_code)
+        guards = error.guards if isinstance(error, GuardError) else []
+        run = replace(run, message=str(error), exit_code=error.exit_code, guards=guards)
         raise
     except KeyboardInterrupt:
         run = replace(run, message="stopped")
@@ -115,6 +117,7 @@ def _done(run: RunRecord, report: BuildReport, code: int) -> RunRecord:
         rejected=sum(report.rejected.values()),
         tags_per_second=round(report.encode_rate, 2),
         ratio=round(report.encode_rate / BASELINE_TAGS_PER_SECOND, 3),
+        guards=report.guards,
     )
     if not (changed and run.before):
         return run

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from processes import CLI, ROOT, bare_environment
 
-from danbooru_index.index.completion import ShardStats
+from danbooru_index.index.shard_stats import ShardStats
 from danbooru_index.pipeline.reporting import encoding_seconds
 
 pytestmark = pytest.mark.slow

@@ -22,9 +22,10 @@ from checkpoints import make_checkpoint
 from faults import LIGHT_SHAPE
 from light import light_config
 
-from danbooru_index.index.completion import CompletionRecord, ShardStats, TablePart, record_path
+from danbooru_index.index.completion import CompletionRecord, TablePart, record_path
 from danbooru_index.index.lifecycle import open_generation
 from danbooru_index.index.schema import TABLES, table_path
+from danbooru_index.index.shard_stats import ShardStats
 from danbooru_index.ingest.shards import RECORD_SCHEMA
 from danbooru_index.pipeline import build as built
 from danbooru_index.pipeline import resume

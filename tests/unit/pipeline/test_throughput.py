@@ -13,8 +13,9 @@ import pytest
 from danbooru_index import log_lines
 from danbooru_index import progress as progress_module
 from danbooru_index.cluster.resources import worker_environment
-from danbooru_index.index.completion import CompletionRecord, ShardStats, TablePart, WorkerStats
+from danbooru_index.index.completion import CompletionRecord, TablePart
 from danbooru_index.index.schema import TABLES
+from danbooru_index.index.shard_stats import ShardStats, WorkerStats
 from danbooru_index.pipeline.report import BuildReport
 from danbooru_index.pipeline.report_plot import draw_report, save_report
 from danbooru_index.pipeline.reporting import count_records, count_work
