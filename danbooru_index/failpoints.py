@@ -53,6 +53,7 @@ DRIVER_POINTS = (
 )
 RACE_POINTS = (
     "discard.before",  # another attempt at the shard was first; this one's files are still there
+    "reuse.read",  # vectors of an earlier generation are about to be read, to be used again
     "prune.renamed",  # a pruned generation has its last name and is not deleted yet
 )
 POINTS = ACTOR_POINTS + DRIVER_POINTS + RACE_POINTS

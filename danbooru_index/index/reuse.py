@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from danbooru_index.embeddings import Embeddings
 from danbooru_index.errors import StorageError
+from danbooru_index.failpoints import reach
 from danbooru_index.index.catalog import Generation
 from danbooru_index.index.checks import file_checksum
 from danbooru_index.index.lance_io import open_table, panics_as_errors
@@ -67,6 +68,7 @@ class OldVectorReader:
         if not asked.any():
             return Known(asked)
         try:
+            reach("reuse.read")
             with panics_as_errors():
                 mask = asked & self._believable(rows)
                 tables = {

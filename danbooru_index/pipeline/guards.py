@@ -20,7 +20,7 @@ from danbooru_index.embeddings import Embeddings
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError, StorageError, UsageError
 from danbooru_index.evaluation.canaries import quality_change
 from danbooru_index.index.catalog import Generation, IndexRoot
-from danbooru_index.index.old_vectors import old_vectors, text_hashes
+from danbooru_index.index.old_vectors import old_vectors, rotten_files, text_hashes
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.reuse import read_rows
 from danbooru_index.ingest.prepare_report import PrepareReport
@@ -172,6 +172,11 @@ class Guards:
             return GuardResult("vectors", None, "not compared: the model or its settings changed")
         try:
             compared, lowest = compared_vectors(last, new)
+            if lowest < SAME and (rotten := rotten_files(old_vectors(last))):
+                # what differs may be the rot
+                return GuardResult(
+                    "vectors", None, f"not compared: {last.id} is damaged ({rotten[0]})"
+                )
         except StorageError as error:
             return GuardResult("vectors", None, f"not compared: {error}")
         said = f"{compared:,} unchanged texts, lowest cosine to their last vectors {lowest:.5f}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from danbooru_index.config import BuildConfig
-from danbooru_index.errors import UsageError
+from danbooru_index.errors import StorageError, UsageError
 from danbooru_index.evaluation.canaries import check_queries
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.publish import prune
@@ -15,6 +16,7 @@ from danbooru_index.ingest.prepare import prepare
 from danbooru_index.ingest.prepare_report import PrepareReport
 from danbooru_index.pipeline.build import build_owned, exit_code
 from danbooru_index.pipeline.guards import GuardLimits, Guards
+from danbooru_index.pipeline.rebuild_report import changes_between, complete_report
 from danbooru_index.pipeline.report import BuildReport
 from danbooru_index.prepare_config import DumpConfig, PrepareConfig
 from danbooru_index.storage.base import Storage
@@ -55,17 +57,21 @@ def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
     with root.path.owned():
         prepared = _prepare_beside(config, root.path / "input")
         guards = Guards(root, config.guards, prepared, settings.model, settings.device)
+        before = published_id(root)
         report = build_owned(settings, root, guards)
+        report.changes = changes_between(config.build.index, before, report.generation)
         deleted = prune(root, config.keep)
-    counted = f"prepared {prepared.records:,} of {prepared.read:,} records"
-    report.notes[:0] = [*prepared.understood_notes, counted, *guards.notes]
-    report.guards = [one.to_dict() for one in guards.results]
-    report.rejected.update(prepared.rejected)
-    report.read += sum(prepared.rejected.values())
-    report.rejects_file = prepared.rejects_file or report.rejects_file
     if deleted:
         report.notes.append(f"pruned {', '.join(deleted)}")
+    complete_report(report, prepared, guards, root.current().path)
     return report, exit_code(report, settings)
+
+
+def published_id(root: IndexRoot) -> str:
+    """What is published; empty where nothing is, or it cannot be read."""
+    with contextlib.suppress(StorageError):
+        return root.current_id() or ""
+    return ""
 
 
 def _prepare_beside(config: RebuildConfig, place: Storage) -> PrepareReport:

@@ -13,50 +13,15 @@ from danbooru_index.config import (
     BASELINE_VRAM_GB,
 )
 from danbooru_index.index.codec import Fidelity
+from danbooru_index.pipeline.report_parts import DeviceUse, Seconds, ShardCounts
 from danbooru_index.records import describe_rejects
 
 
 @dataclass(slots=True)
-class ShardCounts:
-    """A build's shards: in all, skipped as done before, done by this run, failed for good."""
-
-    total: int = 0
-    skipped: int = 0
-    done: int = 0
-    failed: int = 0
-
-
-@dataclass(slots=True)
-class Seconds:
-    """Wall seconds. `encode`: from the first token batch to the last receipt, reading and writing
-    behind it included; `write`: summed over the actors, mostly behind the next forward pass.
-    """
-
-    total: float = 0.0
-    startup: float = 0.0
-    encode: float = 0.0
-    write: float = 0.0
-    commit: float = 0.0
-    compact: float = 0.0
-    index: float = 0.0
-    verify: float = 0.0
-
-
-@dataclass(slots=True)
-class DeviceUse:
-    """One encoding actor: share of time in the forward pass, tags/s, TFLOP/s, peak bytes."""
-
-    name: str
-    tags: int = 0
-    busy_share: float = 0.0
-    tags_per_second: float = 0.0
-    tflops_per_second: float = 0.0
-    peak_memory_bytes: int = 0
-
-
-@dataclass(slots=True)
 class BuildReport:
-    """What `build` did. The fields of `to_dict` are a contract; see DESIGN section 11.
+    """What `build` did. The fields of `to_dict` are a contract; see DESIGN section 11. `work`: when
+    each actor had shards in hand, in seconds since the command began; `changes`: since the
+    generation published before, see `rebuild`.
 
     Its length is that of the contract: each field is declared, put into JSON, and told in words.
     """
@@ -91,6 +56,10 @@ class BuildReport:
     timeline: list[tuple[float, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     picture: str | None = None
+    page: str | None = None
+    work: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    reject_samples: list[dict[str, Any]] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
     codec: dict[str, Any] = field(default_factory=dict)
     nsfw_marks: str = ""
     guards: list[dict[str, Any]] = field(default_factory=list)
@@ -161,6 +130,8 @@ class BuildReport:
             "guards": self.guards,
             "notes": self.notes,
             "picture": self.picture,
+            "page": self.page,
+            "changes": self.changes,
         }
 
     def to_text(self) -> str:
@@ -197,8 +168,8 @@ class BuildReport:
         )
         if self.encoded or self.reused:
             lines += self._time_lines()
-        if self.picture:
-            lines.append(f"  picture   {self.picture}")
+        if self.page:
+            lines.append(f"  page      {self.page}")
         return "\n".join(lines)
 
     def _time_lines(self) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from danbooru_index.config import HISTOGRAM_EDGES
 from danbooru_index.errors import first_line
@@ -14,9 +16,13 @@ from danbooru_index.index.shard_stats import ShardStats
 from danbooru_index.pipeline.driver import EncodeOutcome
 from danbooru_index.pipeline.finish import Sealed
 from danbooru_index.pipeline.plan import BuildPlan
-from danbooru_index.pipeline.report import BuildReport, DeviceUse, ShardCounts
-from danbooru_index.pipeline.report_plot import save_report
+from danbooru_index.pipeline.report import BuildReport
+from danbooru_index.pipeline.report_files import save_report
+from danbooru_index.pipeline.report_parts import DeviceUse, ShardCounts
 from danbooru_index.pipeline.resume import Work
+
+REJECTS_SHOWN = 3  # of each reason
+GAP_S = 0.05  # between two shards, that a timeline does not show
 
 
 def finished_report(plan: BuildPlan, work: Work) -> BuildReport:
@@ -40,8 +46,8 @@ def published_report(
     seconds.total = time.monotonic() - plan.started
     try:
         save_report(report, work.generation.path)
-    except Exception as error:  # published already: a picture that cannot be drawn changes nothing
-        report.notes.append(f"report.json or report.svg could not be written ({first_line(error)})")
+    except Exception as error:  # published already: a page that cannot be written changes nothing
+        report.notes.append(f"its report could not be written ({first_line(error)})")
     return report
 
 
@@ -84,12 +90,16 @@ def _report(
         path = work.generation.path / "rejects.jsonl"
         path.replace(_rejects_file(manifest.shards, records))
         report.rejects_file = str(path)
+        report.reject_samples = sampled_rejects(
+            reject for record in records.values() for reject in record.rejects
+        )
     fresh = [records[shard] for shard in outcome.done if shard in records]
     count_work(report, fresh, plan.device.name, time.monotonic() - plan.started)
     if fresh:
         seconds = report.seconds
         seconds.startup = _start_up_seconds(fresh, plan.started, seconds.total - seconds.encode)
         report.timeline = outcome.timeline
+        report.work = _work(fresh, plan.started)
     return report
 
 
@@ -139,6 +149,34 @@ def count_work(
     if stats:
         report.seconds.encode = encoding_seconds(stats, elapsed)
         report.devices = device_uses(fresh, device, report.seconds.encode)
+
+
+def sampled_rejects(rejects: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The first rejects of each reason."""
+    taken: Counter[str] = Counter()
+    found = []
+    for reject in rejects:
+        reason = str(reject.get("reason"))
+        taken[reason] += 1
+        if taken[reason] <= REJECTS_SHOWN:
+            found.append(dict(reject))
+    return found
+
+
+def _work(
+    fresh: Sequence[CompletionRecord], started: float
+) -> dict[str, list[tuple[float, float]]]:
+    """When each actor had shards in hand, in seconds since the command began."""
+    offset = time.time() - time.monotonic() + started
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for record in sorted(fresh, key=lambda one: one.stats.started):
+        begin, end = record.stats.started - offset, record.stats.ended - offset
+        merged = spans.setdefault(record.stats.worker.id, [])
+        if merged and begin <= merged[-1][1] + GAP_S:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((max(0.0, begin), end))
+    return spans
 
 
 def _start_up_seconds(fresh: Sequence[CompletionRecord], started: float, limit: float) -> float:

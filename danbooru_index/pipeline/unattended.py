@@ -14,20 +14,13 @@ from dataclasses import dataclass, replace
 from danbooru_index.choices import IfRunning
 from danbooru_index.config import BASELINE_TAGS_PER_SECOND
 from danbooru_index.durations import said_duration
-from danbooru_index.errors import (
-    BuildFailedError,
-    DanbooruIndexError,
-    IndexBusyError,
-    StorageError,
-    first_line,
-)
+from danbooru_index.errors import BuildFailedError, DanbooruIndexError, IndexBusyError, first_line
 from danbooru_index.index.catalog import IndexRoot
-from danbooru_index.index.difference import diff
 from danbooru_index.index.history import RunRecord, history, remember
 from danbooru_index.ingest.settled import settled_since
 from danbooru_index.log_lines import event
 from danbooru_index.pipeline.guards import GuardError
-from danbooru_index.pipeline.rebuild import RebuildConfig, rebuild
+from danbooru_index.pipeline.rebuild import RebuildConfig, published_id, rebuild
 from danbooru_index.pipeline.report import BuildReport
 from danbooru_index.signals import raise_in
 
@@ -59,7 +52,7 @@ def run_unattended(config: Unattended) -> tuple[BuildReport | None, RunRecord]:
     run, report = RunRecord(str(config.rebuild.build.index), "failed", 1, UNEXPECTED), None
     try:
         with _deadline(config.deadline_s):
-            run = replace(run, dump_at=_settled(config.rebuild, root), before=_published(root))
+            run = replace(run, dump_at=_settled(config.rebuild, root), before=published_id(root))
             report, code = rebuild(config.rebuild)
             run = _done(run, report, code)
     except IndexBusyError as error:
@@ -96,13 +89,6 @@ def _settled(config: RebuildConfig, root: IndexRoot) -> float:
     return changed
 
 
-def _published(root: IndexRoot) -> str:
-    """What is published before; empty where nothing is, or it cannot be read."""
-    with contextlib.suppress(StorageError):
-        return root.current_id() or ""
-    return ""
-
-
 def _done(run: RunRecord, report: BuildReport, code: int) -> RunRecord:
     """The run as its report has it, and what it changed."""
     changed = report.generation != run.before
@@ -119,15 +105,12 @@ def _done(run: RunRecord, report: BuildReport, code: int) -> RunRecord:
         ratio=round(report.encode_rate / BASELINE_TAGS_PER_SECOND, 3),
         guards=report.guards,
     )
-    if not (changed and run.before):
+    if not report.changes:
         return run
-    with contextlib.suppress(DanbooruIndexError):
-        # the generation before may be damaged, or pruned: then nothing is compared
-        found = diff(run.index, run.before, report.generation)
-        run = replace(
-            run, added=len(found.added), removed=len(found.removed), retexted=len(found.texts)
-        )
-    return run
+    counts = {name: report.changes[name]["count"] for name in ("added", "removed", "other text")}
+    return replace(
+        run, added=counts["added"], removed=counts["removed"], retexted=counts["other text"]
+    )
 
 
 @contextlib.contextmanager

@@ -60,6 +60,8 @@ CAMPAIGNS = {
     "unsound": Campaign("published only when sound", "campaign_races:unsound", 60, 12),
     "commits": Campaign("repeat-safe commit", "campaign_races:commits", 102, 12),
     "publishes": Campaign("atomic publish", "campaign_races:publishes", 1000, 10),
+    "readers": Campaign("readers during rebuilds", "campaign_nights:readers", 100, 2),
+    "reuse": Campaign("what is used again is sound", "campaign_nights:reuse", 30, 3),
     "never-mixed": Campaign("never mixed", "campaign_edits:never_mixed", 22, 0),
     "clean-vectors": Campaign("clean vectors", "campaign_edits:clean_vectors", 30, 10),
     "bounded": Campaign("bounded failure", "campaign_edits:bounded", 4, 1),

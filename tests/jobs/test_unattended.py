@@ -64,6 +64,13 @@ def test_nights_are_counted_told_and_remembered(ray_session, lines, checkpoint, 
     assert (second["records"], second["encoded"]) == (110, 25), "20 came, 5 have another text"
     assert second["dump_at"] == 3_000_000
     assert "(+20 -10 tags, 5 with another text)" in capfd.readouterr().err
+    folder = IndexRoot(index).current().path.local_path()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for word in (f"Changes since {first['generation']}", "unchanged texts", "prepared 110 of 110"):
+        assert word in page
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["changes"]["added"]["count"] == 20
+    assert len(report["guards"]) == 5
     write(dump, later, 2_500_000)
     assert main(words) == 0
     assert json.loads(told.read_text())["outcome"] == "unchanged"

@@ -214,6 +214,13 @@ def light_config(shards, index, model, *, encoder=Light(), address=None, failpoi
     )
 
 
+def rebuilt(config, shard_rows=60):
+    """The report of a rebuild of a dump, which stands in the place of the shards."""
+    from danbooru_index.pipeline.rebuild import RebuildConfig, rebuild
+
+    return rebuild(RebuildConfig((config.shards,), config, shard_rows=shard_rows))[0]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("shards")
@@ -239,6 +246,7 @@ def main() -> int:
         "--hold", default="", metavar="FILE", help="no call ends before it is there"
     )
     parser.add_argument("--hold-s", type=float, default=HOLD_S, help="but after so many seconds")
+    parser.add_argument("--rebuild", action="store_true", help="SHARDS is a dump")
     parser.add_argument("--no-backups", action="store_true", help="late shards are waited for")
     parser.add_argument("--wait-for-nodes", type=float, default=60.0, metavar="SECONDS")
     arguments = parser.parse_args()
@@ -266,14 +274,13 @@ def main() -> int:
         encoder = OnCpu(device) if device else None
     points = [parse_failpoint(word) for word in arguments.failpoint]
     try:
-        report = build(
-            light_config(
-                arguments.shards, arguments.index, arguments.model,
-                encoder=encoder, address=arguments.address, failpoints=points,
-                device=Device.CUDA if device else Device.CPU,
-                wait_for_nodes_s=arguments.wait_for_nodes,
-            )
+        config = light_config(
+            arguments.shards, arguments.index, arguments.model,
+            encoder=encoder, address=arguments.address, failpoints=points,
+            device=Device.CUDA if device else Device.CPU,
+            wait_for_nodes_s=arguments.wait_for_nodes,
         )  # fmt: skip
+        report = rebuilt(config) if arguments.rebuild else build(config)
     except DanbooruIndexError as error:
         print(f"danbooru-index: {error}", file=sys.stderr)
         return error.exit_code
