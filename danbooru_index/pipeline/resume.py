@@ -98,6 +98,13 @@ def done_records(
     )
 
 
+def _others(generation: Generation) -> int:
+    """The bytes that other generations of the index hold."""
+    own = f"{generation.path.name}/"
+    sizes = generation.path.parent.sizes()
+    return sum(size for name, size in sizes.items() if not name.startswith(own))
+
+
 def _room(plan: BuildPlan, generation: Generation, pending: tuple[Shard, ...]) -> list[str]:
     """What the tables to come need, in words; refuse a build that would not fit the disk."""
     records = sum(shard.rows for shard in pending)
@@ -108,10 +115,13 @@ def _room(plan: BuildPlan, generation: Generation, pending: tuple[Shard, ...]) -
     if needed > free:
         raise StorageError(
             f"{plan.config.index}: the tables of {records:,} records need about {needed / 1e9:.1f}"
-            f" GB and {free / 1e9:.1f} GB are free; free some space, or put --index on a larger"
-            " disk"
+            f" GB and {free / 1e9:.1f} GB are free; free some space (other generations hold"
+            f" {_others(generation) / 1e9:.1f} GB: danbooru-index prune), or put --index on a"
+            " larger disk"
         )
-    notes = [f"tables of about {needed / 1e6:,.1f} MB to come; {free / 1e9:,.0f} GB free"]
+    beside = _others(generation)
+    held = f" beside {beside / 1e6:,.1f} MB of other generations" if beside else ""
+    notes = [f"tables of about {needed / 1e6:,.1f} MB to come{held}; {free / 1e9:,.0f} GB free"]
     if len(pending) >= compaction.FRAGMENTS and records < len(pending) * compaction.SMALL_ROWS:
         notes.append(
             f"{len(pending):,} shards of {records / len(pending):,.0f} records each on average keep"
