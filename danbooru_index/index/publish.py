@@ -65,22 +65,27 @@ def rollback(root: IndexRoot) -> Generation:
 
 
 def prune(root: IndexRoot, keep: int, grace_s: float = GRACE_S) -> list[str]:
-    """Delete generations older than the last `keep` sealed ones, and unfinished ones that have a
-    later one; never the published one, nor one that a reader may have opened less than `grace_s`
-    seconds ago; return the ids deleted.
+    """Delete generations older than the last `keep` published ones, and those that have a later one
+    and are unfinished or were never published; never the one that is published now, nor one that a
+    reader may have opened less than `grace_s` seconds ago; return the ids deleted.
     """
     root.require()
     if keep < 1:
         raise UsageError(f"--keep must be at least 1, not {keep}")
     current = root.current_id()
     known = root.generations()
-    sealed = [g for g in known if g.manifest.sealed]
+    before = {current, *root.published_before()}
+    # what a guard kept back is no generation to go back to
+    sealed = [
+        g for g in known if g.manifest.sealed and (g.id in before or (g.path / SUPERSEDED).exists())
+    ]
+    published = {g.id for g in sealed}
     kept = {g.id for g in sealed[-keep:]} | {current}
     newest = known[-1].id if known else ""
     deleted = []
     _clear_remains(root, newest)
     for generation in known:
-        if generation.manifest.sealed:
+        if generation.id in published:
             left_alone = time.time() - _superseded_at(generation, sealed) < grace_s
             stale = generation.id not in kept and not left_alone
         else:

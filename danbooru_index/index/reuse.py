@@ -36,7 +36,7 @@ TAKEN = {
     "sparse": ["id", "token_ids", "weights"],
     "colbert": ["id", "vectors"],
 }
-DENSE_ENOUGH = 4  # rows read for each one asked for, before single rows are taken
+DENSE_ENOUGH = 2  # rows read for each one asked for, before single rows are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,8 @@ def _take(table: Any, columns: list[str], rows: Ints) -> pa.Table:
     if last + 1 - first <= DENSE_ENOUGH * len(rows):
         # mostly one after the other: pages are decoded once
         read = table.to_table(columns=columns, offset=first, limit=last + 1 - first)
-        return read.take(pa.array(rows - first))
+        in_order = len(rows) == len(read) and bool((np.diff(rows) == 1).all())
+        return read if in_order else read.take(pa.array(rows - first))
     places, back = np.unique(rows, return_inverse=True)
     return table.take(places, columns=columns).take(pa.array(back))
 

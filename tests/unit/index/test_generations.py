@@ -98,6 +98,19 @@ def test_rollback_passes_over_what_is_damaged(index):
     assert index.start(manifest([])).id.startswith("g000005"), "a number is not given twice"
 
 
+def test_what_was_never_published_takes_no_place_among_those_kept(index):
+    """As what guards kept back, night after night: the last of these stays, to be published."""
+    first = seal(index, index.start(manifest([])), at=1000.0)
+    second = seal(index, index.start(manifest([])), at=1001.0)
+    waiting = [index.start(manifest(["a"])) for _ in range(3)]
+    for generation in waiting:
+        known = Seal(1002.0, dict.fromkeys(("dense", "sparse", "colbert"), 1), 0)
+        replace(generation, manifest=replace(generation.manifest, seal=known)).save()
+    assert prune(index, keep=2, grace_s=0) == [one.id for one in waiting[:2]]
+    left = [generation.id for generation in index.generations()]
+    assert left == [first.id, second.id, waiting[2].id]
+
+
 def test_abandoned_builds_can_be_pruned_and_the_last_one_stays(index):
     seal(index, index.start(manifest([])), at=1000.0)
     abandoned = [index.start(manifest(["a"])).id for _ in range(3)]
