@@ -14,11 +14,13 @@ from danbooru_index.evaluation.queries import Query, read_queries
 from danbooru_index.index.catalog import Generation
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.search.batch import rank_many
+from danbooru_index.search.open_generation import as_storage_errors
 from danbooru_index.search.query_encoder import QueryEncoder
 
 ANSWERS = 10  # of mAP@10
 MEASURE = f"AP@{ANSWERS}"
 QUERIES_AT_ONCE = 1024
+Precisions = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +42,8 @@ def check_queries(path: str) -> list[Query]:
     return read_queries(path)
 
 
-def quality_change(
-    old: Generation, new: Generation, queries: str, model: str | None, device: Device
-) -> QualityChange:
-    """Ask two generations of one index the queries of a file. `model`: where the new one's model
-    is, None: where it was when the index was built.
-
-    Raises `ModelError`, `StorageError`, or what `check_queries` raises.
-    """
-    asked = check_queries(queries)
-    before = _average_precisions(old, asked, None, device)
-    after = _average_precisions(new, asked, model, device)
+def quality_change(asked: list[Query], before: Precisions, after: Precisions) -> QualityChange:
+    """What became of the answers; `before`, `after`: what `average_precisions` gave."""
     kinds = np.array([query.kind for query in asked])
     return QualityChange(
         round(float(before.mean()), 4),
@@ -67,15 +60,19 @@ def quality_change(
     )
 
 
-def _average_precisions(
+def average_precisions(
     generation: Generation, queries: list[Query], model: str | None, device: Device
-) -> np.ndarray[Any, Any]:
-    """AP@10 of each query, [queries]."""
+) -> Precisions:
+    """AP@10 of a hybrid search for each query, [queries]. `model`: where the generation's model is,
+    None: where it was when the index was built. Raises `ModelError` or `StorageError`.
+    """
     encode, reader = QueryEncoder(generation, model, device), GenerationReader(generation)
-    tags, run = reader.tags(), []
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        encoded = encode([query.text for query in queries[start : start + QUERIES_AT_ONCE]])
-        found = rank_many(reader, encoded, Mode.HYBRID, ANSWERS, wanted=Filter(nsfw=True))
-        run += [[tags[row] for row in rows.tolist()] for rows in found]
-    values: np.ndarray[Any, Any] = per_query(queries, run)[MEASURE]
+    run: list[list[str]] = []
+    with as_storage_errors():
+        tags = reader.tags()
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            encoded = encode([query.text for query in queries[start : start + QUERIES_AT_ONCE]])
+            found = rank_many(reader, encoded, Mode.HYBRID, ANSWERS, wanted=Filter(nsfw=True))
+            run += [[tags[row] for row in rows.tolist()] for rows in found]
+    values: Precisions = per_query(queries, run)[MEASURE]
     return values

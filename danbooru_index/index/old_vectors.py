@@ -12,7 +12,7 @@ import xxhash
 
 from danbooru_index.errors import StorageError
 from danbooru_index.index.catalog import Generation
-from danbooru_index.index.checks import file_checksum
+from danbooru_index.index.checks import damaged_files, file_checksum
 from danbooru_index.index.completion import read_records
 from danbooru_index.index.lance_io import panics_as_errors
 from danbooru_index.index.origins import encoding_times
@@ -42,6 +42,8 @@ def old_vectors(generation: Generation) -> OldVectors:
     read.
     """
     manifest, seal = generation.manifest, generation.manifest.need_seal()
+    if rotten := damaged_files(generation.path, seal.files):
+        raise StorageError(f"{rotten[0]} (danbooru-index verify)")
     done = [shard for shard in manifest.shards if shard not in seal.failed_shards]
     found = read_records(
         generation.path, done, manifest.fingerprint_digest, sealed=True, compacted=seal.compacted
@@ -52,7 +54,7 @@ def old_vectors(generation: Generation) -> OldVectors:
     try:
         with panics_as_errors():
             texts = GenerationReader(generation).texts()
-    except (OSError, RuntimeError, pa.ArrowException) as error:
+    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
         raise StorageError(f"generation {generation.id} cannot be read ({error})") from None
     hashes = text_hashes(texts)
     rows = np.argsort(hashes, kind="stable")

@@ -14,8 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from danbooru_index.embeddings import Array, Matrices, to_float32
+from danbooru_index.errors import StorageError
 from danbooru_index.index.catalog import Generation
 from danbooru_index.index.inverted import InvertedIndex, inverted_arrays
+from danbooru_index.index.lance_errors import lance_reason, panics_as_errors
 from danbooru_index.index.search_files import (
     ANSWERED,
     SearchFiles,
@@ -99,8 +101,14 @@ class GenerationReader:
         yield from self._dense.to_batches(columns=list(ANSWERED), batch_size=BLOCK_ROWS)
 
     def columns(self, names: Sequence[str]) -> pa.Table:
-        """Columns of every record, in row order."""
-        return self._dense.to_table(columns=list(names))
+        """Columns of every record, in row order. Raises `StorageError`."""
+        try:
+            with panics_as_errors():
+                return self._dense.to_table(columns=list(names))
+        except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+            raise StorageError(
+                f"generation {self.manifest.id} cannot be read ({lance_reason(error)})"
+            ) from None
 
     def tags(self) -> list[str]:
         """The tag of every row, in row order."""

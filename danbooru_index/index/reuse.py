@@ -9,7 +9,6 @@ from generation to generation.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +35,9 @@ TAKEN = {
     "sparse": ["id", "token_ids", "weights"],
     "colbert": ["id", "vectors"],
 }
-DENSE_ENOUGH = 2  # rows read for each one asked for, before single rows are taken
+# what Lance, Arrow and NumPy raise of a damaged file
+READING = (OSError, RuntimeError, ValueError, LookupError, pa.ArrowException)
+RUN = 32  # rows that are read as one
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class OldVectorReader:
                     for name, columns in TAKEN.items()
                 }
                 same = _agree(tables, [text for text, ok in zip(texts, mask, strict=True) if ok])
-        except (OSError, RuntimeError, ValueError, StorageError, pa.ArrowException):
+        except (*READING, StorageError):
             # whatever its reader meets in a damaged file: the texts can be encoded
             return Known(np.zeros(len(texts), bool), spoilt=int(asked.sum()))
         tables = {name: table.filter(pa.array(same)) for name, table in tables.items()}
@@ -128,8 +129,10 @@ class OldVectorReader:
             whole = noted.exists()
             if not whole:
                 path = table_path(self._old.path, name) / "data" / file
-                with contextlib.suppress(OSError):  # it may be gone
+                try:
                     whole = file_checksum(path) == self._old.checksums[name].get(file)
+                except OSError:
+                    return False  # it is gone, or cannot be read now
                 if whole:
                     noted.create(b"", durable=False)
             self._believed[key] = whole
@@ -137,17 +140,28 @@ class OldVectorReader:
 
 
 def _take(table: Any, columns: list[str], rows: Ints) -> pa.Table:
-    """Rows of a Lance table, in the order given."""
+    """Rows of a Lance table, in the order given. Rows that stand one after the other are read as
+    one, whose pages are decoded once; never a row that is not asked for.
+    """
     if not len(rows):
         return table.head(0, columns=columns)
-    first, last = int(rows.min()), int(rows.max())
-    if last + 1 - first <= DENSE_ENOUGH * len(rows):
-        # mostly one after the other: pages are decoded once
-        read = table.to_table(columns=columns, offset=first, limit=last + 1 - first)
-        in_order = len(rows) == len(read) and bool((np.diff(rows) == 1).all())
-        return read if in_order else read.take(pa.array(rows - first))
     places, back = np.unique(rows, return_inverse=True)
-    return table.take(places, columns=columns).take(pa.array(back))
+    bounds = np.flatnonzero(np.diff(places, prepend=places[0] - 2) != 1)  # where runs begin
+    lengths = np.diff(bounds, append=len(places))
+    long = lengths >= RUN
+    parts = [
+        table.to_table(columns=columns, offset=int(places[at]), limit=int(length))
+        for at, length in zip(bounds[long], lengths[long], strict=True)
+    ]
+    single = np.repeat(~long, lengths)  # of `places`, those in no long run
+    if single.any():
+        parts.append(table.take(places[single], columns=columns))
+    count = int((~single).sum())
+    at = np.empty(len(places), np.int64)  # of each of `places`, in the parts
+    at[~single], at[single] = np.arange(count), count + np.arange(len(places) - count)
+    wanted, read = at[back], pa.concat_tables(parts)
+    in_order = len(wanted) == len(read) and bool((np.diff(wanted) == 1).all())
+    return read if in_order else read.take(pa.array(wanted))
 
 
 def read_rows(generation: Generation, rows: Ints) -> Embeddings:
@@ -161,7 +175,7 @@ def read_rows(generation: Generation, rows: Ints) -> Embeddings:
                     for name, columns in TAKEN.items()
                 }
             )
-    except (OSError, RuntimeError, pa.ArrowException) as error:
+    except READING as error:
         raise StorageError(f"generation {generation.id} cannot be read ({error})") from None
 
 

@@ -177,7 +177,8 @@ def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return dict(load_file(path, device=device))
+        with as_model_error(f"{path}: cannot be read as tensors ({{}}): fetch it again", 80):
+            return dict(load_file(path, device=device))
     import torch
 
     with (

@@ -169,8 +169,12 @@ class _Run:
 def _shared(value: object | None) -> Sequence[Any]:
     """A reference to a value, which actors of any node can read; none to None."""
     import ray
+    from ray.exceptions import RayError
 
-    return () if value is None else (ray.put(value),)
+    try:
+        return () if value is None else (ray.put(value),)
+    except RayError as error:
+        raise ClusterError(f"{ray_problem(error)}; run the same command to go on") from None
 
 
 def _beside_this_process(actor: type, *arguments: object) -> Any:

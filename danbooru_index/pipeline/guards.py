@@ -1,7 +1,8 @@
 """What a rebuild checks before a new generation takes the place of the published one.
 
 A guard that fails keeps the published generation. What was built stays, sealed: the same command
-with `--publish-anyway` publishes it without encoding anything.
+with `--publish-anyway` publishes it without encoding anything (but where shards failed, which are
+tried again).
 """
 
 from __future__ import annotations
@@ -10,23 +11,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from danbooru_index.choices import Device
-from danbooru_index.embeddings import Embeddings
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError, StorageError, UsageError
-from danbooru_index.evaluation.canaries import quality_change
+from danbooru_index.evaluation.canaries import average_precisions, check_queries, quality_change
 from danbooru_index.index.catalog import Generation, IndexRoot
-from danbooru_index.index.old_vectors import old_vectors, rotten_files, text_hashes
-from danbooru_index.index.reader import GenerationReader
-from danbooru_index.index.reuse import read_rows
+from danbooru_index.index.likeness import compared_vectors, explained_share
+from danbooru_index.index.old_vectors import old_vectors, rotten_files
 from danbooru_index.ingest.prepare_report import PrepareReport
 from danbooru_index.prepare_config import RejectLimit
 
-COMPARED = 256  # unchanged texts whose vectors are compared
 SAME = 0.999  # cosine: what DESIGN section 8 asks of a model in another precision
 
 
@@ -172,7 +165,7 @@ class Guards:
             return GuardResult("vectors", None, "not compared: the model or its settings changed")
         try:
             compared, lowest = compared_vectors(last, new)
-            if lowest < SAME and (rotten := rotten_files(old_vectors(last))):
+            if not lowest >= SAME and (rotten := rotten_files(old_vectors(last))):
                 # what differs may be the rot
                 return GuardResult(
                     "vectors", None, f"not compared: {last.id} is damaged ({rotten[0]})"
@@ -185,10 +178,17 @@ class Guards:
     def _quality(self, last: Generation, new: Generation) -> GuardResult:
         if self._limits.queries is None:
             return GuardResult("quality", None, "no known queries were asked (--queries FILE)")
+        asked = check_queries(self._limits.queries)
+        alike = last.manifest.model.id == new.manifest.model.id
         try:
-            found = quality_change(last, new, self._limits.queries, self._model, self._device)
+            before = average_precisions(last, asked, self._model if alike else None, self._device)
+        except DanbooruIndexError as error:
+            return GuardResult("quality", None, f"not compared: {last.id}: {error}")
+        try:
+            after = average_precisions(new, asked, self._model, self._device)
         except DanbooruIndexError as error:
             return GuardResult("quality", False, f"cannot be measured: {error}")
+        found = quality_change(asked, before, after)
         mean, low, high = found.change
         limit = self._limits.max_quality_loss
         said = (
@@ -197,54 +197,3 @@ class Guards:
         return GuardResult(
             "quality", -mean <= limit, f"{said} (--max-quality-loss {limit:.3g})", asdict(found)
         )
-
-
-def explained_share(generation: Generation) -> float:
-    """The share of records whose text says more than the category and the tag, 0 to 1. Raises
-    `StorageError`.
-    """
-    table = _columns(generation, ["category", "tag", "text"])
-    bracketed = pc.binary_join_element_wise("【", table["category"], "】", table["tag"], "")
-    bare = pc.or_(pc.equal(table["text"], bracketed), pc.equal(table["text"], table["tag"]))
-    return 1 - float(pc.mean(bare.cast(pa.int8())).as_py() or 0.0)
-
-
-def compared_vectors(last: Generation, new: Generation) -> tuple[int, float]:
-    """How many texts of both generations were compared, and the lowest cosine of any of their three
-    outputs to what it was, 1 where there are none. Raises `StorageError`.
-    """
-    old = old_vectors(last)
-    hashes = text_hashes(_columns(new, ["text"])["text"].to_pylist())
-    rows = np.flatnonzero(np.isin(hashes, old.hashes))
-    if len(rows):
-        rows = rows[np.unique(np.linspace(0, len(rows) - 1, COMPARED).astype(np.int64))]
-    before = read_rows(last, old.rows[np.searchsorted(old.hashes, hashes[rows])])
-    after = read_rows(new, rows)
-    cosines = [_lowest(before, after, row) for row in range(len(rows))]
-    return len(rows), min(cosines, default=1.0)
-
-
-def _lowest(one: Embeddings, other: Embeddings, row: int) -> float:
-    """The lowest cosine of a text's three outputs; 0 where its tokens differ."""
-    sparse = [each.sparse_row(row) for each in (one, other)]
-    matrices = [each.colbert_row(row) for each in (one, other)]
-    if matrices[0].shape != matrices[1].shape:
-        return 0.0
-    tokens = sorted({*sparse[0], *sparse[1]})
-    weights = [np.array([each.get(token, 0.0) for token in tokens]) for each in sparse]
-    pairs = [(one.dense[row], other.dense[row]), tuple(weights), tuple(matrices)]
-    return min(
-        _cosine_of(a.astype(np.float64).ravel(), b.astype(np.float64).ravel()) for a, b in pairs
-    )
-
-
-def _cosine_of(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm else float(not a.any() and not b.any())
-
-
-def _columns(generation: Generation, names: list[str]) -> pa.Table:
-    try:
-        return GenerationReader(generation).columns(names)
-    except (OSError, RuntimeError, pa.ArrowException) as error:
-        raise StorageError(f"{generation.id} cannot be read ({error})") from None

@@ -13,7 +13,7 @@ from danbooru_index.index.manifest import Fingerprint, Manifest, ModelRef
 from danbooru_index.ingest.sampling import InputSamples
 from danbooru_index.ingest.scan import InputScan
 from danbooru_index.model.checkpoint import Checkpoint, hidden_size, longest_text
-from danbooru_index.pipeline.projection import Projection, obtain, refuse_below
+from danbooru_index.pipeline.projection import Projection, obtain
 from danbooru_index.pipeline.protocol import WorkerSettings
 from danbooru_index.pipeline.reading import Reading
 from danbooru_index.pipeline.worker_device import device_on_worker
@@ -70,9 +70,8 @@ def make_plan(
     if settings.colbert_dim < dim:
         start_up.step("fitting the projection")
         projection = obtain(
-            root, fingerprint, reading.scan.digest, samples, cluster, settings, reuse=config.reuse
+            root, fingerprint, reading.scan.digest, samples, cluster, settings, config
         )
-        refuse_below(projection.fidelity, config.min_fidelity)
         fingerprint = replace(fingerprint, codec=projection.codec.name)
     wanted = Manifest(
         id="",

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from danbooru_index.cluster.resources import ClusterPlan, on_worker
+from danbooru_index.config import BuildConfig
 from danbooru_index.embeddings import TokenBatch
 from danbooru_index.errors import BuildFailedError, DanbooruIndexError, StorageError
 from danbooru_index.index.catalog import Generation, IndexRoot
@@ -43,26 +44,31 @@ def obtain(
     samples: InputSamples,
     plan: ClusterPlan,
     settings: WorkerSettings,
-    *,
-    reuse: bool = False,
+    config: BuildConfig,
 ) -> Projection:
     """The projection to `settings.colbert_dim` values of this input under this model, and what it
-    costs. `reuse`: that of the published generation, if it has one.
+    costs; a build that uses vectors again keeps that of the published generation, if its fidelity
+    is still enough.
 
-    Raises `BuildFailedError` where it cannot be fitted.
+    Raises `BuildFailedError` where none can be fitted, or it keeps too little.
     """
     found = _known(root, fingerprint, input_digest, settings.colbert_dim)
     if found is not None:
+        refuse_below(found.fidelity, config.min_fidelity)
         return found
-    kept = _last_kept(root, fingerprint, settings.colbert_dim) if reuse else None
-    verb = "fitting" if kept is None else "measuring"
+    kept = _last_kept(root, fingerprint, settings.colbert_dim) if config.reuse else None
+    least, verb = config.min_fidelity, "fitting" if kept is None else "measuring"
     log.info(f"{verb} the projection of ColBERT vectors to {settings.colbert_dim} values")
     texts, questions = list(samples.projection), list(samples.questions)
     answer: Projection | str = on_worker(
         plan.num_gpus, plan.num_cpus, fit_on_worker, settings, texts, questions, kept
     )
+    if kept and isinstance(answer, Projection) and answer.fidelity.overlap < least:
+        log.info(f"{answer.fidelity.to_text()}: below {least}, another is fitted")
+        answer = on_worker(plan.num_gpus, plan.num_cpus, fit_on_worker, settings, texts, questions)
     if isinstance(answer, str):
         raise BuildFailedError(f"the projection of ColBERT vectors could not be fitted: {answer}")
+    refuse_below(answer.fidelity, least)
     return answer
 
 

@@ -15,7 +15,7 @@ from danbooru_index.index.publish import prune
 from danbooru_index.ingest.prepare import prepare
 from danbooru_index.ingest.prepare_report import PrepareReport
 from danbooru_index.pipeline.build import build_owned, exit_code
-from danbooru_index.pipeline.guards import GuardLimits, Guards
+from danbooru_index.pipeline.guards import GuardError, GuardLimits, Guards
 from danbooru_index.pipeline.rebuild_report import changes_between, complete_report
 from danbooru_index.pipeline.report import BuildReport
 from danbooru_index.prepare_config import DumpConfig, PrepareConfig
@@ -58,12 +58,16 @@ def rebuild(config: RebuildConfig) -> tuple[BuildReport, int]:
         prepared = _prepare_beside(config, root.path / "input")
         guards = Guards(root, config.guards, prepared, settings.model, settings.device)
         before = published_id(root)
-        report = build_owned(settings, root, guards)
+        try:
+            report = build_owned(settings, root, guards)
+        except GuardError:
+            prune(root, config.keep)  # what guards kept back before would fill the disk
+            raise
         report.changes = changes_between(config.build.index, before, report.generation)
         deleted = prune(root, config.keep)
-    if deleted:
-        report.notes.append(f"pruned {', '.join(deleted)}")
-    complete_report(report, prepared, guards, root.current().path)
+        if deleted:
+            report.notes.append(f"pruned {', '.join(deleted)}")
+        complete_report(report, prepared, guards, root.path / "generations" / report.generation)
     return report, exit_code(report, settings)
 
 

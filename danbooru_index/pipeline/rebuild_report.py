@@ -23,7 +23,9 @@ REJECTS_READ = 100_000  # for samples of each reason
 def complete_report(
     report: BuildReport, prepared: PrepareReport, guards: Guards, generation: Storage
 ) -> None:
-    """Add what was prepared and guarded; write its files anew, where the build wrote some."""
+    """Add what was prepared and guarded; write its files anew, where the build wrote some or a
+    guard had kept the generation back.
+    """
     counted = f"prepared {prepared.records:,} of {prepared.read:,} records"
     report.notes[:0] = [*prepared.understood_notes, counted, *guards.notes]
     report.guards = [one.to_dict() for one in guards.results]
@@ -31,7 +33,7 @@ def complete_report(
     report.read += sum(prepared.rejected.values())
     report.rejects_file = prepared.rejects_file or report.rejects_file
     report.reject_samples[:0] = _reject_samples(prepared)
-    if report.page is not None:
+    if report.page is not None or not (generation / "report.html").exists():
         save_report(report, generation)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from danbooru_index.config import BASELINE_TAGS_PER_SECOND, HISTOGRAM_EDGES
+from danbooru_index.errors import first_line
 from danbooru_index.pipeline.charts import Lane, lengths, stacked, throughput, timeline
 from danbooru_index.pipeline.report import BuildReport
 from danbooru_index.pipeline.report_page import report_page
@@ -15,8 +16,18 @@ LANE_NAME = 44  # characters
 
 
 def save_report(report: BuildReport, folder: Storage) -> None:
-    """Write `report.json`, `report.svg` and `report.html`; what was there is replaced."""
+    """Write `report.json`, `report.svg` and `report.html`; what was there is replaced. What cannot
+    be written is noted in the report.
+    """
     report.picture, report.page = str(folder / "report.svg"), str(folder / "report.html")
+    try:
+        _write(report, folder)
+    except Exception as error:  # published already: a page that cannot be written changes nothing
+        report.picture = report.page = None
+        report.notes.append(f"its report could not be written ({first_line(error)})")
+
+
+def _write(report: BuildReport, folder: Storage) -> None:
     charts = draw(report)
     (folder / "report.svg").replace(stacked(list(charts.values())).encode())
     (folder / "report.html").replace(report_page(report, charts).encode(errors="replace"))

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from danbooru_index.config import HISTOGRAM_EDGES
-from danbooru_index.errors import first_line
 from danbooru_index.index.completion import CompletionRecord, count_rejects
 from danbooru_index.index.shard_stats import ShardStats
 from danbooru_index.pipeline.driver import EncodeOutcome
@@ -44,10 +43,7 @@ def published_report(
     )
     report.notes += times.notes
     seconds.total = time.monotonic() - plan.started
-    try:
-        save_report(report, work.generation.path)
-    except Exception as error:  # published already: a page that cannot be written changes nothing
-        report.notes.append(f"its report could not be written ({first_line(error)})")
+    save_report(report, work.generation.path)
     return report
 
 

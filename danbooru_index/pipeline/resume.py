@@ -98,7 +98,7 @@ def done_records(
     )
 
 
-def _others(generation: Generation) -> int:
+def _bytes_beside(generation: Generation) -> int:
     """The bytes that other generations of the index hold."""
     own = f"{generation.path.name}/"
     sizes = generation.path.parent.sizes()
@@ -116,10 +116,10 @@ def _room(plan: BuildPlan, generation: Generation, pending: tuple[Shard, ...]) -
         raise StorageError(
             f"{plan.config.index}: the tables of {records:,} records need about {needed / 1e9:.1f}"
             f" GB and {free / 1e9:.1f} GB are free; free some space (other generations hold"
-            f" {_others(generation) / 1e9:.1f} GB: danbooru-index prune), or put --index on a"
+            f" {_bytes_beside(generation) / 1e9:.1f} GB: danbooru-index prune), or put --index on a"
             " larger disk"
         )
-    beside = _others(generation)
+    beside = _bytes_beside(generation)
     held = f" beside {beside / 1e6:,.1f} MB of other generations" if beside else ""
     notes = [f"tables of about {needed / 1e6:,.1f} MB to come{held}; {free / 1e9:,.0f} GB free"]
     if len(pending) >= compaction.FRAGMENTS and records < len(pending) * compaction.SMALL_ROWS:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from danbooru_index.config import HISTOGRAM_EDGES
 from danbooru_index.embeddings import Embeddings, EncoderStats, TokenBatch, merge
+from danbooru_index.errors import DanbooruIndexError
 from danbooru_index.index.completion import CompletionRecord, TablePart
 from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.origins import to_origins
@@ -144,11 +145,15 @@ def old_vectors_of(settings: WorkerSettings) -> OldVectorReader | None:
     if not settings.reuses:
         return None
     import ray
+    from ray.exceptions import RayError
 
-    [old] = ray.get(settings.progress.old_vectors.remote())
-    checked = settings.attempts / "checked"
-    checked.make_folder()
-    return OldVectorReader(ray.get(old), checked)
+    try:
+        [old] = ray.get(settings.progress.old_vectors.remote())
+        checked = settings.attempts / "checked"
+        checked.make_folder()
+        return OldVectorReader(ray.get(old), checked)
+    except (RayError, OSError, DanbooruIndexError):
+        return None  # this actor encodes all it gets
 
 
 def worker_stats(encoder: Any) -> WorkerStats:
