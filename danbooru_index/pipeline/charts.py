@@ -172,6 +172,7 @@ def stacked(drawings: Sequence[str]) -> str:
         placed.append(one.replace("<svg ", f'<svg y="{top}" ', 1))
         top += height
     return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{2 * WIDTH}">'
         f"<style>{STYLE}</style>"
         f'<rect width="{WIDTH}" height="{top}" fill="#fff"/>{"".join(placed)}</svg>\n'
