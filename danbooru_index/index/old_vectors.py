@@ -12,12 +12,12 @@ import xxhash
 
 from danbooru_index.errors import StorageError
 from danbooru_index.index.catalog import Generation
-from danbooru_index.index.checks import damaged_files, file_checksum
+from danbooru_index.index.checks import damaged_files
 from danbooru_index.index.completion import read_records
 from danbooru_index.index.lance_io import panics_as_errors
 from danbooru_index.index.origins import encoding_times
 from danbooru_index.index.reader import GenerationReader
-from danbooru_index.index.schema import TABLES, table_path
+from danbooru_index.index.schema import TABLES
 from danbooru_index.storage.base import Storage
 
 
@@ -82,18 +82,13 @@ def old_vectors(generation: Generation) -> OldVectors:
 
 
 def rotten_files(old: OldVectors) -> list[str]:
-    """The data files that are not as they were written: reads all of them."""
-    found = []
-    for name, checksums in old.checksums.items():
-        for file, checksum in checksums.items():
-            path = table_path(old.path, name) / "data" / file
-            try:
-                if file_checksum(path) == checksum:
-                    continue
-            except OSError:
-                pass  # it is gone
-            found.append(f"{name}.lance/data/{file}")
-    return found
+    """The data files, in words, that are not as they were written: reads all of them."""
+    data = {
+        f"{name}.lance/data/{file}": checksum
+        for name, checksums in old.checksums.items()
+        for file, checksum in checksums.items()
+    }
+    return damaged_files(old.path, data)
 
 
 def text_hashes(texts: Sequence[str]) -> npt.NDArray[np.uint64]:

@@ -61,7 +61,7 @@ def readers(seed: int, count: int, folder: Path) -> Outcome:
     """`count` cycles of rebuild, publish, prune, rollback while four processes search: no query
     may fail, and a rollback is seen within two seconds.
     """
-    import ray
+    from campaign_edits import one_ray
     from light import light_config, rebuilt
 
     from danbooru_index.index.catalog import IndexRoot
@@ -73,7 +73,7 @@ def readers(seed: int, count: int, folder: Path) -> Outcome:
     index, model = folder / "index", make_checkpoint(folder / "model", LIGHT_SHAPE)
     root, stop = IndexRoot(index), folder / "stop"
     late, slowest = 0, 0.0
-    with _ray(ray):
+    with one_ray():
         rebuilt(light_config(_write(folder / "d.jsonl", records), index, model))
         processes = [
             start([sys.executable, CHAOS / "campaign_nights.py", index, stop])
@@ -101,22 +101,6 @@ def readers(seed: int, count: int, folder: Path) -> Outcome:
     outcome.add("rollbacks seen after more than 2 s", late)
     outcome.add("ms until the slowest rollback was seen by all", round(1000 * slowest))
     return outcome
-
-
-class _ray:
-    """A Ray of this process, which every rebuild here uses."""
-
-    def __init__(self, ray):
-        self._ray = ray
-
-    def __enter__(self):
-        self._ray.init(
-            address="local", num_cpus=2, object_store_memory=200 << 20, include_dashboard=False,
-            log_to_driver=False, logging_level="ERROR",
-        )  # fmt: skip
-
-    def __exit__(self, *_):
-        self._ray.shutdown()
 
 
 def _seen_by_all(outcome, processes, generation) -> float:

@@ -129,7 +129,7 @@ def test_it_is_one_whole_file_and_what_it_quotes_stays_text(report, tmp_path):
     tags.feed(text)
     assert tags.open == []
     assert tags.fetched == []
-    assert not {"script", "b>", "img", "link"} & tags.names - {"b"}
+    assert not {"script", "img", "link"} & tags.names
     assert "url(" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     for word in (
