@@ -128,7 +128,8 @@ class StartUp:
 
 class Progress:
     """Counts records of this run, once the first is done (till then `start_up` is shown); also
-    keeps the timeline for the report's picture.
+    keeps the timeline for the report's picture. `reuses`: some records have their vectors from an
+    earlier generation, so that what is counted is no speed of encoding.
     """
 
     def __init__(
@@ -137,7 +138,9 @@ class Progress:
         started: float,
         stream: TextIO | None = None,
         start_up: StartUp | None = None,
+        reuses: bool = False,
     ) -> None:
+        self._reuses = reuses
         self._stream = stream or sys.stderr
         self._start_up = start_up
         self._total = total
@@ -157,9 +160,7 @@ class Progress:
         self._remember(now - self._started, records)
         rate = records / (now - self._begun) if self._begun and now > self._begun else 0.0
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"{rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline", refresh=False
-            )
+            self._bar.set_postfix_str(self._compared(rate), refresh=False)
             self._bar.update(records - self._last)
             if self._bar.disable and rate and now - self._told >= LINE_EVERY_S:
                 self._told = now
@@ -181,26 +182,33 @@ class Progress:
         self._bar = tqdm(
             total=self._total,
             unit="tag",
-            desc="encoding",
+            desc="reusing and encoding" if self._reuses else "encoding",
             file=self._stream,
             disable=not self._stream.isatty(),
             dynamic_ncols=True,
             smoothing=0.1,
         )
 
+    def _compared(self, rate: float) -> str:
+        """A rate beside the baseline, which encoded every record."""
+        return "" if self._reuses else f"{rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline"
+
     def _line(self, records: int, rate: float) -> None:
-        line = (
-            f"{records:,} of {self._total:,} records ({records / self._total:.0%}), {rate:,.1f}"
-            f" tags/s, {(self._total - records) / rate:,.0f} s left,"
-            f" {rate / BASELINE_TAGS_PER_SECOND:.2f}x baseline"
-        )
+        unit = "records/s, reused ones among them" if self._reuses else "tags/s"
+        parts = [
+            f"{records:,} of {self._total:,} records ({records / self._total:.0%})",
+            f"{rate:,.1f} {unit}",
+            f"{(self._total - records) / rate:,.0f} s left",
+            self._compared(rate),
+        ]
+        line = ", ".join(part for part in parts if part)
         log.info(
             line,
             extra=event(
                 "progress",
                 records=records,
                 of=self._total,
-                tags_per_second=round(rate, 1),
+                **{f"{'records' if self._reuses else 'tags'}_per_second": round(rate, 1)},
                 seconds_left=round((self._total - records) / rate),
             ),
         )

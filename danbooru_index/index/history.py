@@ -18,8 +18,9 @@ RUNS_KEPT = 1000  # runs; older ones are forgotten
 class RunRecord:
     """What one `rebuild` did. `at`: its end, in seconds since the epoch; `outcome`: published,
     unchanged, failed or skipped; `message`: why it failed or was skipped. `added`, `removed`,
-    `retexted`: tags against the generation published `before`; `encoded`: texts; `dump_at`: when
-    the dump was last changed; `ratio`: to the baseline of 96.3 tags/s; `guards`: what was checked.
+    `retexted`: tags against the generation published `before`; `encoded`: texts; `reused`: records
+    that took their vectors from it; `dump_at`: when the dump was last changed; `ratio`: to the
+    baseline of 96.3 tags/s; `guards`: what was checked.
     """
 
     index: str
@@ -34,6 +35,7 @@ class RunRecord:
     removed: int = 0
     retexted: int = 0
     encoded: int = 0
+    reused: int = 0
     rejected: int = 0
     seconds: float = 0.0
     tags_per_second: float = 0.0
@@ -55,11 +57,12 @@ class RunRecord:
             return f"rebuild {self.outcome}: {self.message}"
         changes = f"+{self.added:,} -{self.removed:,} tags, {self.retexted:,} with another text"
         speed = f", {self.tags_per_second:,.1f} tags/s, {self.ratio:.2f}x baseline"
+        reused = f", {self.reused:,} reused" if self.reused else ""
         left_out = f", {self.rejected:,} left out" if self.rejected else ""
         return (
             f"rebuild {self.outcome} {self.generation}: {self.records:,} records"
-            f" ({changes if self.before else 'the first'}){left_out}, {self.encoded:,} encoded,"
-            f" {self.seconds:,.1f} s{speed if self.encoded else ''}"
+            f" ({changes if self.before else 'the first'}){left_out}, {self.encoded:,} encoded"
+            f"{reused}, {self.seconds:,.1f} s{speed if self.encoded and not self.reused else ''}"
         )
 
     def to_line(self) -> str:

@@ -94,7 +94,8 @@ def encode(plan: BuildPlan, work: Work, start_up: StartUp) -> EncodeOutcome:
     with contextlib.ExitStack() as stack:
         attempts = work.generation.path.absolute() / f"attempts-{uuid.uuid4().hex[:8]}"
         stack.callback(attempts.remove_tree)
-        progress = Progress(sum(shard.rows for shard in pending), plan.started, start_up=start_up)
+        records, reuses = sum(shard.rows for shard in pending), work.old is not None
+        progress = Progress(records, plan.started, start_up=start_up, reuses=reuses)
         stack.callback(progress.close)
         settings = seen_by_all(work.settings, attempts, pending)
         run = _Run(plan, settings, outcome, progress, _shared(work.old))

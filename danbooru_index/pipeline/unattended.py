@@ -100,6 +100,7 @@ def _done(run: RunRecord, report: BuildReport, code: int) -> RunRecord:
         generation=report.generation,
         records=report.records,
         encoded=report.encoded if changed else 0,
+        reused=report.reused if changed else 0,
         rejected=sum(report.rejected.values()),
         tags_per_second=round(report.encode_rate, 2),
         ratio=round(report.encode_rate / BASELINE_TAGS_PER_SECOND, 3),

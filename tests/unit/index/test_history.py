@@ -1,5 +1,7 @@
 """The runs that made an index, as they are kept and told."""
 
+from dataclasses import replace
+
 import pytest
 
 from danbooru_index.index import history as kept
@@ -39,6 +41,8 @@ def test_each_outcome_in_one_line():
         "rebuild published g2: 1,000 records (+3 -2 tags, 1 with another text), 4 left out, 1,000"
         " encoded, 12.3 s, 963.0 tags/s, 10.00x baseline"
     )
+    night = replace(run, encoded=10, reused=990)
+    assert night.to_text().endswith("4 left out, 10 encoded, 990 reused, 12.3 s")  # no speed
     assert "(the first)" in RunRecord("i", "published", records=9).to_text()
     failed = RunRecord("i", "failed", 1, "the dump is empty")
     assert failed.to_text() == "rebuild failed: the dump is empty"

@@ -69,6 +69,24 @@ def test_plain_lines_every_ten_seconds_elsewhere(clock, caplog):
     assert float(shown[5]) == pytest.approx(rate / 96.3, abs=0.01)
 
 
+def test_reused_records_are_no_speed_of_encoding(clock, caplog):
+    caplog.set_level("INFO", "danbooru_index")
+    for stream in (io.StringIO(), Terminal()):
+        bar = Progress(96_300, 1000.0, stream, reuses=True)
+        for second in range(1, 15):
+            clock[0] = 1000.0 + second
+            bar.show((second - 1) * 963)
+        bar.close()
+    [line] = caplog.messages
+    assert re.fullmatch(
+        r"[\d,]+ of 96,300 records \(\d+%\), [\d,.]+ records/s, reused ones among them, [\d,]+ s"
+        r" left",
+        line,
+    )
+    assert "reusing and encoding" in stream.getvalue()
+    assert "baseline" not in stream.getvalue()
+
+
 def test_the_count_never_falls_and_the_timeline_stays_small(clock):
     bar = Progress(10**6, 1000.0, io.StringIO())
     for second in range(5000):
