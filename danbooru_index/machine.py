@@ -15,7 +15,8 @@ def uncollected() -> Iterator[None]:
     none of them garbage, and a thread that collects a reference of Ray's while Ray ends has Ray end
     the process.
 
-    Measured: FlagEmbedding is imported in 4.1 s instead of 5.1, Ray in 0.9 instead of 1.1.
+    Measured: FlagEmbedding is imported in 4.1 s instead of 5.1, Ray in 0.9 instead of 1.1; 20,000
+    completion records, all of which stay, are read in 3.4 s instead of 6.3.
     """
     collecting = gc.isenabled()
     gc.disable()

@@ -44,7 +44,9 @@ def add_search(verbs: Any) -> None:
         "--min-post-count", type=int, metavar="N", help="only tags with at least N posts"
     )
     parser.add_argument(
-        "--nsfw", action="store_true", help="also answer with tags that are not safe for work"
+        "--nsfw",
+        action="store_true",
+        help="also answer with tags that are not safe for work (--resolve always knows them)",
     )
     parser.add_argument(
         "--explain", action="store_true", help="say of each hit why it stands where it stands"

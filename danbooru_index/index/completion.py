@@ -16,6 +16,7 @@ from typing import Any, Self
 from danbooru_index.errors import StorageError
 from danbooru_index.index.schema import TABLES, table_path
 from danbooru_index.index.shard_stats import ShardStats
+from danbooru_index.machine import uncollected
 from danbooru_index.storage.base import Storage
 from danbooru_index.storage.read_ahead import read_ahead
 
@@ -172,13 +173,14 @@ def read_records(
     found: dict[str, CompletionRecord] = {}
     compacted = compacted or {}
     sizes = {name: (table_path(generation, name) / "data").sizes() for name in TABLES}
+    folder = record_path(generation, "").parent
     if not _files_are_there(sizes, compacted):
         return found
 
     def read(shard: str) -> CompletionRecord | None:
         """None: there is none; one of no shard: it cannot be believed."""
         try:
-            record = CompletionRecord.from_bytes(record_path(generation, shard).read())
+            record = CompletionRecord.from_bytes((folder / f"{shard}.json").read())
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
@@ -188,7 +190,9 @@ def read_records(
         return record if believed and _files_are_there(sizes, parts) else UNREADABLE
 
     local = generation.local_path() is not None
-    for shard, record in zip(shards, read_ahead(read, shards, local=local), strict=True):
+    with uncollected():
+        records = list(read_ahead(read, shards, local=local))
+    for shard, record in zip(shards, records, strict=True):
         if record is UNREADABLE:
             if not sealed:
                 _set_aside(record_path(generation, shard))

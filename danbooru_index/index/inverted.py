@@ -34,7 +34,7 @@ RowScores = npt.NDArray[np.float32]
 
 def inverted_arrays(batches: Iterable[pa.RecordBatch]) -> dict[str, Array]:
     """The index over `token_ids` and `weights` of the sparse table, in row order."""
-    tokens, weights, lengths = _flat(batches)
+    tokens, weights, lengths = flat_weights(batches)
     rows = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     order = np.argsort(tokens, kind="stable")  # by token, rows ascending within each
     tokens, rows, weights = tokens[order], rows[order], weights[order]
@@ -58,7 +58,7 @@ def inverted_arrays(batches: Iterable[pa.RecordBatch]) -> dict[str, Array]:
     }
 
 
-def _flat(batches: Iterable[pa.RecordBatch]) -> tuple[Array, Array, Array]:
+def flat_weights(batches: Iterable[pa.RecordBatch]) -> tuple[Array, Array, Array]:
     """All tokens and weights, and how many each row has."""
     tokens = [np.empty(0, np.int32)]
     weights, lengths = [np.empty(0, np.float32)], [np.empty(0, np.int64)]

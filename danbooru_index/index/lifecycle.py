@@ -26,11 +26,14 @@ from danbooru_index.index.vector_index import build_index
 
 @dataclass(frozen=True, slots=True)
 class OpenedGeneration:
-    """The generation to work on, and why it is that one; `finished`: it is published already."""
+    """The generation to work on, and why it is that one; `finished`: it is complete and published,
+    `published_now`: by this call.
+    """
 
     generation: Generation
     notes: list[str]
     finished: bool = False
+    published_now: bool = False
 
 
 def open_generation(
@@ -76,7 +79,7 @@ def open_generation(
                 _consult(guard, generation)
                 publish(root, generation)
                 note = f"generation {generation.id} was complete: published again"
-                return OpenedGeneration(generation, [note], finished=True)
+                return OpenedGeneration(generation, [note], finished=True, published_now=True)
             return OpenedGeneration(generation, [], finished=True)
     notes = [*root.damaged().values(), *damaged]
     if known and not damaged:

@@ -25,8 +25,10 @@ GAP_S = 0.05  # between two shards, that a timeline does not show
 
 
 def finished_report(plan: BuildPlan, work: Work) -> BuildReport:
-    """The report of a build that had nothing to do."""
-    return _report(plan, work, work.records, EncodeOutcome(), "already published: nothing to do")
+    """The report of a build that had nothing to do, but maybe to publish."""
+    now = "published: it was complete, nothing was encoded"
+    state = now if work.published_now else "already published: nothing to do"
+    return _report(plan, work, work.records, EncodeOutcome(), state)
 
 
 def published_report(

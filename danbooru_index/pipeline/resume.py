@@ -23,7 +23,7 @@ class Work:
     """A generation and its pending shards; `records`: of those that are done; `notes`: what is
     worth telling; `old`: vectors that may be used again.
 
-    `finished`: the generation is published already.
+    `finished`: the generation is complete and published, `published_now`: just now.
     """
 
     generation: Generation
@@ -33,6 +33,7 @@ class Work:
     notes: tuple[str, ...]
     finished: bool
     old: OldVectors | None = None
+    published_now: bool = False
 
 
 def find_work(plan: BuildPlan, root: IndexRoot, guard: Guard | None = None) -> Work:
@@ -62,7 +63,16 @@ def find_work(plan: BuildPlan, root: IndexRoot, guard: Guard | None = None) -> W
         notes += _room(plan, generation, pending)
         largest = max(shard.rows for shard in pending)
         settings = replace(settings, shard_tokens=int(plan.tokens_per_text * largest))
-    return Work(generation, records, pending, settings, tuple(notes), opened.finished, old)
+    return Work(
+        generation,
+        records,
+        pending,
+        settings,
+        tuple(notes),
+        opened.finished,
+        old,
+        opened.published_now,
+    )
 
 
 def _reusable(plan: BuildPlan, root: IndexRoot) -> tuple[OldVectors | None, list[str]]:

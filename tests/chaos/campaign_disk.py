@@ -412,7 +412,7 @@ YOUNG = tuple(_hex(name) for name in ("_versions", "_transactions", "CURRENT.jso
 
 def power_loss(seed: int, count: int, folder: Path) -> Outcome:
     """Crash states of two builds over a published index, at random moments; each must open, be
-    whole, and go on.
+    whole, and go on. The second uses the vectors of the first again.
     """
     outcome = Outcome()
     index, trace = folder / "index", folder / "trace"
@@ -421,7 +421,7 @@ def power_loss(seed: int, count: int, folder: Path) -> Outcome:
     expected = {"a": contents(index)}
     steps = []
     for model in "bc":
-        command = vault_command(index, model, *(["--keep", 2] if model == "c" else []))
+        command = vault_command(index, model, *(["--keep", 2, "--reuse"] if model == "c" else []))
         traced = start(
             [*STRACE, "-xx", "-y", "-s", "10000000", "-e", f"trace={CALLS}", "-o", trace, *command]
         )
@@ -490,7 +490,7 @@ def _judge_crash(outcome, place, published, expected, case):
     outcome.problems += [f"{case}: {problem}" for problem in compare(place, expected[current])]
     following = chr(ord(current) + 1) if current < "c" else current
     try:
-        vault.build(place, vault.shard_names(SHARDS), model=following)
+        vault.build(place, vault.shard_names(SHARDS), model=following, reuse=following == "c")
         outcome.problems += [
             f"{case}, gone on: {problem}" for problem in compare(place, expected[following])
         ]

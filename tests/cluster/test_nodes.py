@@ -39,6 +39,7 @@ def joined(ring, *sizes):
         ring.clear()
 
 
+@pytest.mark.long
 def test_nodes_of_several_sizes_one_of_which_leaves_and_one_joins(ring, bench, expected):
     """All work; stdout holds the report alone, stderr says who left and who joined."""
     with (

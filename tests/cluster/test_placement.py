@@ -47,6 +47,7 @@ def refused(made):
     return last
 
 
+@pytest.mark.long
 def test_a_node_that_does_not_see_the_shards_or_sees_others(bench, expected, pair, tmp_path):
     """One line before anything is encoded; without that node the same command builds all."""
     needs_namespaces(tmp_path)

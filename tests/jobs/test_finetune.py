@@ -63,6 +63,7 @@ def dump(tmp_path_factory, sample):
     return path
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_short_training_from_pairs_alone_ends_with_a_model(

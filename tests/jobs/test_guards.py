@@ -57,7 +57,8 @@ def test_each_guard_keeps_the_old_generation(ray_session, sample, checkpoint, tm
     with pytest.raises(GuardError):
         nights.night([*spoilt, {"id": "", "text": ""}], guards=guards)
     anyway = GuardLimits(queries=queries, publish_anyway=True)
-    nights.night([*spoilt, {"id": "", "text": ""}], guards=anyway, code=3)
+    published = nights.night([*spoilt, {"id": "", "text": ""}], guards=anyway, code=3)
+    assert published.state == "published: it was complete, nothing was encoded"
     assert nights.current().id == built.id
     assert len(IndexRoot(nights.index).generations()) == 2
 

@@ -10,6 +10,8 @@ query is not counted. Prints one JSON document; milliseconds are medians and 95t
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import re
 import sys
@@ -29,6 +31,7 @@ from danbooru_index.embeddings import Embeddings
 from danbooru_index.index.catalog import IndexRoot
 from danbooru_index.index.completion import CompletionRecord, complete
 from danbooru_index.index.fragments import ShardWriter
+from danbooru_index.index.inverted import flat_weights
 from danbooru_index.index.lifecycle import seal_and_publish
 from danbooru_index.index.manifest import Checks
 from danbooru_index.index.reader import GenerationReader
@@ -42,6 +45,7 @@ from danbooru_index.search.retriever import Allowed, query_of
 
 SHARD, TOKENS = 4096, 250_002
 QUERIES, COLBERT_QUERIES, EXACT_COLBERT = 200, 60, 40
+BEST = 200  # sparse candidates
 SHARES = (0.5, 0.1, 0.01, 0.001, 0.0001)
 MODES = (Mode.DENSE, Mode.SPARSE, Mode.LEXICAL, Mode.HYBRID, Mode.COLBERT)
 EVERYTHING = Filter(nsfw=True)
@@ -228,6 +232,45 @@ def rivals(reader, queries, folder):
     return told
 
 
+def sparse_rivals(reader, queries, folder):
+    """The best 200 rows by sparse weights: this project's inverted index, SciPy's columns, and
+    impact-index's exact MaxScore (GPL-3: `pip install impact-index`, a rival, no dependency).
+    """
+    from scipy.sparse import csc_matrix
+
+    batches = list(reader.sparse_batches())
+    tokens, weights, lengths = flat_weights(batches)
+    bounds = np.concatenate(([0], np.cumsum(lengths)))
+    rows = np.repeat(np.arange(reader.rows), lengths)
+    columns = csc_matrix((weights, (rows, tokens)), shape=(reader.rows, TOKENS))
+    everything = np.ones(reader.rows, bool)
+
+    def ours(query):
+        return reader.inverted.top(query.sparse, BEST, everything)[1]
+
+    def scipy_columns(query):
+        found = list(query.sparse)
+        scores = columns[:, found] @ np.array([query.sparse[t] for t in found], np.float32)
+        return -np.sort(-scores[np.argpartition(-scores, BEST)[:BEST]])
+
+    asked = {"inverted index": ours, "scipy": scipy_columns}
+    with contextlib.suppress(ImportError):
+        import impact_index
+
+        builder = impact_index.IndexBuilder(str(folder / "impact"))
+        for row, (at, end) in enumerate(itertools.pairwise(bounds.tolist())):
+            builder.add(row, tokens[at:end].astype(np.uintp), weights[at:end])
+        impacts = builder.build(in_memory=True)
+        asked["impact-index"] = lambda query: np.array(
+            [one.score for one in impacts.search_maxscore(query.sparse, BEST)], np.float32
+        )
+    best = {name: [ask(query) for query in queries[:20]] for name, ask in asked.items()}
+    for name, scores in best.items():  # rows of one score may change places
+        for theirs, exact in zip(scores, best["inverted index"], strict=True):
+            np.testing.assert_allclose(theirs[: len(exact)], exact, rtol=1e-4, err_msg=name)
+    return {f"sparse, {name}": {"ms": timed(ask, queries)} for name, ask in asked.items()}
+
+
 def encoded(generation, path):
     """The queries of a file, by the model that built the index."""
     from danbooru_index.search.query_encoder import QueryEncoder
@@ -279,6 +322,7 @@ def main():
         result["colbert_recall"] = recall(found, exact)
     print(json.dumps(result), flush=True)
     if given.rivals:
+        print(json.dumps(sparse_rivals(reader, queries, given.rivals)), flush=True)
         print(json.dumps(rivals(reader, queries, given.rivals)))
 
 

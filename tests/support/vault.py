@@ -21,7 +21,7 @@ import numpy as np
 from checkpoints import SAMPLE
 from faults import parse_failpoint
 
-from danbooru_index.embeddings import Embeddings
+from danbooru_index.embeddings import Embeddings, merge
 from danbooru_index.errors import DanbooruIndexError, StorageError
 from danbooru_index.failpoints import armed
 from danbooru_index.index import compaction, lifecycle
@@ -32,7 +32,9 @@ from danbooru_index.index.completion import CompletionRecord, complete, read_rec
 from danbooru_index.index.fragments import ShardWriter
 from danbooru_index.index.lifecycle import open_generation, seal_and_publish
 from danbooru_index.index.manifest import Fingerprint, Manifest, ModelRef, Seal
+from danbooru_index.index.old_vectors import old_vectors
 from danbooru_index.index.publish import prune
+from danbooru_index.index.reuse import OldVectorReader
 from danbooru_index.index.schema import table_specs
 from danbooru_index.ingest.fields import parse_line
 from danbooru_index.ingest.shards import to_table
@@ -147,21 +149,23 @@ def shard_names(count):
 
 
 def build(
-    index, shards, rows=20, model="m", failpoints=(), keep=None, seed=0, path=None, categories=None
-):
+    index, shards, rows=20, model="m", failpoints=(), keep=None, seed=0, path=None, categories=None,
+    reuse=False,
+):  # fmt: skip
     """Go on with, or begin, a generation of `shards`; returns its id. The steps of
-    `pipeline.build`, in their order.
+    `pipeline.build`, in their order. `reuse`: with the vectors that the published generation has of
+    its texts, whatever that one's model.
     """
     root = IndexRoot(index)
     root.create()
     try:
         with root.path.owned(), armed(tuple(failpoints)):
-            return _build_owned(root, shards, rows, model, keep, seed, path, categories)
+            return _build_owned(root, shards, rows, model, keep, seed, path, categories, reuse)
     except OSError as error:
         raise StorageError(f"{error.filename or index}: {error.strerror or error}") from None
 
 
-def _build_owned(root, shards, rows, model, keep, seed, path, categories):
+def _build_owned(root, shards, rows, model, keep, seed, path, categories, reuse):
     fingerprint = Fingerprint(model * 64, "fp32", 512)
     wanted = manifest(
         shards,
@@ -175,11 +179,17 @@ def _build_owned(root, shards, rows, model, keep, seed, path, categories):
     if opened.finished:
         return generation.id
     done = read_records(generation.path, shards, fingerprint.digest)
+    checked = generation.path / "attempts-vault"
+    if reuse:
+        checked.make_folder()
+    old = OldVectorReader(old_vectors(root.current()), checked) if reuse else None
     for number, shard in enumerate(shards):
         if shard not in done:
             encode_shard(
-                generation, shard, rows, number + 1000 * (seed or ord(model)), str(seed), categories
-            )
+                generation, shard, rows, number + 1000 * (seed or ord(model)), str(seed), categories,
+                old,
+            )  # fmt: skip
+    checked.remove_tree()
     records = read_records(generation.path, shards, fingerprint.digest)
     missing = [shard for shard in shards if shard not in records]
     if missing:
@@ -190,13 +200,16 @@ def _build_owned(root, shards, rows, model, keep, seed, path, categories):
     return generation.id
 
 
-def encode_shard(generation, shard, rows=20, seed=0, source="danbooru", categories=None):
-    """What an actor does with a shard."""
+def encode_shard(generation, shard, rows=20, seed=0, source="danbooru", categories=None, old=None):
+    """What an actor does with a shard; `old`: reads vectors that may be used again."""
     writer = ShardWriter(generation.path, shard, SPECS)
     records, encoding = (
         make_records(rows, f"{shard}-", source, categories),
         make_encoding(rows, seed),
     )
+    if old is not None:
+        known = old.known(records["text"].to_pylist())
+        encoding = merge(known.mask, known.embeddings, encoding.keep(~known.mask))
     try:
         half = rows // 2
         writer.write(records.slice(0, half), encoding.keep(np.arange(rows) < half))
@@ -229,6 +242,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--model", default="m")
     parser.add_argument("--keep", type=int)
+    parser.add_argument("--reuse", action="store_true")
     parser.add_argument(
         "--fragments", type=int, default=3, help="compact a table of as many small fragments"
     )
@@ -252,8 +266,9 @@ def main() -> int:
     try:
         names = shard_names(arguments.shards)
         done = build(
-            arguments.index, names, arguments.rows, arguments.model, points, arguments.keep
-        )
+            arguments.index, names, arguments.rows, arguments.model, points, arguments.keep,
+            reuse=arguments.reuse,
+        )  # fmt: skip
     except DanbooruIndexError as error:
         print(f"danbooru-index: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
