@@ -59,7 +59,7 @@ def inverted_arrays(batches: Iterable[pa.RecordBatch]) -> dict[str, Array]:
 
 
 def flat_weights(batches: Iterable[pa.RecordBatch]) -> tuple[Array, Array, Array]:
-    """All tokens and weights, and how many each row has."""
+    """All tokens [entries] and weights [entries], and how many each row has [rows]."""
     tokens = [np.empty(0, np.int32)]
     weights, lengths = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
     for batch in batches:
