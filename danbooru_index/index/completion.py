@@ -173,14 +173,13 @@ def read_records(
     found: dict[str, CompletionRecord] = {}
     compacted = compacted or {}
     sizes = {name: (table_path(generation, name) / "data").sizes() for name in TABLES}
-    folder = record_path(generation, "").parent
     if not _files_are_there(sizes, compacted):
         return found
 
     def read(shard: str) -> CompletionRecord | None:
         """None: there is none; one of no shard: it cannot be believed."""
         try:
-            record = CompletionRecord.from_bytes((folder / f"{shard}.json").read())
+            record = CompletionRecord.from_bytes(record_path(generation, shard).read())
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):

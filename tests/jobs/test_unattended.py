@@ -62,6 +62,7 @@ def test_nights_are_counted_told_and_remembered(ray_session, lines, checkpoint, 
     assert second["before"] == first["generation"]
     assert (second["added"], second["removed"], second["retexted"]) == (20, 10, 5)
     assert (second["records"], second["encoded"]) == (110, 25), "20 came, 5 have another text"
+    assert (first["reused"], second["reused"]) == (0, 85)
     assert second["dump_at"] == 3_000_000
     assert "(+20 -10 tags, 5 with another text)" in capfd.readouterr().err
     folder = IndexRoot(index).current().path.local_path()
