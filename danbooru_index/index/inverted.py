@@ -132,18 +132,18 @@ class InvertedIndex:
         rows, needed = np.empty(0, np.int64), 0
         for postings in lists:
             rest = ROUNDING * sum(other.bound for other in lists[needed:])
-            if postings.length >= JUDGED_FROM and _kth(sums[rows], k) > rest:
+            if postings.length >= JUDGED_FROM and kth_highest(sums[rows], k) > rest:
                 break  # a row with none of the tokens so far cannot be among the best
             rows = _with(rows, postings, sums, mask)
             needed += 1
         if needed < len(lists):
             most = ROUNDING * sum(other.bound for other in lists[needed:])
-            rows = rows[ROUNDING * sums[rows] + most >= _kth(sums[rows], k)]
+            rows = rows[ROUNDING * sums[rows] + most >= kth_highest(sums[rows], k)]
         scores = self.score(query, rows)
         kept = scores > 0
         rows, scores = rows[kept], scores[kept]
         if len(rows) > k:
-            among = scores >= _kth(scores, k)
+            among = scores >= kth_highest(scores, k)
             rows, scores = rows[among], scores[among]
         order = np.lexsort((rows, -scores))[:k]
         return rows[order], scores[order]
@@ -182,7 +182,7 @@ def _with(
     return np.concatenate([rows, new])
 
 
-def _kth(scores: RowScores, k: int) -> float:
+def kth_highest(scores: Array, k: int) -> float:
     """The k-th highest of scores; nothing where there are fewer."""
     if len(scores) < k:
         return 0.0

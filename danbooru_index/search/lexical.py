@@ -136,10 +136,10 @@ class LexicalRetriever:
             readings.add(squeezed("".join(pinyin(simplified(key)))))
         for letters in readings - {""}:
             names, cosines = self._files.sounds.similar(letters, NEAREST)
-            for name, cosine in zip(names.tolist(), cosines.tolist(), strict=True):
-                row = int(self._files.sounds.rows[name])
-                if mask[row] and cosine >= LEAST_SIMILARITY:
-                    yield Match(row, MatchReason.TRANSLITERATION, cosine, -1)
+            rows = self._files.sounds.rows[names]
+            kept = mask[rows] & (cosines >= LEAST_SIMILARITY)
+            for row, cosine in zip(rows[kept].tolist(), cosines[kept].tolist(), strict=True):
+                yield Match(row, MatchReason.TRANSLITERATION, cosine, -1)
 
     def _misspelt(self, key: str, mask: npt.NDArray[np.bool_]) -> Iterator[Match]:
         """Rows with a Latin name that is the query but for a few letters."""
@@ -147,12 +147,14 @@ class LexicalRetriever:
 
         sounds = self._files.sounds
         names, _ = sounds.similar(squeezed(latin(key)), NEAREST)
-        for name in names.tolist():
-            row, other = int(sounds.rows[name]), self._files.names.keys[sounds.names[name]].decode()
+        names = names[mask[sounds.rows[names]]]
+        numbers = sounds.names[names].tolist()
+        for row, number in zip(sounds.rows[names].tolist(), numbers, strict=True):
+            other = self._files.names.keys[number].decode()
             longer = max(len(key), len(other))
             most = min(longer // 4 + 1, 3)  # letters: 1 of 3, 2 of 4 to 7, 3 of 8
             distance = OSA.distance(key, other, score_cutoff=most)
-            if distance <= most and mask[row]:
+            if distance <= most:
                 yield Match(row, MatchReason.SPELLING, 1 - distance / longer, -1)
 
     def _wildcard(self, key: str, mask: npt.NDArray[np.bool_]) -> Iterator[Match]:

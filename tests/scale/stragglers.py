@@ -3,8 +3,9 @@ speeds allows?
 
     python tests/scale/stragglers.py [--delay 1] [--copies 3]
 
-Real Ray on this machine, eight logical GPUs, a forward pass that sleeps. Both runs in turn: late
-shards waited for, and begun again elsewhere. From the first shard begun to the last one done.
+Real Ray on this machine, eight logical GPUs, a forward pass that sleeps, one at a time. Both runs in turn: late
+shards waited for, and begun again elsewhere. Two times: from the first shard begun to the last one
+done, and from when all encoders are at work, since on few cores they start a minute apart.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from faults import light_build, make_workbench
@@ -25,10 +27,8 @@ from danbooru_index.index.status import verify
 ENCODERS, SLOWER = 8, 10
 
 
-def encoding_seconds(bench, name, delay, *options):
-    """From the first shard begun to the last one done, by the completion records; and the shards
-    each process did.
-    """
+def encode(bench, name, delay, *options):
+    """When each shard was begun and done, by the process that did it and its completion record."""
     index = bench.index(name)
     with cluster(nodes=[{"num_cpus": 4, "num_gpus": ENCODERS}]) as nodes:
         words = ["--gpus", "--delay", str(delay), "--address", nodes.address, *options]
@@ -50,8 +50,22 @@ def encoding_seconds(bench, name, delay, *options):
     stats = [record.stats for record in records.values()]
     by_worker = {}
     for one in stats:
-        by_worker.setdefault(one.worker.id, []).append(one.ended - one.started)
-    return max(s.ended for s in stats) - min(s.started for s in stats), by_worker
+        by_worker.setdefault(one.worker.id, []).append((one.started, one.ended))
+    return by_worker
+
+
+def beside_ideal(by_worker, speed, since):
+    """Seconds from a moment to the last shard done, and the ratio to what `speed`, in shards a
+    second, needs for what was left then. A shard in hand counts by its part that was to come.
+    """
+    spans = [span for spans in by_worker.values() for span in spans]
+    left = sum(min(1.0, max(0.0, (end - since) / (end - start))) for start, end in spans)
+    seconds = max(end for _, end in spans) - since
+    return {
+        "seconds": round(seconds, 1),
+        "ideal": round(left / speed, 1),
+        "ratio": round(seconds * speed / left, 3),
+    }
 
 
 def main():
@@ -62,19 +76,17 @@ def main():
     answer = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = make_workbench(Path(folder), copies=given.copies)
-        shards = len(list(bench.shards.glob("*.parquet")))
         for name, options in (("waited for", ["--no-backups"]), ("begun again", [])):
-            seconds, by_worker = encoding_seconds(
-                bench, name.replace(" ", "-"), given.delay, *options
-            )
-            fast = sorted(t for times in by_worker.values() for t in times)[shards // 2]
-            calls = 3  # shards that an encoder has in hand
-            speed = calls / fast * (ENCODERS - 1 + 1 / SLOWER)  # shards a second
+            by_worker = encode(bench, name.replace(" ", "-"), given.delay, *options)
+            times = [end - start for spans in by_worker.values() for start, end in spans]
+            begun = [min(start for start, _ in spans) for spans in by_worker.values()]
+            speed = (ENCODERS - 1 + 1 / SLOWER) / given.delay  # shards a second
             answer[name] = {
-                "seconds": round(seconds, 1),
-                "ideal": round(shards / speed, 1),
-                "ratio": round(seconds * speed / shards, 3),
-                "shards": {worker: len(times) for worker, times in by_worker.items()},
+                "from the first shard": beside_ideal(by_worker, speed, min(begun)),
+                "all at work": beside_ideal(by_worker, speed, max(begun)),
+                "begun": [round(one - min(begun), 1) for one in sorted(begun)],
+                "a shard in hand": round(median(times), 2),
+                "shards": sorted(len(spans) for spans in by_worker.values()),
             }
     print(json.dumps(answer))
 

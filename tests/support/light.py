@@ -10,10 +10,12 @@ exit codes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -56,6 +58,7 @@ class LightEncoder:
     ):
         self._together, self._hold, self._hold_s = together, hold, hold_s
         self._delay, self._log = delay * (10 if slow and _first(slow) else 1), log
+        self._device = threading.Lock() if slow else contextlib.nullcontext()
         self._fault, self._needle = fault, np.asarray(needle, dtype=np.int32).tobytes()
         chance = np.random.default_rng(7)
         self._vectors = chance.normal(size=(4096, dim)).astype(np.float32)
@@ -110,7 +113,8 @@ class LightEncoder:
         until = time.monotonic() + self._hold_s
         while time.monotonic() < until and (self._alone() or self._is_held()):
             time.sleep(0.2)
-        time.sleep(self._delay)
+        with self._device:
+            time.sleep(self._delay)
 
     def _alone(self):
         if self._together:
@@ -157,7 +161,7 @@ def _unit(vectors):
 @dataclass(frozen=True)
 class Light:
     """The factory that `BuildConfig.encoder` takes: built on the worker. `slow`: a file; whoever
-    makes it works at a tenth of the speed. `together`: so many encoders begin before any ends. `hold`: a file
+    makes it works at a tenth of the speed, and every device does one call after another. `together`: so many encoders begin before any ends. `hold`: a file
     without which no call ends before `hold_s` seconds.
     """
 

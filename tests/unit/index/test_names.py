@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from danbooru_index.index import trigrams
 from danbooru_index.index.arrays import SavedArrays, save_array
 from danbooru_index.index.folding import fold, unescaped, without_parentheses
 from danbooru_index.index.names import (
@@ -177,6 +179,28 @@ def test_similar_sounds_are_those_of_highest_cosine():
     assert cosines.tolist() == pytest.approx(best, abs=1e-5)
     assert [by_hand[keys[row]] for row in rows.tolist()] == pytest.approx(best, abs=1e-5)
     assert cosines[0] < 1
+
+
+@pytest.mark.parametrize("seeds", [1, 30, 20_000])
+def test_none_of_the_most_similar_sounds_is_missed(seeds, monkeypatch):
+    """Against all names compared with all trigrams; queries of few trigrams and of many."""
+    monkeypatch.setattr(trigrams, "SEED_POSTINGS", seeds)
+    chance = random.Random(seeds)
+    syllables = ["ka", "ri", "su", "to", "na", "mi", "yo", "shi", "rei", "an"]
+    names = {"".join(chance.choices(syllables, k=chance.randint(1, 6))) for _ in range(1500)}
+    arrays = name_arrays([Named(name, (), "", 0, False) for name in sorted(names)])
+    index = SoundIndex(arrays | trigram_arrays(arrays))
+    for length in (1, 2, 3, 5, 60):
+        for _ in range(20):
+            letters = "".join(chance.choices(syllables, k=length))
+            lists, squares, norm = index._asked(letters)
+            sums = np.zeros(len(index.names))
+            for postings, square in zip(lists, squares, strict=True):
+                sums[postings] += square
+            exact = np.sort(sums / (index._norms * norm))[::-1][:20]
+            found, cosines = index.similar(letters, 20)
+            assert len({*found.tolist()}) == len(found) == min(20, np.count_nonzero(sums))
+            assert cosines.tolist() == pytest.approx(exact[: len(found)].tolist(), abs=1e-6)
 
 
 def test_arrays_are_saved_and_mapped(tmp_path):
