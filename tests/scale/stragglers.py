@@ -4,7 +4,7 @@ speeds allows?
     python tests/scale/stragglers.py [--delay 1] [--copies 3]
 
 Real Ray on this machine, eight logical GPUs, a forward pass that sleeps, one at a time. Both runs in turn: late
-shards waited for, and begun again elsewhere. Two times: from the first shard begun to the last one
+shards waited for, and offered to the others. Two times: from the first shard begun to the last one
 done, and from when all encoders are at work, since on few cores they start a minute apart.
 """
 
