@@ -3,9 +3,9 @@ speeds allows?
 
     python tests/scale/stragglers.py [--delay 1] [--copies 3]
 
-Real Ray on this machine, eight logical GPUs, a forward pass that sleeps, one at a time. Both runs in turn: late
-shards waited for, and offered to the others. Two times: from the first shard begun to the last one
-done, and from when all encoders are at work, since on few cores they start a minute apart.
+Real Ray on this machine, eight logical GPUs, a forward pass that sleeps, one at a time. Both runs in
+turn: late shards waited for, and offered to the others. Two times: from the first shard begun to
+the last one done, and from when all encoders are at work, since they do not start at once.
 """
 
 import argparse
