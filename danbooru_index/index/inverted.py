@@ -94,9 +94,7 @@ class Postings:
             return found
         if not len(self.rows):
             return np.zeros(len(rows), np.float32)
-        places = np.searchsorted(self.rows, rows)
-        places[places == len(self.rows)] = 0  # behind the end: compared with another row below
-        there = self.rows[places] == rows
+        places, there = places_in(self.rows, rows)
         return np.where(there, self.weight * self.weights[places], np.float32(0))
 
 
@@ -180,6 +178,14 @@ def _with(
     new = postings.rows[(sums[postings.rows] == 0) & mask[postings.rows]]
     sums[postings.rows] += postings.weight * postings.weights
     return np.concatenate([rows, new])
+
+
+def places_in(ascending: Array, values: Array) -> tuple[Array, Array]:
+    """Where each value stands among ascending ones, and whether it does; elsewhere any place."""
+    places = np.searchsorted(ascending, values)
+    places[places == len(ascending)] = 0  # behind the end: compared with another value below
+    there = ascending[places] == values if len(ascending) else np.zeros(len(places), bool)
+    return places, there
 
 
 def kth_highest(scores: Array, k: int) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from danbooru_index.embeddings import Array
-from danbooru_index.index.inverted import kth_highest
+from danbooru_index.index.inverted import kth_highest, places_in
 from danbooru_index.index.names import NameKind
 from danbooru_index.index.transliteration import latin
 
@@ -58,8 +58,7 @@ def trigram_arrays(names: Mapping[str, Array]) -> dict[str, Array]:
     numbers, rows = _latin_entries(names)
     sounds, kept = _sounds(names, numbers)
     numbers, rows = numbers[kept], rows[kept]
-    pairs = _trigrams_of(sounds)  # trigram * names + name
-    pairs = _distinct(pairs)
+    pairs = _distinct(_trigrams_of(sounds))  # trigram * names + name
     codes, listed = np.divmod(pairs, max(len(numbers), 1))
     known, counts = np.unique(codes, return_counts=True)
     squares = np.repeat(_rarity(counts, len(numbers)) ** 2, counts)
@@ -173,9 +172,8 @@ class SoundIndex:
         trigrams' weights; the length of the letters' vector.
         """
         asked = np.unique(_trigrams_of([sound_of(letters).encode()]))
-        places = np.searchsorted(self._known, asked)
-        places[places == len(self._known)] = 0
-        trigrams = places[self._known[places] == asked] if len(self._known) else places[:0]
+        places, known = places_in(self._known, asked)
+        trigrams = places[known]
         squares = self._weights[trigrams] ** 2
         unknown = len(asked) - len(trigrams)  # as rare as can be
         rarest = float(_rarity(np.zeros(1), len(self.names))[0])
@@ -217,7 +215,5 @@ def _sums(lists: Sequence[Array], squares: Array, names: Array) -> Array:
     """For each of some names the sum of its trigrams' squares."""
     sums = np.zeros(len(names))
     for postings, square in zip(lists, squares, strict=True):
-        places = np.searchsorted(postings, names)
-        places[places == len(postings)] = 0
-        sums += square * (postings[places] == names)
+        sums += square * places_in(postings, names)[1]
     return sums

@@ -4,8 +4,9 @@ Near its end a run waits for what slow encoders, and nodes that are gone, still 
 (Dean and Ghemawat, MapReduce, OSDI 2004, section 3.6) run those shards again elsewhere; whichever
 attempt is first creates the completion record. Imports next to nothing: see `progress_actor`.
 
-It helps while rows are left, as when a node goes. Once all rows are handed out Ray Data ends idle
-encoders, so that what one slow encoder holds at the end is waited for: see the lab notebook.
+Backup tasks help while rows are left, as when a node goes. Once all rows are handed out Ray Data
+ends idle encoders, so that what one slow encoder holds at the end is waited for: see the lab
+notebook.
 """
 
 from __future__ import annotations

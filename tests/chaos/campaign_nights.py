@@ -98,7 +98,7 @@ def readers(seed: int, count: int, folder: Path) -> Outcome:
     for process in processes:
         code = finish(process, 60)
         outcome.expect(code == 0, f"a reader ended with {code}: {said(process)[-500:]}")
-        last = process.out.read_text().splitlines()[-1]
+        last = (process.out.read_text().splitlines() or [""])[-1]
         outcome.add("answers", int(last.split()[1]) if last.startswith("answers ") else 0)
         kill(process.pid)
     outcome.add("rollbacks seen after more than 2 s", late)

@@ -76,7 +76,7 @@ def main():
     answer = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = make_workbench(Path(folder), copies=given.copies)
-        for name, options in (("waited for", ["--no-backups"]), ("begun again", [])):
+        for name, options in (("waited for", ["--no-backups"]), ("offered to others", [])):
             by_worker = encode(bench, name.replace(" ", "-"), given.delay, *options)
             times = [end - start for spans in by_worker.values() for start, end in spans]
             begun = [min(start for start, _ in spans) for spans in by_worker.values()]

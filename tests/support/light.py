@@ -160,9 +160,10 @@ def _unit(vectors):
 
 @dataclass(frozen=True)
 class Light:
-    """The factory that `BuildConfig.encoder` takes: built on the worker. `slow`: a file; whoever
-    makes it works at a tenth of the speed, and every device does one call after another. `together`: so many encoders begin before any ends. `hold`: a file
-    without which no call ends before `hold_s` seconds.
+    """The factory that `BuildConfig.encoder` takes: built on the worker. `slow`: a file; the encoder
+    that makes this file works at a tenth of the speed, and every device does one call after
+    another. `together`: so many encoders begin before any ends. `hold`: a file without which no
+    call ends before `hold_s` seconds.
     """
 
     delay: float = 0.0

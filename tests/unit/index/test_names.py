@@ -181,19 +181,32 @@ def test_similar_sounds_are_those_of_highest_cosine():
     assert cosines[0] < 1
 
 
+@pytest.mark.parametrize("by_length", [True, False], ids=["by length", "an earlier generation"])
 @pytest.mark.parametrize("seeds", [1, 30, 20_000])
-def test_none_of_the_most_similar_sounds_is_missed(seeds, monkeypatch):
-    """Against all names compared with all trigrams; queries of few trigrams and of many."""
+def test_none_of_the_most_similar_sounds_is_missed(seeds, by_length, monkeypatch):
+    """Against all names compared with all trigrams; queries of few trigrams and of many; several
+    blocks of names, whose lengths ascend or, as they were written before, do not.
+    """
     monkeypatch.setattr(trigrams, "SEED_POSTINGS", seeds)
+    monkeypatch.setattr(trigrams, "BLOCK", 100)
     chance = random.Random(seeds)
     syllables = ["ka", "ri", "su", "to", "na", "mi", "yo", "shi", "rei", "an"]
     names = {"".join(chance.choices(syllables, k=chance.randint(1, 6))) for _ in range(1500)}
     arrays = name_arrays([Named(name, (), "", 0, False) for name in sorted(names)])
-    index = SoundIndex(arrays | trigram_arrays(arrays))
+    sounds = trigram_arrays(arrays)
+    if not by_length:
+        order = np.random.default_rng(seeds).permutation(len(sounds["sound_names"]))
+        codes = np.repeat(np.arange(len(sounds["sound_trigrams"])), np.diff(sounds["sound_starts"]))
+        postings = trigrams._renumbered(codes, sounds["sound_postings"], order)
+        sounds |= {f"sound_{n}": sounds[f"sound_{n}"][order] for n in ("names", "rows", "norms")}
+        sounds["sound_postings"] = postings.astype(np.int32)
+    assert np.all(np.diff(sounds["sound_norms"]) >= 0) == by_length
+    index, most = SoundIndex(arrays | sounds), 0
     for length in (1, 2, 3, 5, 60):
         for _ in range(20):
             letters = "".join(chance.choices(syllables, k=length))
             lists, squares, norm = index._asked(letters)
+            most = max(most, len(lists))
             sums = np.zeros(len(index.names))
             for postings, square in zip(lists, squares, strict=True):
                 sums[postings] += square
@@ -201,6 +214,7 @@ def test_none_of_the_most_similar_sounds_is_missed(seeds, monkeypatch):
             found, cosines = index.similar(letters, 20)
             assert len({*found.tolist()}) == len(found) == min(20, np.count_nonzero(sums))
             assert cosines.tolist() == pytest.approx(exact[: len(found)].tolist(), abs=1e-6)
+    assert most > trigrams.MOST_IN_BYTES, "no query was long enough for bounds of two bytes"
 
 
 def test_arrays_are_saved_and_mapped(tmp_path):
