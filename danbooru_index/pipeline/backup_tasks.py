@@ -4,9 +4,8 @@ Near its end a run waits for what slow encoders, and nodes that are gone, still 
 (Dean and Ghemawat, MapReduce, OSDI 2004, section 3.6) run those shards again elsewhere; whichever
 attempt is first creates the completion record. Imports next to nothing: see `progress_actor`.
 
-Backup tasks help while rows are left, as when a node goes. Once all rows are handed out Ray Data
-ends idle encoders, so that what one slow encoder holds at the end is waited for: see the lab
-notebook.
+Ray Data ends idle encoders once all its input is consumed, of just those that are to help. So its
+input is kept open (see `dataset`) for as long as `may_help` says.
 """
 
 from __future__ import annotations
@@ -22,6 +21,9 @@ LATE_GRACE_S = 1.0
 LOST_S = 10.0  # for a shard that nobody has begun: it may be on its way
 LOST_WITH_A_NODE_S = 2.0
 RECENT = 256
+# with shards on offer: nobody will begin one any more
+STILL_S = 60.0
+STILL_AT_FIRST_S = 1800.0  # before any is done: nodes start, models are fetched and loaded
 
 
 @dataclass(slots=True)
@@ -42,10 +44,16 @@ class BackupTasks:
         self._settled: set[str] = set()
         self._seconds_a_row: deque[float] = deque(maxlen=RECENT)
         self._lost_s = LOST_S
+        self._active = clock()
+
+    def active(self) -> None:
+        """An encoder is at work."""
+        self._active = self._clock()
 
     def begin(self, shard: str, worker: str) -> None:
         """`worker` begins to encode a shard."""
-        self._attempts.setdefault(shard, _Attempts()).begun[worker] = self._clock()
+        self._active = self._clock()
+        self._attempts.setdefault(shard, _Attempts()).begun[worker] = self._active
 
     def end(self, shard: str, worker: str, rows: int) -> None:
         """`worker` has completed a shard of so many rows."""
@@ -56,6 +64,7 @@ class BackupTasks:
 
     def settle(self, shard: str) -> None:
         """Nothing is to be done about a shard any more."""
+        self.active()
         self._settled.add(shard)
         self._attempts.pop(shard, None)
         self._offered.pop(shard, None)
@@ -74,10 +83,19 @@ class BackupTasks:
             if shard not in self._settled and shard not in self._offered:
                 self._offered[shard] = (task, rows, self._clock())
 
+    def may_help(self) -> bool:
+        """Whether an encoder may still be given a shard: not where some are on offer, nobody is at
+        work, and none of it changed for long.
+        """
+        still = STILL_S if self._seconds_a_row else STILL_AT_FIRST_S
+        return not self._offered or self._clock() - self._active < still
+
     def claim(self, worker: str) -> bytes | None:
-        """The task that `worker` is to do again; None: nothing is late yet."""
-        if not self._seconds_a_row:
+        """The task that `worker` is to do again; empty: there will be one if something is late."""
+        if not self._offered:
             return None
+        if not self._seconds_a_row:
+            return b""
         usual, now = median(self._seconds_a_row), self._clock()
         latest, chosen = 1.0, ""
         for shard, (_, rows, since) in self._offered.items():
@@ -90,6 +108,7 @@ class BackupTasks:
             if (now - last) / allowed > latest:
                 latest, chosen = (now - last) / allowed, shard
         if not chosen:
-            return None
+            return b""
+        self.active()
         self._attempts.setdefault(chosen, _Attempts()).helped[worker] = now
         return self._offered[chosen][0]

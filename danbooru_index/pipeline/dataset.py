@@ -8,7 +8,8 @@ from typing import Any
 
 from danbooru_index.cluster.resources import TOKENIZER_CPUS, ClusterPlan
 from danbooru_index.pipeline.encode_stage import EncodeShard
-from danbooru_index.pipeline.protocol import ShardResult, Task, WorkerSettings
+from danbooru_index.pipeline.progress_actor import wait_while_encoders_help
+from danbooru_index.pipeline.protocol import TASK_ITEM, ShardResult, Task, WorkerSettings
 from danbooru_index.pipeline.tokenize_stage import TokenizeShard
 
 FETCH_S = 5.0
@@ -22,7 +23,9 @@ def make_dataset(
     *,
     alone: bool,
 ) -> Any:
-    """Tasks through both stages, one a row; `alone`: one after the other."""
+    """Tasks through both stages, one a row; `alone`: one after the other. With `settings.backups`
+    its results end only some time after the last: whoever reads them stops when all are there.
+    """
     import ray
 
     configure_ray_data()
@@ -46,16 +49,38 @@ def make_dataset(
         "fn_constructor_args": (settings,),
     }
     common["runtime_env"] = plan.runtime_env
-    return (
-        ray.data.from_items([task.to_item() for task in tasks], override_num_blocks=len(tasks))
-        .map_batches(TokenizeShard, compute=tokenizers, num_cpus=TOKENIZER_CPUS, **common)
-        .map_batches(
-            EncodeShard,
-            compute=encoders,
-            num_cpus=plan.num_cpus,
-            num_gpus=plan.num_gpus or None,
-            **common,
-        )
+    items = ray.data.from_items([task.to_item() for task in tasks], override_num_blocks=len(tasks))
+    tokenized = items.map_batches(
+        TokenizeShard, compute=tokenizers, num_cpus=TOKENIZER_CPUS, **common
+    )
+    if settings.backups:
+        tokenized = tokenized.union(waiting_input(settings, plan.runtime_env))
+    return tokenized.map_batches(
+        EncodeShard,
+        compute=encoders,
+        num_cpus=plan.num_cpus,
+        num_gpus=plan.num_gpus or None,
+        **common,
+    )
+
+
+def waiting_input(settings: WorkerSettings, runtime_env: dict[str, Any]) -> Any:
+    """A dataset without rows that ends when encoders need not help each other any more.
+
+    Ray Data lets go of idle actors, one a second, once all input is consumed, whatever `min_size`
+    is (`DefaultActorAutoscaler`).
+    """
+    import ray
+
+    return ray.data.from_items([{TASK_ITEM: b""}], override_num_blocks=1).map_batches(
+        wait_while_encoders_help,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_kwargs={"progress": settings.progress},
+        num_cpus=0,
+        runtime_env=runtime_env,
+        # beside this process, which lives as long
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
 
 

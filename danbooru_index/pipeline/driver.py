@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,14 +37,15 @@ SOLO_ATTEMPTS = 2
 @dataclass(slots=True)
 class EncodeOutcome:
     """What came back of the pending shards: `done`, with the records read; `failed` and `suspects`,
-    with why; the samples' embeddings, or why there are none; `timeline`: (seconds since the command
-    began, records encoded).
+    with why; the samples' embeddings, or why there are none, once there was an answer;
+    `timeline`: (seconds since the command began, records encoded).
     """
 
     done: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     suspects: dict[str, str] = field(default_factory=dict)
     samples: Embeddings | None = None
+    samples_answered: bool = False
     samples_problem: str = "their worker went away"
     timeline: list[tuple[float, int]] = field(default_factory=list)
 
@@ -56,6 +57,7 @@ class EncodeOutcome:
             raise ModelError(result.message)
         if result.shard == SAMPLES:
             self.samples, self.samples_problem = result.samples, result.message
+            self.samples_answered = True
             return
         if result.shard in self.done:
             return
@@ -73,6 +75,11 @@ class EncodeOutcome:
     def settled(self) -> set[str]:
         """The shards of which something has come back."""
         return {*self.done, *self.failed, *self.suspects}
+
+    def has_all(self, shards: Set[str]) -> bool:
+        """Whether something has come back of these shards, and of the samples."""
+        most = len(self.done) + len(self.failed) + len(self.suspects)  # asked for each result
+        return self.samples_answered and most >= len(shards) and self.settled >= shards
 
 
 def _log(result: ShardResult) -> None:
@@ -139,6 +146,8 @@ class _Run:
         tasks = [*([Task(texts=texts)] if texts else []), *(Task(shard) for shard in shards)]
         if not tasks:
             return
+        names = {shard.id for shard in shards}
+        self.outcome.samples_answered = not texts
         told = _beside_this_process(ProgressActor, self.old)
         settings = replace(
             self.settings,
@@ -155,6 +164,8 @@ class _Run:
                 dataset = make_dataset(self.plan.cluster, tasks, settings, flight, alone=alone)
                 for result in results_of(dataset):
                     self.outcome.take(result)
+                    if self.outcome.has_all(names):
+                        break
         except PassOverError:
             watch.raise_if_no_node_is_left()
         except RayError as error:

@@ -31,13 +31,13 @@ class Helper(threading.Thread):
     def __init__(self, settings: WorkerSettings, encoder: Attempting, name: str) -> None:
         super().__init__(name="helper", daemon=True)
         self._settings, self._encoder, self._id = settings, encoder, name
-        self._tokenizer: TokenizeShard | None = None
 
     def run(self) -> None:
         """Until the progress actor is gone, as it is when the driver waits for nothing more."""
         import ray
         from ray.exceptions import RayError
 
+        tokenizer: TokenizeShard | None = None
         while True:
             time.sleep(ASK_EVERY_S)
             if self._encoder.idle:
@@ -46,8 +46,8 @@ class Helper(threading.Thread):
                 except RayError:
                     return
                 if task is not None:
-                    self._encode(Task.from_bytes(task))
-
-    def _encode(self, task: Task) -> None:
-        self._tokenizer = self._tokenizer or TokenizeShard(self._settings)
-        self._encoder.attempt(self._tokenizer.tokenize(task, "reread"), "backup")
+                    # loaded before there is a task: that takes seconds
+                    tokenizer = tokenizer or TokenizeShard(self._settings)
+                if task and tokenizer:
+                    given = tokenizer.tokenize(Task.from_bytes(task), "reread")
+                    self._encoder.attempt(given, "backup")

@@ -4,10 +4,14 @@ late is begun again elsewhere.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from danbooru_index.pipeline.backup_tasks import BackupTasks
+
+HELP_EVERY_S = 1.0
 
 
 class ProgressActor:
@@ -30,6 +34,7 @@ class ProgressActor:
 
     def report(self, shard: str, rows: int) -> None:
         """`rows` of a shard are encoded; a retried shard counts once."""
+        self._backups.active()
         if shard not in self._settled:
             self._rows[shard] = max(rows, self._rows.get(shard, 0))
 
@@ -62,5 +67,22 @@ class ProgressActor:
         self._backups.node_gone(node)
 
     def claim(self, worker: str) -> bytes | None:
-        """A task for an encoder that has none, or None: nothing is late."""
+        """A task for an encoder that has none; empty: nothing is late, None: nor will be soon."""
         return self._backups.claim(worker)
+
+    def may_help(self) -> bool:
+        """Whether encoders without work are to be kept."""
+        return self._backups.may_help()
+
+
+def wait_while_encoders_help(rows: Any, progress: Any) -> Any:
+    """None of the rows, after a wait for as long as encoders may be given shards, and the progress
+    actor is there.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    with contextlib.suppress(RayError):
+        while ray.get(progress.may_help.remote()):
+            time.sleep(HELP_EVERY_S)
+    return rows.slice(0, 0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, Protocol, Self
 
 from danbooru_index.cluster.node_watch import NodeWatch
@@ -31,11 +31,12 @@ class PassOverError(Exception):
 class Outcomes(Protocol):
     """What has come back so far, by shard."""
 
-    samples: Any
     done: dict[str, int]
 
     @property
     def settled(self) -> set[str]: ...
+
+    def has_all(self, shards: Set[str]) -> bool: ...
 
     def take(self, result: ShardResult) -> None: ...
 
@@ -113,17 +114,12 @@ class Watch:
         for node in gone:
             self._told.node_gone.remote(node)
             self._few = MOST_OFFERED
-        over_before, self._over = self._over, self._is_over()
+        over_before, self._over = self._over, self._outcome.has_all(self._shards.keys())
         with self._ending:
             # a loop that has all its rows ends by itself before the next look
             if (over_before or self._no_node) and not self._ended.is_set():
                 self._ended.set()
                 raise_in(self._loop, PassOverError)
-
-    def _is_over(self) -> bool:
-        """Whether something has come back of every shard, and of the samples."""
-        outcome = self._outcome
-        return outcome.samples is not None and outcome.settled >= self._shards.keys()
 
     def _to_offer(self) -> dict[str, tuple[bytes, int]]:
         """The last shards as (task, rows) by id: few are left, or none was done for a while."""

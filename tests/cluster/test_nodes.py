@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
@@ -98,6 +99,26 @@ def test_nodes_leave_one_after_the_other_at_random_moments(ring, bench, expected
         goes_at(made, moments.randint(44, 60), lambda: nodes.remove(2), 3)
         made.ended()
         nothing_lost(made, expected, 4, gone=3)
+
+
+@pytest.mark.long
+def test_what_a_slow_encoder_still_holds_is_done_by_those_without_work(ring, bench, expected):
+    """One of four takes ten times as long. Once all rows are handed out the others are still there:
+    they do its last shards again, and the build waits for none of its own passes of 20 s.
+    """
+    with (
+        joined(ring, {"num_cpus": 2, "num_gpus": 4}) as nodes,
+        job(
+            bench, "slow", nodes.address, "--gpus", "--delay", "2", "--together", "4",
+            "--slow", bench.folder / "slow.token",
+        ) as made,
+    ):  # fmt: skip
+        made.ended()
+        begun = Counter(digest for digest, _, _ in made.begun)
+        slow = Counter(process for _, process, _ in made.begun).most_common()[-1][0]
+        again = {digest for digest, _, _ in made.begun if begun[digest] > 1}
+        assert {digest for digest, process, _ in made.begun if process == slow} & again
+        nothing_lost(made, expected, 4)
 
 
 @pytest.mark.long
