@@ -45,6 +45,7 @@ OVERLAPS = {
     "neither": Tuning(calls_at_once=(1, 1), tasks_in_flight=1),
 }
 SHARD_ROWS = 4
+MANY_ENCODERS = 16
 
 
 @contextlib.contextmanager
@@ -159,7 +160,7 @@ def scaling(bench: Bench) -> dict[str, Any]:
 
 def shards(bench: Bench) -> dict[str, Any]:
     """Many small shards through the whole job: the driver's cost of each, memory over time, the
-    commit as the list grows.
+    commit as the list grows; then the same with 16 encoders.
 
     `--rows` is the number of shards.
     """
@@ -167,6 +168,9 @@ def shards(bench: Bench) -> dict[str, Any]:
     folder = _shards(bench, SHARD_ROWS, count)
     with _MemoryWatch() as watch, _cluster(1):
         report = _simulate(bench, "shards", folder, width=64, forward_s=0.0)
+    encoders = max(1, min(MANY_ENCODERS, count // 8))
+    with _MemoryWatch() as crowd, _cluster(encoders):
+        crowded = _simulate(bench, "shards-many", folder, width=64, forward_s=0.0, gpus=encoders)
     generation = IndexRoot(bench.scratch / "index-shards").current()
     listed = [shard.id for shard in scan(str(folder)).shards]
     began = time.perf_counter()
@@ -194,6 +198,13 @@ def shards(bench: Bench) -> dict[str, Any]:
         "commit_ms_a_shard_by_shards": commits,
         "seconds": {name: round(value, 2) for name, value in asdict(report.seconds).items()},
         "memory_mb_by_tenths": watch.tenths(),
+        "many_encoders": {
+            "encoders": encoders,
+            "driver_cpu_ms_a_shard": round(crowd.cpu_s / count * 1e3, 3),
+            "wall_ms_a_shard": round(crowded.seconds.encode / count * 1e3, 3),
+            "seconds": {name: round(value, 2) for name, value in asdict(crowded.seconds).items()},
+            "memory_mb_by_tenths": crowd.tenths(),
+        },
     }
 
 

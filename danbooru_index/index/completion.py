@@ -91,7 +91,8 @@ class CompletionRecord:
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """Parse and check; raise `ValueError` for a record that is not whole."""
-        envelope = json.loads(content)
+        # decoded here: `json.loads` of bytes looks for their encoding first
+        envelope = json.loads(content.decode())
         if not isinstance(envelope, dict) or not isinstance(envelope.get("body"), str):
             raise ValueError("not a completion record")
         if hashlib.sha256(envelope["body"].encode()).hexdigest() != envelope.get("checksum"):
@@ -120,7 +121,11 @@ UNREADABLE = CompletionRecord("", "", "", 0, 0, {})
 
 def record_path(generation: Storage, shard: str) -> Storage:
     """Where the completion record of a shard is, or would be."""
-    return generation / "shards" / f"{shard}.json"
+    return _records_folder(generation) / f"{shard}.json"
+
+
+def _records_folder(generation: Storage) -> Storage:
+    return generation / "shards"
 
 
 def complete(generation: Storage, record: CompletionRecord) -> bool:
@@ -176,10 +181,12 @@ def read_records(
     if not _files_are_there(sizes, compacted):
         return found
 
+    folder = _records_folder(generation)
+
     def read(shard: str) -> CompletionRecord | None:
         """None: there is none; one of no shard: it cannot be believed."""
         try:
-            record = CompletionRecord.from_bytes(record_path(generation, shard).read())
+            record = CompletionRecord.from_bytes((folder / f"{shard}.json").read())
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):

@@ -108,6 +108,9 @@ def test_the_simulated_parts_are_real_builds(checkpoint):
     assert shards["shards"] == 16
     assert shards["driver_cpu_ms_a_shard"] > 0
     assert list(shards["commit_ms_a_shard_by_shards"]) == ["2", "4", "8", "16"]
+    many = shards["many_encoders"]
+    assert many["encoders"] == 2
+    assert many["driver_cpu_ms_a_shard"] > 0
 
 
 @pytest.mark.ray

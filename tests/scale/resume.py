@@ -74,7 +74,7 @@ def write_records(generation, shards, fingerprint):
 def go_on(folder, share, seconds):
     """The real build, up to its first task; the records are written once the generation is known."""
 
-    def find_work(plan, root):
+    def find_work(plan, root, guard):
         if not (folder / "written").exists():
             began = time.perf_counter()
             opened = open_generation(root, plan.wanted, None, strict=False).generation
@@ -84,7 +84,7 @@ def go_on(folder, share, seconds):
             seconds["writing the records"] = time.perf_counter() - began
             raise EnoughError
         began = time.perf_counter()
-        work = resume.find_work(plan, root)
+        work = resume.find_work(plan, root, guard)
         seconds["reading the records"] = time.perf_counter() - began
         seconds["left"] = len(work.pending)
         return work
