@@ -36,7 +36,8 @@ def in_background(function: Callable[..., T], *arguments: Any, **named: Any) -> 
     def work() -> None:
         try:
             future.set_result(function(*arguments, **named))
-        except Exception as error:  # handed over to whoever asks for the result
+        except BaseException as error:
+            # handed over to whoever asks for the result; a panic of Rust's is no Exception
             future.set_exception(error)
 
     threading.Thread(target=work, name=function.__name__).start()
