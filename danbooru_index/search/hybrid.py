@@ -7,6 +7,7 @@ counts, with what likeness of names and popularity add to it (`fuse`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from danbooru_index.choices import MatchReason, Mode
 from danbooru_index.config import Filter, Fusion, Weights
 from danbooru_index.index.reader import GenerationReader
 from danbooru_index.index.search_files import SearchFiles
+from danbooru_index.machine import cpu_count
 from danbooru_index.search.colbert import ColbertRetriever
 from danbooru_index.search.dense import DenseRetriever
 from danbooru_index.search.description import find_names
@@ -28,6 +30,8 @@ from danbooru_index.search.sparse import SparseRetriever
 CANDIDATES = 200
 SOURCES = (Mode.DENSE, Mode.SPARSE)  # of a hybrid search's candidates, beside names
 PARTS = (Mode.DENSE, Mode.SPARSE, Mode.COLBERT)  # of its score
+# More threads than cores only take the caches and the interpreter's lock from one another.
+TURNS = threading.BoundedSemaphore(cpu_count())
 M3_ALONE = Fusion(names=False, transliteration=0, spelling=0, prefix=0, popularity=0)
 
 
@@ -53,14 +57,29 @@ def rank(
     """Order rows by a mode; hybrid scores the union of candidates exactly in all three.
 
     `also`: what parts of the query mean, for a hybrid search: behind the rows that it names.
+    Threads take turns, as many at once as there are cores.
     """
-    if mode is Mode.LEXICAL:
-        return rank_names(reader.files, query.text, limit, wanted)
-    among, known = allowed(reader.files, wanted), retrievers(reader)
-    if mode is not Mode.HYBRID:
+    with TURNS:
+        if mode is Mode.LEXICAL:
+            return rank_names(reader.files, query.text, limit, wanted)
+        if mode is Mode.HYBRID:
+            return _rank_by_all(reader, query, limit, weights, wanted, fusion, also)
+        among, known = allowed(reader.files, wanted), retrievers(reader)
         rows, scores = known[mode].candidates(query, limit, among)
         parts = {p: scores if p is mode else known[p].score(query, rows) for p in PARTS}
         return Ranking(rows, scores, parts, [None] * len(rows))
+
+
+def _rank_by_all(
+    reader: GenerationReader,
+    query: EncodedQuery,
+    limit: int,
+    weights: Weights,
+    wanted: Filter,
+    fusion: Fusion,
+    also: Sequence[Match],
+) -> Ranking:
+    among, known = allowed(reader.files, wanted), retrievers(reader)
     count = candidates(limit)
     matches = with_parts(matched(reader.files, query.text, count, among.mask, [fusion]), also)
     found = [known[source].candidates(query, count, among)[0] for source in SOURCES]
