@@ -7,6 +7,7 @@ counts, with what likeness of names and popularity add to it (`fuse`).
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -57,9 +58,9 @@ def rank(
     """Order rows by a mode; hybrid scores the union of candidates exactly in all three.
 
     `also`: what parts of the query mean, for a hybrid search: behind the rows that it names.
-    Threads take turns, as many at once as there are cores.
+    Threads take turns, as many at once as there are cores, where no object store is waited for.
     """
-    with TURNS:
+    with _turn(reader, mode):
         if mode is Mode.LEXICAL:
             return rank_names(reader.files, query.text, limit, wanted)
         if mode is Mode.HYBRID:
@@ -68,6 +69,12 @@ def rank(
         rows, scores = known[mode].candidates(query, limit, among)
         parts = {p: scores if p is mode else known[p].score(query, rows) for p in PARTS}
         return Ranking(rows, scores, parts, [None] * len(rows))
+
+
+def _turn(reader: GenerationReader, mode: Mode) -> contextlib.AbstractContextManager[object]:
+    """A turn at the cores; an object store is waited for without a core, so by all at once."""
+    mapped = mode is Mode.LEXICAL or reader.vectors.dense is not None
+    return TURNS if mapped else contextlib.nullcontext()
 
 
 def _rank_by_all(

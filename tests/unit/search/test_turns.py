@@ -38,3 +38,9 @@ def test_a_search_that_fails_gives_its_turn_back(monkeypatch):
     for _ in range(3):  # the second would wait for ever
         with pytest.raises(AttributeError):
             hybrid.rank(None, None, Mode.LEXICAL, 10)
+
+
+@pytest.mark.parametrize(("dense", "takes_a_turn"), [(None, False), ("mapped", True)])
+def test_an_object_store_is_waited_for_by_all_at_once(dense, takes_a_turn):
+    reader = SimpleNamespace(files=None, vectors=SimpleNamespace(dense=dense))
+    assert (hybrid._turn(reader, Mode.HYBRID) is hybrid.TURNS) is takes_a_turn
