@@ -191,20 +191,21 @@ def shards(bench: Bench) -> dict[str, Any]:
         commits[str(part)] = round((time.perf_counter() - began) / part * 1e3, 4)
     return {
         "shards": count,
-        "driver_cpu_ms_a_shard": round(watch.cpu_s / count * 1e3, 3),
-        "wall_ms_a_shard": round(report.seconds.encode / count * 1e3, 3),
+        **_costs(watch, report, count),
         "start_to_published_s": round(report.seconds.total, 1),
         "reading_records_ms_a_shard": round(reading / count * 1e3, 3),
         "commit_ms_a_shard_by_shards": commits,
+        "many_encoders": {"encoders": encoders, **_costs(crowd, crowded, count)},
+    }
+
+
+def _costs(watch: _MemoryWatch, report: BuildReport, count: int) -> dict[str, Any]:
+    """What a build of `count` shards took: of the driver, of time, of memory."""
+    return {
+        "driver_cpu_ms_a_shard": round(watch.cpu_s / count * 1e3, 3),
+        "wall_ms_a_shard": round(report.seconds.encode / count * 1e3, 3),
         "seconds": {name: round(value, 2) for name, value in asdict(report.seconds).items()},
         "memory_mb_by_tenths": watch.tenths(),
-        "many_encoders": {
-            "encoders": encoders,
-            "driver_cpu_ms_a_shard": round(crowd.cpu_s / count * 1e3, 3),
-            "wall_ms_a_shard": round(crowded.seconds.encode / count * 1e3, 3),
-            "seconds": {name: round(value, 2) for name, value in asdict(crowded.seconds).items()},
-            "memory_mb_by_tenths": crowd.tenths(),
-        },
     }
 
 

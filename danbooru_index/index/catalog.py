@@ -17,7 +17,7 @@ from danbooru_index.errors import StorageError, UsageError, first_line
 from danbooru_index.failpoints import reach
 from danbooru_index.index.codec import FILE as CODEC_FILE
 from danbooru_index.index.codec import Codec, load_codec
-from danbooru_index.index.completion import read_records
+from danbooru_index.index.completion import read_records, records_folder
 from danbooru_index.index.manifest import Manifest, read_manifest
 from danbooru_index.storage.base import Storage, from_checked_json, to_checked_json
 from danbooru_index.storage.locate import locate
@@ -190,7 +190,7 @@ class IndexRoot:
         name = f"g{max(numbers, default=0) + 1:06d}-{manifest.fingerprint_digest[:8]}"
         manifest = replace(manifest, id=name, created_at=time.time())
         generation = Generation(self.path / "generations" / manifest.id, manifest)
-        (generation.path / "shards").make_folder()
+        records_folder(generation.path).make_folder()
         if codec is not None:
             (generation.path / CODEC_FILE).replace(codec.to_bytes())
         reach("generation.folder")
@@ -203,5 +203,5 @@ def done_shards(generation: Generation) -> int:
     """How many shards of a generation have a completion record."""
     return len(
         {f"{shard}.json" for shard in generation.manifest.shards}
-        & (generation.path / "shards").sizes().keys()
+        & records_folder(generation.path).sizes().keys()
     )

@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 
 from danbooru_index.errors import StorageError
 from danbooru_index.failpoints import reach
-from danbooru_index.index.completion import CompletionRecord, TablePart
+from danbooru_index.index.completion import CompletionRecord, TablePart, records_folder
 from danbooru_index.index.lance_io import FragmentMetadata, lance, lance_reason, panics_as_errors
 from danbooru_index.index.schema import TableSpec, table_path
 from danbooru_index.storage.base import Storage, remove_temporary
@@ -94,7 +94,7 @@ def sweep_orphans(
         if path.name.startswith("attempts-"):
             path.remove_tree()
     remove_temporary(generation)
-    remove_temporary(generation / "shards")
+    remove_temporary(records_folder(generation))
     compacted = compacted or {}
     for spec in specs:
         parts = [record.tables[spec.name] for record in records]

@@ -119,13 +119,18 @@ class CompletionRecord:
 UNREADABLE = CompletionRecord("", "", "", 0, 0, {})
 
 
+def records_folder(generation: Storage) -> Storage:
+    """Where the completion records of a generation are."""
+    return generation / "shards"
+
+
 def record_path(generation: Storage, shard: str) -> Storage:
     """Where the completion record of a shard is, or would be."""
-    return _records_folder(generation) / f"{shard}.json"
+    return _record_in(records_folder(generation), shard)
 
 
-def _records_folder(generation: Storage) -> Storage:
-    return generation / "shards"
+def _record_in(folder: Storage, shard: str) -> Storage:
+    return folder / f"{shard}.json"
 
 
 def complete(generation: Storage, record: CompletionRecord) -> bool:
@@ -181,12 +186,12 @@ def read_records(
     if not _files_are_there(sizes, compacted):
         return found
 
-    folder = _records_folder(generation)
+    folder = records_folder(generation)  # made once, not once a record
 
     def read(shard: str) -> CompletionRecord | None:
         """None: there is none; one of no shard: it cannot be believed."""
         try:
-            record = CompletionRecord.from_bytes((folder / f"{shard}.json").read())
+            record = CompletionRecord.from_bytes(_record_in(folder, shard).read())
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):

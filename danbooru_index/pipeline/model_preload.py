@@ -28,8 +28,9 @@ TOKENS_IF_UNKNOWN = 40.0  # where there is no text, or no tokenizer file, to tel
 def in_background(function: Callable[..., T], *arguments: Any, **named: Any) -> Future[T]:
     """Call `function` in a thread; `result()` waits for it, and raises what it raised.
 
-    The thread is no daemon: a process that ends waits for it. Cut off while it reads, it had Arrow
-    wait for it for ever: 3 of 52 processes whose build was refused never ended, with it 0 of 240.
+    The thread is no daemon: a process that ends waits for the thread. A daemon thread was cut off
+    while it read, and Arrow waited for that reader for ever as the process ended: 3 of 52 processes
+    whose build was refused, 0 of 240 since.
     """
     future: Future[T] = Future()
 

@@ -15,13 +15,14 @@ ANY = SimpleNamespace(files=None, text="a query")
 
 def test_no_more_searches_run_at_once_than_may(monkeypatch):
     running, most = 0, 0
-    counting = threading.Lock()
+    counting, pair = threading.Lock(), threading.Barrier(2)
 
     def slow(*_):
         nonlocal running, most
         with counting:
             running += 1
             most = max(most, running)
+        pair.wait(timeout=60)  # two may: on one busy core too
         time.sleep(0.02)
         with counting:
             running -= 1
